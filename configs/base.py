@@ -1,0 +1,211 @@
+"""Every field that an experiment has, with its default; experiments call `get_config()` and change what differs.
+
+The fields are read by `rae_jax/main.py`, `objectives/`, `training/` and `evaluation/`. Sections named after a component
+(`encoder`, `decoder`, `stats`, `flow`) describe it, say where trained weights come from, and how a stage of that name
+trains it.
+"""
+
+from ml_collections import ConfigDict
+
+IMAGENET_IMAGES = 1_281_167
+
+
+def get_config() -> ConfigDict:
+    """The base experiment: the papers' RAE on ImageNet at 256 pixels, with nothing to train listed yet."""
+    config = ConfigDict()
+    config.seed = 0
+    config.stages = ()  # trained in this order: "encoder", "decoder", "stats", "flow"
+    config.dtype = "float32"  # of matrix products: "float32" or "bfloat16"; everything delicate is float32 anyway
+
+    config.data = ConfigDict()
+    config.data.source = "tfds:imagenet2012"  # "digits", "folder", or "tfds:<builder>"
+    config.data.path = ""  # the folder of images, or the TFDS data directory
+    config.data.train_split = "train"
+    config.data.test_split = "validation"  # held out; never trained on
+    config.data.image_size = 256  # pixels, square
+    config.data.num_workers = 8  # processes that decode images; 0 decodes in the training process
+    config.data.max_unreadable_share = 0.01  # of the images; above it the run stops
+    config.data.check_images = 2048  # images decoded before training starts, to find a broken data set early
+
+    config.mesh = ConfigDict()  # how many devices along each axis; -1 takes what is left
+    config.mesh.data = -1
+    config.mesh.fsdp = 1
+    config.mesh.tensor = 1
+
+    config.encoder = ConfigDict()
+    config.encoder.weights = ""  # a weights directory or a published file; empty: trained by the stage "encoder"
+    config.encoder.input_size = 224  # pixels; images are resized to it
+    config.encoder.image_mean = (0.485, 0.456, 0.406)
+    config.encoder.image_std = (0.229, 0.224, 0.225)
+    config.encoder.model = ConfigDict()
+    config.encoder.objective = "masked_autoencoding"
+    config.encoder.mask_ratio = 0.75
+    config.encoder.head = ConfigDict()  # the decoder of masked autoencoding, dropped afterwards
+    config.encoder.train = train(transform="random_resized_crop")
+
+    config.decoder = ConfigDict()
+    config.decoder.weights = ""
+    config.decoder.model = ConfigDict()
+    config.decoder.objective = "reconstruction"
+    config.decoder.noise_tau = 0.8  # scale of the noise added to the latents in training
+    config.decoder.noise_distribution = "uniform"  # of sigma: "uniform" (released) or "half_normal" (paper)
+    config.decoder.train = train(transform="random_crop")
+
+    config.stats = ConfigDict()
+    config.stats.weights = ""
+    config.stats.objective = "latent_statistics"
+    config.stats.train = train(transform="center_crop")
+
+    config.flow = ConfigDict()
+    config.flow.weights = ""
+    config.flow.family = "dit_dh"  # or "lightning_dit"
+    config.flow.model = ConfigDict()
+    config.flow.objective = "velocity"
+    config.flow.num_classes = 1000
+    config.flow.label_dropout = 0.1
+    config.flow.time_distribution = "uniform"  # or "logit_normal"
+    config.flow.logit_normal_mean = 0.0
+    config.flow.logit_normal_std = 1.0
+    config.flow.shift_base = 4096  # dimension at which the time shift is 1
+    config.flow.train = train(transform="center_crop_flip")
+
+    config.sampling = ConfigDict()
+    config.sampling.num_samples = 50_000
+    config.sampling.batch_size = 256
+    config.sampling.method = "euler"  # "euler", "heun", or "euler_maruyama"
+    config.sampling.num_steps = 50  # network evaluations of an Euler sampler
+    config.sampling.grid = "full"  # "full" ends at t = 0; "released" is the reference's, which ends just above
+    config.sampling.guidance_scale = 1.0  # classifier-free guidance; 1 is none
+    config.sampling.guidance_interval = (0.0, 1.0)  # times at which guidance acts, both ends included
+
+    config.evaluation = ConfigDict()
+    config.evaluation.judge = False  # a scikit-learn classifier of the training images labels the samples
+    config.evaluation.linear_probe = False  # of the encoder's mean token
+    config.evaluation.reconstruction = True  # PSNR on held-out images
+    config.evaluation.frechet = True  # distance of samples to held-out images in the encoder's mean tokens
+    config.lock()  # a misspelt field is an error that names the nearest one
+    return config
+
+
+def train(*, transform: str) -> ConfigDict:
+    """How a stage trains; the numbers are placeholders that each experiment sets."""
+    section = ConfigDict()
+    section.steps = 0
+    section.batch_size = 1024  # over all devices
+    section.transform = transform  # of the images; `rae_jax/data/transforms.py` lists them
+    section.gradient_accumulation = 1  # parts that a batch is computed in
+    section.ema_decay = 0.9999
+    section.log_every = 100
+    section.checkpoint_every = 5000
+    section.keep_checkpoints = 3
+    section.pictures_every = 0  # 0: only when the stage ends
+    section.optimizer = ConfigDict()  # AdamW
+    section.optimizer.learning_rate = 2e-4
+    section.optimizer.final_learning_rate = 2e-5
+    section.optimizer.warmup_steps = 0
+    section.optimizer.decay_end_step = 0
+    section.optimizer.shape = "constant"  # "constant", "linear", "cosine": how the rate falls after the warm-up
+    section.optimizer.warmup_from_zero = False
+    section.optimizer.clip_norm = 1.0  # 0: no clipping
+    section.optimizer.beta1 = 0.9
+    section.optimizer.beta2 = 0.95
+    section.optimizer.epsilon = 1e-8
+    section.optimizer.weight_decay = 0.0
+    return section
+
+
+def epochs(number: float, *, batch_size: int, images: int = IMAGENET_IMAGES) -> int:
+    """Optimizer steps in `number` epochs of `images` images."""
+    return round(number * images / batch_size)
+
+
+def vision_transformer(
+    *, image_size: int, patch_size: int, width: int, depth: int, num_heads: int, **changes: object
+) -> ConfigDict:
+    """Every field of the encoder's architecture; the defaults are a plain ViT with a class token."""
+    fields = dict(
+        image_size=image_size,  # of the position table
+        patch_size=patch_size,
+        width=width,
+        depth=depth,
+        num_heads=num_heads,
+        mlp_dim=4 * width,
+        num_registers=0,
+        cls_token=True,
+        layer_scale=False,
+        activation="gelu",  # "gelu" (exact), "gelu_tanh", "swiglu"
+        qkv_bias=True,
+        positions="learned",  # or "sincos"
+        position_interpolation="bicubic",  # or "bicubic_antialias"
+        norm_epsilon=1e-6,
+        scan=False,  # one stacked block instead of one after the other: compiles faster
+        remat="none",  # "full" or "dots": recompute in the backward pass instead of keeping
+    )
+    return _with(fields, changes)
+
+
+def vit_decoder(
+    *, patch_size: int, width: int, depth: int, num_heads: int, mlp_dim: int, **changes: object
+) -> ConfigDict:
+    """Every field of the ViT decoder's architecture."""
+    fields = dict(
+        patch_size=patch_size,  # of the image; times the latent grid it gives the image size
+        width=width,
+        depth=depth,
+        num_heads=num_heads,
+        mlp_dim=mlp_dim,
+        norm_epsilon=1e-12,
+        scan=False,
+        remat="none",
+    )
+    return _with(fields, changes)
+
+
+def dit_dh(
+    *, width: int, depth: int, num_heads: int, head_width: int = 2048, head_depth: int = 2, head_num_heads: int = 16,
+    **changes: object,
+) -> ConfigDict:  # fmt: skip
+    """Every field of DiT^DH's architecture; the defaults are the published ones."""
+    fields = dict(
+        width=width,
+        depth=depth,
+        num_heads=num_heads,
+        head_width=head_width,
+        head_depth=head_depth,
+        head_num_heads=head_num_heads,
+        patch_size=1,
+        mlp_ratio=4.0,
+        qk_norm=False,
+        swiglu=True,
+        rms_norm=True,
+        absolute_positions=True,
+        scan=False,
+        remat="none",
+    )
+    return _with(fields, changes)
+
+
+def lightning_dit(*, width: int, depth: int, num_heads: int, **changes: object) -> ConfigDict:
+    """Every field of LightningDiT's architecture; the defaults are the published ones."""
+    fields = dict(
+        width=width,
+        depth=depth,
+        num_heads=num_heads,
+        patch_size=1,
+        mlp_ratio=4.0,
+        qk_norm=False,
+        swiglu=True,
+        rms_norm=True,
+        rope=True,
+        learn_sigma=False,
+        scan=False,
+        remat="none",
+    )
+    return _with(fields, changes)
+
+
+def _with(fields: dict[str, object], changes: dict[str, object]) -> ConfigDict:
+    section = ConfigDict(fields)
+    section.lock()
+    section.update(changes)
+    return section

@@ -1,0 +1,90 @@
+"""The laptop experiment: the whole method on scikit-learn's handwritten digits, from nothing, on a CPU.
+
+    python -m rae_jax.main --config=configs/digits.py
+
+A small encoder is pretrained by masked autoencoding and frozen; a decoder learns to invert it from noisy latents; the
+latents' statistics are measured; a DiT^DH learns the flow in the normalised latent space; 1,000 digits are sampled with
+50 Euler steps and judged. README.md has the numbers it reaches and how long it takes.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+IMAGES = 1437  # the training split
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """The experiment; `configs/digits.py:tiny` is the same pipeline in seconds, for tests: nothing is learnt."""
+    config = base.get_config()
+    config.stages = ("encoder", "decoder", "stats", "flow")
+
+    config.data.source = "digits"
+    config.data.test_split = "test"
+    config.data.image_size = 32
+    config.data.num_workers = 0
+
+    # 16 tokens of 64 channels; the images are 8 x 8 pixels enlarged, so a patch of 8 covers 2 x 2 of them.
+    config.encoder.input_size = 32
+    config.encoder.image_mean = (0.3, 0.3, 0.3)
+    config.encoder.image_std = (0.35, 0.35, 0.35)
+    config.encoder.model = base.vision_transformer(image_size=32, patch_size=8, width=64, depth=4, num_heads=4)
+    config.encoder.head = ConfigDict(dict(width=64, depth=2, num_heads=4, mlp_dim=256))
+    config.encoder.mask_ratio = 0.5
+    stage(config.encoder.train, steps=2000, batch_size=128, learning_rate=2e-3, ema_decay=0.995)
+
+    config.decoder.model = base.vit_decoder(patch_size=8, width=64, depth=3, num_heads=4, mlp_dim=256)
+    config.decoder.noise_tau = 0.5
+    stage(config.decoder.train, steps=1500, batch_size=128, learning_rate=2e-3, ema_decay=0.995)
+
+    config.stats.train.transform = "none"
+    config.stats.train.batch_size = 128
+
+    config.flow.num_classes = 10
+    config.flow.model = base.dit_dh(width=128, depth=4, num_heads=4, head_width=192, head_depth=2, head_num_heads=4)
+    config.flow.shift_base = 4096
+    stage(config.flow.train, steps=3000, batch_size=128, learning_rate=1e-3, ema_decay=0.998)
+
+    config.sampling.num_samples = 1000
+    config.sampling.batch_size = 200
+
+    config.evaluation.judge = True
+    config.evaluation.linear_probe = True
+    if variant == "tiny":
+        shrink(config)
+    elif variant:
+        raise ValueError(f"configs/digits.py has no variant {variant!r}; there is 'tiny'")
+    return config
+
+
+def stage(train: ConfigDict, *, steps: int, batch_size: int, learning_rate: float, ema_decay: float) -> None:
+    """Fills in how a stage of this experiment trains: a short warm-up, then a cosine to a tenth of the rate."""
+    train.transform = "none"
+    train.steps = steps
+    train.batch_size = batch_size
+    train.ema_decay = ema_decay
+    train.log_every = 50
+    train.checkpoint_every = 500
+    train.optimizer.learning_rate = learning_rate
+    train.optimizer.final_learning_rate = learning_rate / 10
+    train.optimizer.shape = "cosine"
+    train.optimizer.warmup_from_zero = True
+    train.optimizer.warmup_steps = steps // 20
+    train.optimizer.decay_end_step = steps
+
+
+def shrink(config: ConfigDict) -> None:
+    """Makes every part small and every stage short."""
+    config.encoder.model.width = config.encoder.head.width = config.decoder.model.width = 16
+    config.encoder.model.depth = config.encoder.head.depth = config.decoder.model.depth = 1
+    config.encoder.model.num_heads = config.encoder.head.num_heads = config.decoder.model.num_heads = 2
+    config.encoder.model.mlp_dim = config.encoder.head.mlp_dim = config.decoder.model.mlp_dim = 32
+    config.flow.model.width, config.flow.model.depth, config.flow.model.num_heads = 16, 1, 2
+    config.flow.model.head_width, config.flow.model.head_depth, config.flow.model.head_num_heads = 16, 1, 2
+    for name in ("encoder", "decoder", "stats", "flow"):
+        stage(config[name].train, steps=20, batch_size=16, learning_rate=1e-3, ema_decay=0.9)
+        config[name].train.log_every = 1
+        config[name].train.checkpoint_every = 5
+    config.stats.train.batch_size = 256
+    config.sampling.num_samples = 20
+    config.sampling.num_steps = 4

@@ -1,0 +1,158 @@
+"""Checks a configuration before anything is computed, and keeps it beside the run that it made."""
+
+import difflib
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from rae_jax.data.transforms import transform
+from rae_jax.evaluation.samples import whole_file
+from rae_jax.objectives import OBJECTIVES
+from rae_jax.objectives.objective import Objective
+from rae_jax.training import components, sharding
+from rae_jax.training.sharding import BATCH_AXES, mesh_shape
+from rae_jax.training.state import TrainState
+
+FILE = "config.json"
+# What may change between two starts of one run: where it runs and how it is watched, not what is computed.
+MAY_CHANGE = (
+    "mesh", "sampling", "evaluation", "data.num_workers", "data.path", "data.max_unreadable_share", "data.check_images",
+)  # fmt: skip
+MAY_CHANGE_IN_TRAIN = ("log_every", "checkpoint_every", "keep_checkpoints", "pictures_every")
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot run; the message names the file, the field and what to do."""
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """` (did you mean 'x'?)`, or nothing if no known name is like it."""
+    close = difflib.get_close_matches(name, known, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def check(config: ConfigDict, *, file: str, num_devices: int) -> None:
+    """Raises `ConfigError` for the first thing in `config` that cannot work on `num_devices` devices."""
+
+    def refuse(text: str) -> None:
+        raise ConfigError(f"{file}: {text}")
+
+    sections = [name for name, value in config.items() if isinstance(value, ConfigDict) and "objective" in value]
+    for stage in config.stages:
+        if stage not in sections:
+            refuse(f"stages names {stage!r}, which is no section with an objective{nearest(stage, sections)}; "
+                   f"there are {sections}")  # fmt: skip
+        name = config[stage].objective
+        if name not in OBJECTIVES:
+            refuse(f"{stage}.objective={name!r} is unknown{nearest(name, list(OBJECTIVES))}; "
+                   f"there are {sorted(OBJECTIVES)}")  # fmt: skip
+    if config.dtype not in ("float32", "bfloat16"):
+        refuse(f"dtype={config.dtype!r} is not 'float32' or 'bfloat16'")
+    try:
+        shape = mesh_shape(config.mesh.to_dict(), num_devices)
+    except ValueError as error:
+        refuse(str(error))
+    shards = 1
+    for axis in BATCH_AXES:
+        shards *= shape[axis]
+    for stage in config.stages:
+        train = config[stage].train
+        whole = shards * train.gradient_accumulation
+        if train.batch_size < 1 or train.batch_size % whole:
+            lower, upper = train.batch_size // whole * whole, (train.batch_size // whole + 1) * whole
+            parts = f" times {train.gradient_accumulation} accumulated parts" if train.gradient_accumulation > 1 else ""
+            refuse(f"{stage}.train.batch_size={train.batch_size} is not divisible by the {shards} data-parallel "
+                   f"devices{parts}; use {f'{lower} or ' if lower else ''}{upper}")  # fmt: skip
+        if config[stage].objective != "latent_statistics" and train.steps < 1:
+            refuse(f"{stage}.train.steps={train.steps}; a stage needs at least one step")
+    encoder, size = config.encoder, config.data.image_size
+    if encoder.input_size % encoder.model.patch_size:
+        patch = encoder.model.patch_size
+        refuse(f"encoder.input_size={encoder.input_size} is not divisible by encoder.model.patch_size={patch}; "
+               f"use {encoder.input_size // patch * patch} or {(encoder.input_size // patch + 1) * patch}")  # fmt: skip
+    decoded = components.latent_grid(config) * config.decoder.model.patch_size
+    if decoded != size:
+        refuse(f"the decoder makes images of {decoded} pixels ({components.latent_grid(config)} x "
+               f"decoder.model.patch_size={config.decoder.model.patch_size}), data.image_size is {size}; "
+               "they must be equal")  # fmt: skip
+    available = set(config.stages) | {name for name in sections if config[name].weights}
+    position = {stage: i for i, stage in enumerate(config.stages)}
+    for stage in config.stages:
+        try:
+            objective = trace(config, stage)
+        except ValueError as error:
+            refuse(f"{stage}: {error}")
+        for needed in objective.frozen:
+            if needed not in available or (not config[needed].weights and position[needed] > position[stage]):
+                refuse(f"stage {stage!r} needs trained weights of {needed!r}: put {needed!r} before it in stages, "
+                       f"or set {needed}.weights")  # fmt: skip
+
+
+def trace(config: ConfigDict, stage: str) -> Objective:
+    """The objective of `stage`, once its whole step has been traced on abstract values: nothing is computed.
+
+    Raises:
+      ValueError: what any part of it found wrong with its arguments.
+    """
+    train, size = config[stage].train, config.data.image_size
+    transform(train.transform, size)
+    objective = OBJECTIVES[config[stage].objective](config, stage)
+    batch = {
+        "image": jax.ShapeDtypeStruct((train.batch_size, size, size, 3), jnp.uint8),
+        "label": jax.ShapeDtypeStruct((train.batch_size,), jnp.int32),
+        "mask": jax.ShapeDtypeStruct((train.batch_size,), jnp.bool_),
+    }
+
+    def run(key: jax.Array, batch: dict[str, jax.Array]) -> TrainState:
+        state = sharding.unbox(objective.init(key, batch))
+        state = state.replace(frozen={name: sharding.unbox(init(key)) for name, init in objective.frozen.items()})
+        return objective.train_step(state, batch)
+
+    jax.eval_shape(run, jax.random.key(0), batch)
+    return objective
+
+
+def remember(config: ConfigDict, workdir: Path, *, file: str, write: bool) -> dict[str, Any]:
+    """Checks that the working directory was made by `config`, or is new, and returns `config` as plain values.
+
+    With `write` it is kept there for the next start; of several processes one writes.
+
+    Raises:
+      ConfigError: the directory was made by another config; the fields that differ are listed, nothing is changed.
+    """
+    plain = json.loads(config.to_json_best_effort())
+    path = workdir / FILE
+    if path.exists():
+        before, now = _flat(json.loads(path.read_text())), _flat(plain)
+        differing = [
+            f"  {name}: {before.get(name, 'absent')!r} there, {now.get(name, 'absent')!r} now"
+            for name in sorted(before.keys() | now.keys())
+            if before.get(name) != now.get(name) and not _may_change(name)
+        ]
+        if differing:
+            raise ConfigError(
+                f"{file}: the working directory {workdir} was made by another config:\n"
+                + "\n".join(differing)
+                + "\nuse another --workdir, or set these fields as they were"
+            )
+    if write:
+        with whole_file(path) as stream:
+            stream.write((json.dumps(plain, indent=2) + "\n").encode())
+    return plain
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
+
+
+def _may_change(name: str) -> bool:
+    if any(name == field or name.startswith(field + ".") for field in MAY_CHANGE):
+        return True
+    return any(name.endswith(f".train.{field}") for field in MAY_CHANGE_IN_TRAIN)

@@ -1,0 +1,339 @@
+"""Labelled images with random access: the embedded digits, folders of image files, and TensorFlow Datasets.
+
+digits           scikit-learn's 1,797 handwritten digits, enlarged to 32 x 32; split "train" or "test"
+folder           <path>/<class>/**/*.jpg, or <path>/train/<class>/ with <path>/test/<class>/ (or val/) beside it
+tfds:<builder>   a prepared data set in ArrayRecord files, read without TensorFlow; any split expression of TFDS
+"""
+
+import concurrent.futures
+import itertools
+import logging
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+from rae_jax.data.decoding import decode_image
+
+log = logging.getLogger(__name__)
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+LAYOUT = (
+    "expected one subfolder a class, <path>/<class>/**/<image>, "
+    "or <path>/train/<class>/ and <path>/test/<class>/ for two splits; "
+    f"images end in {', '.join(IMAGE_SUFFIXES)}"
+)
+
+DIGIT_PIXELS = 32
+# The held-out digits follow from this number; every result on digits depends on it staying as it is.
+DIGITS_SPLIT_SEED = 20_240_607
+DIGITS_TEST_SHARE = 0.2
+
+_READERS = 16  # threads that read files while a folder is checked
+_NAMED = 5  # files named in a message
+
+
+class Source(Protocol):
+    """Random access to labelled images; pickles into worker processes."""
+
+    num_classes: int
+    class_names: tuple[str, ...]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """`image`: the bytes of an image file, or uint8 `[H, W, 3]`; `label`: int in `[0, num_classes)`."""
+
+
+def open_source(
+    name: str, split: str, path: str = "", max_unreadable_share: float = 0.01, check_images: int = 256
+) -> Source:
+    """The images `name` of the module's table.
+
+    Args:
+      name: "digits", "folder" or "tfds:<builder>".
+      split: "train" or "test" (held out); for TFDS any split expression.
+      path: the folder of images; for TFDS its data directory or the directory of one prepared version.
+      max_unreadable_share: a folder with a larger share of unreadable images is an error.
+      check_images: so many images of a folder, evenly spaced, are decoded before this returns.
+
+    Raises:
+      ValueError: there is no such source or split, or it is not in the state that is needed; says what to do.
+    """
+    if name == "digits":
+        return digits(split)
+    if name == "folder":
+        return FolderSource(path, split, max_unreadable_share, check_images)
+    if name.startswith("tfds:"):
+        return TfdsSource(name.removeprefix("tfds:"), split, path)
+    raise ValueError(f"there is no data source {name!r}; use 'digits', 'folder' or 'tfds:<builder>'")
+
+
+def load_split(
+    source: Source, transform: Callable[[np.ndarray], np.ndarray] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """All of a small source in memory: images uint8 `[N, H, W, 3]`, labels int32 `[N]`.
+
+    Raises:
+      ValueError: the images differ in size, and no `transform` makes them alike.
+    """
+    if isinstance(source, ArraySource) and transform is None:
+        return source.images, source.labels
+    decoded = DecodedSource(source)
+    elements = [decoded[i] for i in range(len(decoded))]
+    images = [e["image"] if transform is None else transform(e["image"]) for e in elements]
+    return np.stack(images), np.asarray([e["label"] for e in elements], np.int32)
+
+
+class DecodedSource:
+    """`source` with every image decoded to uint8 `[H, W, 3]`; a failure says which image it was."""
+
+    def __init__(self, source: Source):
+        self._source = source
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        element = self._source[index]
+        if not isinstance(element["image"], bytes):
+            return element
+        try:
+            return element | {"image": decode_image(element["image"])}
+        except ValueError as error:
+            raise ValueError(f"image {index} of {self._source}: {error}") from error
+
+
+class ArraySource:
+    """Images held in memory: `images` uint8 `[N, H, W, 3]`, `labels` int32 `[N]`."""
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray, class_names: Sequence[str]):
+        self.images, self.labels = images, labels
+        self.class_names = tuple(class_names)
+        self.num_classes = len(self.class_names)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"image": self.images[index], "label": int(self.labels[index])}
+
+
+def digits(split: str) -> ArraySource:
+    """scikit-learn's digits, 8 x 8 values from 0 to 16, scaled to [0, 255] and enlarged to uint8 RGB `[N, 32, 32, 3]`.
+
+    Enlarged by Pillow's bicubic filter; no random numbers are involved. A fifth of each class is held out as "test"
+    (359 of 1,797), always the same images.
+
+    Raises:
+      ValueError: `split` is neither "train" nor "test".
+    """
+    if split not in ("train", "test"):
+        raise ValueError(f"the digits have the splits 'train' and 'test', not {split!r}")
+    from sklearn.datasets import load_digits  # takes a second, which other sources need not wait
+
+    data = load_digits()
+    held_out = np.zeros(len(data.target), bool)
+    random = np.random.RandomState(DIGITS_SPLIT_SEED)  # its streams are frozen by NumPy's policy
+    for label in range(10):
+        members = np.flatnonzero(data.target == label)
+        held_out[random.permutation(members)[: round(DIGITS_TEST_SHARE * len(members))]] = True
+    chosen = held_out if split == "test" else ~held_out
+    grey = np.rint(data.images[chosen] * (255 / 16)).astype(np.uint8)
+    size = (DIGIT_PIXELS, DIGIT_PIXELS)
+    enlarged = np.stack([np.asarray(Image.fromarray(x).resize(size, Image.Resampling.BICUBIC)) for x in grey])
+    images = np.repeat(enlarged[..., None], 3, axis=-1)
+    return ArraySource(images, data.target[chosen].astype(np.int32), [str(label) for label in range(10)])
+
+
+class FolderSource:
+    """Image files in one subfolder a class; the sorted names of the subfolders are the labels 0, 1, 2, ...
+
+    Files are found at any depth below their class. Hidden folders and files of other types are passed over. Held-out
+    images get the labels of the training classes.
+
+    Images come out decoded, because only then is it known whether they can be read. An unreadable one is named in a
+    warning and stands for the next readable one, with that one's label, so the source stays random access and its
+    elements do not depend on who reads them in which order. Each process counts the distinct unreadable files it meets
+    and stops once they are more than `max_unreadable_share` of all files.
+    """
+
+    def __init__(self, path: str, split: str, max_unreadable_share: float, check_images: int):
+        if not 0 <= max_unreadable_share <= 1:
+            raise ValueError(f"max_unreadable_share is a share between 0 and 1, not {max_unreadable_share}")
+        self._root, classes = _split_folder(Path(path), split)
+        self.class_names = tuple(sorted(classes))
+        self.num_classes = len(self.class_names)
+        self._max_share = max_unreadable_share
+        self.unreadable: set[int] = set()
+
+        names = [_image_files(self._root / name) for name in self.class_names]
+        self._labels = np.repeat(np.arange(self.num_classes, dtype=np.int32), [len(files) for files in names])
+        if not len(self._labels):
+            raise ValueError(f"no images below the {self.num_classes} folders of {self._root}; {LAYOUT}")
+        # One block of bytes: a million strings would be pickled into every worker.
+        encoded = [os.fsencode(name) for name in itertools.chain.from_iterable(names)]
+        self._names = b"".join(encoded)
+        self._ends = np.cumsum([len(name) for name in encoded])
+        self._check(check_images)
+
+    def __repr__(self) -> str:
+        return f"the folder {self._root}"
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def path(self, index: int) -> Path:
+        """The file of element `index`."""
+        start = self._ends[index - 1] if index else 0
+        name = os.fsdecode(self._names[start : self._ends[index]])
+        return self._root / self.class_names[self._labels[index]] / name
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        count = len(self)
+        if not 0 <= index < count:
+            raise IndexError(f"{index} is not one of {count} images")
+        for candidate in itertools.chain(range(index, count), range(index)):
+            try:
+                image = decode_image(self.path(candidate).read_bytes())
+            except (OSError, ValueError) as error:
+                self._note_unreadable(candidate, error)
+            else:
+                return {"image": image, "label": int(self._labels[candidate])}
+        raise ValueError(f"not one of the {count} images in {self._root} can be read")
+
+    def _note_unreadable(self, index: int, error: Exception) -> None:
+        if index in self.unreadable:
+            return
+        self.unreadable.add(index)
+        log.warning("%s is skipped: %s", self.path(index), error)
+        if len(self.unreadable) > self._max_share * len(self):
+            raise ValueError(
+                f"{len(self.unreadable)} of the {len(self)} images in {self._root} cannot be read, "
+                f"more than max_unreadable_share={self._max_share:g} allows: {self._named(sorted(self.unreadable))}. "
+                "Repair or remove them, or raise max_unreadable_share"
+            ) from error
+
+    def _check(self, number: int) -> None:
+        """Decodes `number` evenly spaced images, so that a broken folder is found before anything is trained."""
+
+        def failure(index: int) -> Exception | None:
+            try:
+                decode_image(self.path(index).read_bytes())
+            except (OSError, ValueError) as error:
+                return error
+            return None
+
+        number = min(number, len(self))
+        indices = [i * len(self) // number for i in range(number)]
+        with concurrent.futures.ThreadPoolExecutor(_READERS) as readers:
+            failures = {i: error for i, error in zip(indices, readers.map(failure, indices), strict=True) if error}
+        if not failures:
+            return
+        summary = f"{len(failures)} of {number} checked images in {self._root} cannot be read"
+        if len(failures) > self._max_share * number:
+            raise ValueError(
+                f"{summary}, more than max_unreadable_share={self._max_share:g} allows: "
+                f"{self._named(list(failures))}; the first: {next(iter(failures.values()))}. "
+                "Repair or remove them, or raise max_unreadable_share"
+            )
+        log.warning("%s and will be skipped: %s", summary, self._named(list(failures)))
+
+    def _named(self, indices: list[int]) -> str:
+        more = f" and {len(indices) - _NAMED} more" if len(indices) > _NAMED else ""
+        return ", ".join(str(self.path(i)) for i in indices[:_NAMED]) + more
+
+
+def _split_folder(path: Path, split: str) -> tuple[Path, set[str]]:
+    """The folder that holds the class folders of `split`, and the names of the classes."""
+    if split not in ("train", "test"):
+        raise ValueError(f"a folder of images has the splits 'train' and 'test', not {split!r}")
+    if not path.is_dir():
+        raise ValueError(f"there is no folder {str(path)!r}; {LAYOUT}")
+    folders = _subfolders(path)
+    if not folders:
+        raise ValueError(f"{path} has no subfolders; {LAYOUT}")
+    if not folders <= {"train", "test", "val"}:
+        if split == "test":
+            raise ValueError(
+                f"{path} holds classes and no held-out images; move them to {path / 'train'} and put held-out ones "
+                f"into {path / 'test'}, in folders of the same names"
+            )
+        return path, folders
+    chosen = "val" if split == "test" and "test" not in folders else split
+    if chosen not in folders or "train" not in folders:
+        raise ValueError(f"{path} has {sorted(folders)} and lacks what split {split!r} needs; {LAYOUT}")
+    classes, present = _subfolders(path / "train"), _subfolders(path / chosen)
+    if not present:
+        raise ValueError(f"{path / chosen} has no subfolders; {LAYOUT}")
+    if strangers := present - classes:
+        raise ValueError(f"{path / chosen} has classes that {path / 'train'} lacks: {sorted(strangers)[:_NAMED]}")
+    return path / chosen, classes
+
+
+def _subfolders(path: Path) -> set[str]:
+    with os.scandir(path) as entries:
+        return {entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")}
+
+
+def _image_files(folder: Path) -> list[str]:
+    """Sorted paths, relative to `folder`, of the images at any depth below it."""
+    found = []
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        below = os.path.relpath(parent, folder)
+        for name in files:
+            if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."):
+                found.append(os.path.normpath(os.path.join(below, name)))
+    return sorted(found)
+
+
+class TfdsSource:
+    """A data set prepared by TensorFlow Datasets in ArrayRecord files; images come out as encoded bytes.
+
+    Raises:
+      ValueError: it is not prepared, not in ArrayRecord files, or has no such split, image or label.
+    """
+
+    def __init__(self, builder: str, split: str, path: str):
+        import tensorflow_datasets as tfds
+
+        self._described = f"TFDS {builder}, split {split!r}"
+        prepare = f"prepare it with `tfds build {builder} --file_format=array_record`"
+        try:
+            if path and (Path(path) / "dataset_info.json").exists():
+                loaded = tfds.builder_from_directory(path)
+            else:
+                loaded = tfds.builder(builder, data_dir=path or None)
+        except (tfds.core.DatasetNotFoundError, ModuleNotFoundError) as error:
+            raise ValueError(f"{self._described}: not found under {path or 'the default data directory'!r}") from error
+        features = dict(loaded.info.features.items())
+        label = features.get("label")
+        if "image" not in features or not isinstance(label, tfds.features.ClassLabel):
+            raise ValueError(f"{self._described}: needs 'image' and a class 'label', has {sorted(features)}")
+        self.class_names = tuple(label.names)
+        self.num_classes = label.num_classes
+        if not loaded.info.splits:
+            raise ValueError(f"{self._described}: nothing is prepared in {loaded.data_dir}; {prepare}")
+        try:
+            self._elements = loaded.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+        except NotImplementedError as error:
+            raise ValueError(f"{self._described}: its files allow no random access; {prepare}") from error
+        except (ValueError, KeyError) as error:
+            raise ValueError(f"{self._described}: prepared are the splits {sorted(loaded.info.splits)}") from error
+
+    def __repr__(self) -> str:
+        return self._described
+
+    def __len__(self) -> int:
+        return len(self._elements)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        element = self._elements[index]
+        label = int(element["label"])
+        if label < 0:
+            raise ValueError(f"{self._described}: image {index} has no label; choose a labelled split")
+        return {"image": bytes(element["image"]), "label": label}

@@ -1,0 +1,118 @@
+"""Images as every metric here sees them, 8-bit, and the ADM-compatible `.npz` that carries them to the evaluator."""
+
+import contextlib
+import dataclasses
+import os
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from rae_jax.evaluation.frechet import Gaussian
+
+
+def check_images(images: np.ndarray, name: str) -> None:
+    """Raises ValueError, naming the images, unless they are uint8 `[N, H, W, 3]` with N >= 1."""
+    if images.dtype != np.uint8:
+        raise ValueError(
+            f"{name} are {images.dtype}, expected uint8 (`models.autoencoder.to_uint8` converts images in [0, 1])"
+        )
+    if images.ndim != 4 or images.shape[-1] != 3:
+        raise ValueError(f"{name} have shape {tuple(images.shape)}, expected [N, H, W, 3]")
+    if 0 in images.shape:
+        raise ValueError(f"{name} are empty: shape {tuple(images.shape)}")
+
+
+def check_labels(labels: np.ndarray, count: int, name: str) -> None:
+    """Raises ValueError, naming the labels, unless they are `count` integers `[N]`."""
+    if not np.issubdtype(labels.dtype, np.integer) or labels.shape != (count,):
+        raise ValueError(
+            f"{name} are {labels.dtype} of shape {tuple(labels.shape)}, expected one integer for each of {count} images"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Samples:
+    """Images uint8 `[N, H, W, 3]` and, if they were stored, the class labels `[N]` they were asked for."""
+
+    images: np.ndarray
+    labels: np.ndarray | None = None
+
+
+@contextlib.contextmanager
+def whole_file(path: str | Path) -> Iterator[IO[bytes]]:
+    """A binary file to write that appears as `path` when the block ends, or not at all if it fails."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_samples(path: str | Path, images: np.ndarray, labels: np.ndarray | None = None) -> None:
+    """Writes `arr_0` (uint8 `[N, H, W, 3]`) and optionally `labels` (`[N]`) to the `.npz` at `path`, atomically.
+
+    `images` may be a memory map, for sets larger than memory.
+    """
+    images = np.asanyarray(images)
+    check_images(images, f"samples for {path}")
+    arrays = {"arr_0": images}
+    if labels is not None:
+        arrays["labels"] = np.asarray(labels)
+        check_labels(arrays["labels"], len(images), f"labels for {path}")
+    with whole_file(path) as file:
+        np.savez(file, **arrays)
+
+
+@contextlib.contextmanager
+def _open_npz(path: str | Path) -> Iterator[np.lib.npyio.NpzFile]:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise ValueError("it holds a single array")
+            yield archive
+    except FileNotFoundError:
+        raise
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path} is not a readable .npz of arrays: {error}") from error
+
+
+def read_samples(path: str | Path) -> Samples:
+    """The samples in the `.npz` at `path`; labels are `labels`, or `arr_1` as ADM's own sampler calls them.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: the file is damaged, has no `arr_0`, or its arrays are not what they should be; it names the file.
+    """
+    with _open_npz(path) as archive:
+        arrays = {name: archive[name] for name in ("arr_0", "labels", "arr_1") if name in archive}
+        names = list(archive)
+    if "arr_0" not in arrays:
+        raise ValueError(f"{path} has no images: it holds {names}, expected arr_0")
+    images, labels = arrays["arr_0"], arrays.get("labels", arrays.get("arr_1"))
+    check_images(images, f"images (arr_0) in {path}")
+    if labels is not None:
+        check_labels(labels, len(images), f"labels in {path}")
+    return Samples(images, labels)
+
+
+def read_statistics(path: str | Path) -> tuple[Gaussian, Gaussian]:
+    """Stored Inception statistics of a reference set, for FID (`mu`, `sigma`) and for sFID (`mu_s`, `sigma_s`).
+
+    These are in ADM's reference files, such as `VIRTUAL_imagenet256_labeled.npz`, beside images of which they are
+    not the statistics: published numbers use the stored ones.
+    """
+    keys = ("mu", "sigma", "mu_s", "sigma_s")
+    with _open_npz(path) as archive:
+        statistics = {name: archive[name] for name in keys if name in archive}
+        names = list(archive)
+    if missing := [name for name in keys if name not in statistics]:
+        raise ValueError(f"{path} has no reference statistics {missing}: it holds {names}")
+    return Gaussian(statistics["mu"], statistics["sigma"]), Gaussian(statistics["mu_s"], statistics["sigma_s"])

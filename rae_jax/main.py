@@ -1,0 +1,109 @@
+"""The one entry point: reads a config and runs what it asks for.
+
+    python -m rae_jax.main --config=configs/digits.py
+    python -m rae_jax.main --config=configs/digits.py --config.flow.train.steps=500 --workdir=runs/short
+    python -m rae_jax.main --config=configs/digits.py --mode=sample --num_samples=5000
+
+Modes:
+  train     trains the config's stages in order (those that have not finished in the working directory), then samples
+            and evaluates. Run again after an interruption, the same command continues.
+  sample    samples with the weights that the working directory or the config names: samples.npz, samples.png.
+  evaluate  evaluates what the working directory holds: summary.json.
+"""
+
+import re
+import sys
+from pathlib import Path
+
+import jax
+from absl import app, flags, logging
+from ml_collections import config_flags
+from rich.console import Console
+from rich.table import Table
+
+from rae_jax.configuration import ConfigError, check, remember
+from rae_jax.pipeline import Pipeline, open_sources
+from rae_jax.training import sharding
+from rae_jax.training.loop import Diverged
+from rae_jax.training.progress import RunLog
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: a file that defines get_config().")
+WORKDIR = flags.DEFINE_string("workdir", "", "Where the run keeps its files; runs/<config name> by default.")
+MODE = flags.DEFINE_enum("mode", "train", ["train", "sample", "evaluate"], "What to do.")
+DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False, "One run over several processes, each started with this flag; on TPU pods, Slurm and GKE they "
+    "find each other, elsewhere the next three flags say where they are."
+)
+COORDINATOR = flags.DEFINE_string("coordinator_address", None, "HOST:PORT of the first process.")
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes there are.")
+PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
+NUM_SAMPLES = flags.DEFINE_integer("num_samples", 0, "How many images to sample; the config's number by default.")
+
+
+def main(arguments: list[str]) -> None:
+    if len(arguments) > 1:
+        raise app.UsageError(f"unexpected argument {arguments[1]!r}; fields are set as --config.FIELD=VALUE")
+    if CONFIG.value is None:
+        raise app.UsageError("--config=FILE is missing; try --config=configs/digits.py")
+    file = config_flags.get_config_filename(flags.FLAGS["config"])
+    try:
+        run(CONFIG.value, file)
+    except (ConfigError, Diverged, ValueError) as error:
+        sys.exit(f"error: {error}")
+
+
+def run(config, file: str) -> None:
+    """Runs `config`, read from `file`, as the flags say."""
+    logging.set_verbosity(logging.WARNING)  # the libraries' own progress; the run reports its own
+    if NUM_SAMPLES.value:
+        config.sampling.num_samples = NUM_SAMPLES.value
+    if DISTRIBUTED.value:
+        jax.distributed.initialize(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
+    check(config, file=file, num_devices=jax.device_count())
+    sources = open_sources(config)
+    workdir = Path(WORKDIR.value or Path("runs") / re.sub(r"\.py:?", "_", Path(file).name).strip("_"))
+    plain = remember(config, workdir, file=file, write=jax.process_index() == 0)
+    log = RunLog(workdir, active=jax.process_index() == 0)
+    mesh = sharding.make_mesh(config.mesh.to_dict())
+    try:
+        with sharding.use(mesh):
+            pipeline = Pipeline(config, plain, sources, workdir, mesh, log)
+            if MODE.value == "train":
+                pipeline.train()
+            if MODE.value == "sample" or (MODE.value == "train" and pipeline.can_sample):
+                pipeline.sample()
+            if MODE.value in ("train", "evaluate"):
+                show(pipeline.evaluate(), workdir)
+    finally:
+        log.close()
+
+
+def show(results: dict[str, float], workdir: Path) -> None:
+    """The summary screen."""
+    table = Table(title=str(workdir), title_justify="left")
+    table.add_column("measured")
+    table.add_column("value", justify="right")
+    for name, value in results.items():
+        table.add_row(name.replace("_", " "), f"{value:.4f}")
+    if jax.process_index() == 0:
+        Console().print(table)
+
+
+def parse(arguments: list[str]) -> list[str]:
+    """Reads the flags; a field that the config does not have is named, with the nearest one that it has."""
+    try:
+        return flags.FLAGS(arguments)
+    except flags.Error as error:
+        sys.exit(f"error: {error}")
+    except (AttributeError, KeyError) as error:
+        text = error.args[0].replace("\\'", "'")
+        name = re.search(r"'([^']+)'", text)
+        given = [a.split("=")[0] for a in arguments if name and name[1] in a.split("=")[0].lstrip("-").split(".")]
+        where = given[0] if given else "the config file"
+        sys.exit(f"error: {where}: there is no field {text.strip(chr(39)).strip()}".replace("\n", ". "))
+    except (ImportError, OSError, SyntaxError) as error:
+        sys.exit(f"error: the config file cannot be read: {error}")
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse)

@@ -1,0 +1,117 @@
+"""DiT^DH: a diffusion transformer with a wide, shallow head (RAE, Section 5), the paper's generator.
+
+A model narrower than the latent tokens cannot fit them (Theorem 1). Rather than widening everything, a head two blocks
+deep and wider than the latent embeds the noisy latent anew, and the backbone's output conditions it token by token.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from rae_jax.models.embeddings import LabelEmbedding, linear_default, sincos_table, time_embedding
+from rae_jax.models.layers import Initializer, apply_blocks, dense
+from rae_jax.models.lightning_dit import SIZES as BACKBONES
+from rae_jax.models.lightning_dit import Block, FinalLayer, patchify, rotary, unpatchify
+
+HEAD = {"head_width": 2048, "head_depth": 2, "head_num_heads": 16}
+SIZES = {name: backbone | HEAD for name, backbone in BACKBONES.items()}
+
+
+def kernel_init(parts: int) -> Initializer:
+    """How kernels start: the released DiT^DH leaves them at PyTorch's default, where fusing makes no difference."""
+    del parts
+    return linear_default
+
+
+class DiTDH(nn.Module):
+    """Velocity of noisy latent tokens, or the mean velocity of a flow map (MF-RAE).
+
+    `model.apply({"params": p}, z, t, labels)`, with `z: [B, N, C]` row-major over the grid, `t: [B]` in [0, 1] and
+    `labels: [B]` integers (`num_classes` is the null label) -> `v: [B, N, C]` float32. A flow map
+    (`flow_map=True`) also takes `r: [B]`, the end of the interval `[r, t]`.
+
+    Attributes:
+      grid_size: side of the square grid of latent tokens; N = grid_size^2.
+      in_channels: C.
+      num_classes: classes beside the null label.
+      width, depth, num_heads: of the backbone.
+      head_width, head_depth, head_num_heads: of the head; `SIZES` names the papers' combinations.
+      patch_size: side of the square of latent tokens that becomes one token of the transformer.
+      mlp_ratio: hidden width of a feed-forward layer over the model's width; a SwiGLU has two thirds of that.
+      qk_norm: normalise queries and keys.
+      swiglu: SwiGLU feed-forward, rather than a GELU one.
+      rms_norm: RMSNorm, rather than LayerNorm without parameters.
+      absolute_positions: sine-cosine positions at the backbone's input, beside the rotary ones everywhere.
+      flow_map: condition on t - r too.
+      dtype: of matrix products.
+      scan, remat: as in `layers.apply_blocks`; backbone and head are separate stacks.
+    """
+
+    grid_size: int
+    in_channels: int
+    num_classes: int
+    width: int
+    depth: int
+    num_heads: int
+    head_width: int = HEAD["head_width"]
+    head_depth: int = HEAD["head_depth"]
+    head_num_heads: int = HEAD["head_num_heads"]
+    patch_size: int = 1
+    mlp_ratio: float = 4.0
+    qk_norm: bool = False
+    swiglu: bool = True
+    rms_norm: bool = True
+    absolute_positions: bool = True
+    flow_map: bool = False
+    dtype: Any = jnp.float32
+    scan: bool = False
+    remat: str = "none"
+
+    @nn.compact
+    def __call__(self, z: jax.Array, t: jax.Array, labels: jax.Array, r: jax.Array | None = None) -> jax.Array:
+        time = time_embedding(t, r, width=self.width, flow_map=self.flow_map)
+        # The blocks apply SiLU to their condition once more.
+        condition = nn.silu(time + LabelEmbedding(self.num_classes, self.width, name="label_embedding")(labels))
+
+        side = self.grid_size // self.patch_size
+        patches = patchify(z, self.grid_size, self.patch_size)
+        s = dense(self.width, ("patch", "embed"), dtype=self.dtype, name="patch_embedding")(patches)
+        s = s.astype(jnp.float32)
+        if self.absolute_positions:
+            s = s + sincos_table(side, self.width)
+        s = self.stack(s, condition, side, depth=self.depth, num_heads=self.num_heads, name="blocks")
+        s = nn.silu(time[:, None] + s)
+        if self.head_width != self.width:
+            s = dense(self.head_width, ("embed", "mlp"), init=kernel_init(1), dtype=self.dtype, name="head_projection")(
+                s
+            )
+
+        x = dense(self.head_width, ("patch", "embed"), dtype=self.dtype, name="head_patch_embedding")(patches)
+        x = x.astype(jnp.float32)
+        x = self.stack(x, s, side, depth=self.head_depth, num_heads=self.head_num_heads, name="head_blocks")
+        final = FinalLayer(patches.shape[-1], self.rms_norm, self.dtype, name="final")
+        return unpatchify(final(x, s), self.grid_size, self.patch_size)
+
+    def stack(
+        self, x: jax.Array, condition: jax.Array, side: int, *, depth: int, num_heads: int, name: str
+    ) -> jax.Array:
+        """`depth` blocks of backbone or head."""
+        return apply_blocks(
+            Block,
+            x,
+            condition,
+            rotary(side, x.shape[-1], num_heads),
+            depth=depth,
+            name=name,
+            scan=self.scan,
+            remat=self.remat,
+            num_heads=num_heads,
+            mlp_ratio=self.mlp_ratio,
+            qk_norm=self.qk_norm,
+            swiglu=self.swiglu,
+            rms_norm=self.rms_norm,
+            kernel_init=kernel_init,
+            dtype=self.dtype,
+        )

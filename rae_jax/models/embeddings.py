@@ -1,0 +1,114 @@
+"""What tells a diffusion transformer where and when it is: position tables, and embeddings of time and class label."""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rae_jax.models.layers import Initializer, named
+
+# What PyTorch gives a linear layer: uniform within 1 / sqrt(in) of zero.
+linear_default = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+def sincos_table(grid_size: int, width: int) -> np.ndarray:
+    """The fixed 2-D sine-cosine positions `[grid_size^2, width]`, float32, of a row-major square grid.
+
+    The first half of the channels encodes the column, the second the row; each half is sines, then cosines, of the
+    position times `10000^(-i / (width / 4))`.
+
+    Raises:
+      ValueError: `width` is not divisible by 4.
+    """
+    if width % 4:
+        raise ValueError(f"sine-cosine positions need a width divisible by 4, got {width}")
+    frequencies = 1.0 / 10000 ** (np.arange(width // 4) / (width / 4))
+    row, column = np.divmod(np.arange(grid_size**2), grid_size)
+    angles = [position[:, None] * frequencies for position in (column, row)]
+    return np.concatenate([f(angle) for angle in angles for f in (np.sin, np.cos)], axis=1).astype(np.float32)
+
+
+def rotary_table(grid_size: int, head_dim: int) -> tuple[np.ndarray, np.ndarray]:
+    """Cosines and sines, each `[grid_size^2, head_dim / 2]`, float32, for `layers.rotate` on a row-major square grid.
+
+    The first half of the angles turns with the row, the second with the column, at frequencies
+    `10000^(-i / (head_dim / 4))`; positions are integers.
+
+    Raises:
+      ValueError: `head_dim` is not divisible by 4.
+    """
+    if head_dim % 4:
+        raise ValueError(f"2-D rotary positions need a head width divisible by 4, got {head_dim}")
+    # Frequencies and angles are rounded to float32, as in the tables inside published checkpoints, which these equal to
+    # the last bit or the one before; at large positions the roundings are what a trained model has seen.
+    half = head_dim // 2
+    exponents = np.arange(0, half, 2, dtype=np.float32) / np.float32(half)
+    frequencies = 1 / (10000 ** exponents.astype(np.float64)).astype(np.float32)
+    row, column = np.divmod(np.arange(grid_size**2, dtype=np.float32), np.float32(grid_size))
+    angle = np.concatenate([position[:, None] * frequencies for position in (row, column)], axis=1).astype(np.float64)
+    return np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
+
+
+class TimeEmbedding(nn.Module):
+    """Gaussian Fourier features of a time, then an MLP: `t: [B] -> [B, width]`, float32 always.
+
+    The features are the sines, then the cosines, of `2 pi t w` for 256 frequencies w drawn once from N(0, 1) and never
+    trained.
+    """
+
+    width: int
+    num_frequencies: int = 256
+    kernel_init: Initializer = nn.initializers.normal(0.02)
+
+    @nn.compact
+    def __call__(self, t: jax.Array) -> jax.Array:
+        frequencies = self.param("frequencies", named(nn.initializers.normal(1.0), None), (self.num_frequencies,))
+        angle = t.astype(jnp.float32)[:, None] * jax.lax.stop_gradient(frequencies) * (2 * math.pi)
+        features = jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
+        hidden = self.dense(axes=(None, "mlp"), name="hidden")(features)
+        return self.dense(axes=("mlp", "embed"), name="out")(nn.silu(hidden))
+
+    def dense(self, axes: tuple[str | None, str], name: str) -> nn.Dense:
+        """A linear layer in true float32: TPUs would otherwise round the factors of the product to bfloat16."""
+        return nn.Dense(
+            self.width,
+            precision=jax.lax.Precision.HIGHEST,
+            kernel_init=named(self.kernel_init, *axes),
+            bias_init=named(nn.initializers.zeros, None),
+            name=name,
+        )
+
+
+class LabelEmbedding(nn.Module):
+    """Learned vector of a class: `labels: [B]` integers in `[0, num_classes] -> [B, width]`, float32.
+
+    The last row, `num_classes`, is the null label, which stands for no class.
+    """
+
+    num_classes: int
+    width: int
+
+    @nn.compact
+    def __call__(self, labels: jax.Array) -> jax.Array:
+        init = named(nn.initializers.normal(0.02), "classes", "embed")
+        return nn.Embed(self.num_classes + 1, self.width, embedding_init=init, name="table")(labels)
+
+
+def time_embedding(t: jax.Array, r: jax.Array | None, *, width: int, flow_map: bool) -> jax.Array:
+    """`[B, width]`: the embedding of `t`, plus that of `t - r` in a flow map, inside the calling compact module.
+
+    Raises:
+      ValueError: a flow map without `r`, or `r` given to a velocity model.
+    """
+    if flow_map != (r is not None):
+        what = (
+            "a flow map needs both times, r <= t; r is missing" if flow_map else "a velocity model takes t only, not r"
+        )
+        raise ValueError(f"flow_map={flow_map}: {what}")
+    embedded = TimeEmbedding(width, name="time_embedding")(t)
+    if flow_map:
+        # The released mean-flow models leave this embedder at PyTorch's default initialisation.
+        embedded += TimeEmbedding(width, kernel_init=linear_default, name="duration_embedding")(t - r)
+    return embedded

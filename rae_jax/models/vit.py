@@ -1,0 +1,298 @@
+"""Vision Transformer encoders: DINOv2, SigLIP 2 and MAE, the representations whose tokens become latents."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+
+from rae_jax.models.layers import MLP, Attention, LayerNorm, SwiGLU, apply_blocks, dense, gelu_exact, gelu_tanh, named
+
+trunc_normal = nn.initializers.truncated_normal(0.02)
+FEED_FORWARD = {
+    "gelu": functools.partial(MLP, activation=gelu_exact),
+    "gelu_tanh": functools.partial(MLP, activation=gelu_tanh),
+    "swiglu": SwiGLU,
+}
+ANTIALIAS = {"bicubic": False, "bicubic_antialias": True}
+
+
+def choice(field: str, value: str, table: dict[str, Any]) -> Any:
+    """`table[value]`; a ValueError that names the field and its values where there is none."""
+    if value not in table:
+        raise ValueError(f"{field}={value!r} is not one of {sorted(table)}")
+    return table[value]
+
+
+def sincos_table(grid_size: int, width: int, spacing: float = 1.0) -> np.ndarray:
+    """The fixed 2-D sine-cosine positions of MAE, `[1 + grid_size^2, width]`, row 0 (the class token's) zero.
+
+    The first half of the channels encodes the column, the second the row; each half is sines, then cosines, of the
+    position times `10000^(-i / (width / 4))`. Neighbours are `spacing` apart.
+    """
+    if width % 4:
+        raise ValueError(f"sine-cosine positions need a width divisible by 4, got {width}")
+    frequencies = 1.0 / 10000 ** (np.arange(width // 4) / (width / 4))
+    row, column = np.meshgrid(*[np.arange(grid_size) * spacing] * 2, indexing="ij")
+
+    def encode(position: np.ndarray) -> np.ndarray:
+        angle = position.reshape(-1, 1) * frequencies
+        return np.concatenate([np.sin(angle), np.cos(angle)], axis=1)
+
+    table = np.concatenate([encode(column), encode(row)], axis=1)
+    return np.concatenate([np.zeros((1, width)), table]).astype(np.float32)
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block `x: [B, N, D] -> [B, N, D]` of Vision Transformers.
+
+    `activation` is `gelu`, `gelu_tanh` or `swiglu`; `layer_scale` multiplies each branch by a learned vector.
+    """
+
+    num_heads: int
+    mlp_dim: int
+    activation: str = "gelu"
+    layer_scale: bool = False
+    qkv_bias: bool = True
+    norm_epsilon: float = 1e-6
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        def scaled(branch: jax.Array, name: str) -> jax.Array:
+            if not self.layer_scale:
+                return branch
+            return branch * self.param(name, named(nn.initializers.ones, None), (branch.shape[-1],))
+
+        def norm(name: str) -> LayerNorm:
+            return LayerNorm(epsilon=self.norm_epsilon, dtype=self.dtype, name=name)
+
+        attention = Attention(
+            self.num_heads, qkv_bias=self.qkv_bias, kernel_init=trunc_normal, dtype=self.dtype, name="attention"
+        )
+        feed_forward = choice("activation", self.activation, FEED_FORWARD)
+        mlp = feed_forward(self.mlp_dim, kernel_init=trunc_normal, dtype=self.dtype, name="mlp")
+        x = x + scaled(attention(norm("attention_norm")(x)), "attention_scale")
+        return x + scaled(mlp(norm("mlp_norm")(x)), "mlp_scale")
+
+
+class Embedding(nn.Module):
+    """Images `[B, H, W, 3]` -> class token, registers, then one token a patch: `[B, 1 + R + N, D]`.
+
+    Positions are added to the class token and the patches, not to the registers. The table belongs to square images of
+    `image_size` and is resampled to other grids. With `keep: [B, M]` only those patches go on, in that order.
+    """
+
+    image_size: int
+    patch_size: int
+    width: int
+    num_registers: int = 0
+    cls_token: bool = True
+    positions: str = "learned"
+    position_interpolation: str = "bicubic"
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array, keep: jax.Array | None = None) -> jax.Array:
+        batch, height, width, _ = images.shape
+        if height % self.patch_size or width % self.patch_size:
+            raise ValueError(
+                f"images of {height} x {width} do not divide into patches of {self.patch_size} x {self.patch_size}; "
+                f"resize them to a multiple of {self.patch_size}"
+            )
+        grid = (height // self.patch_size, width // self.patch_size)
+        patches = rearrange(images, "b (h p) (w q) c -> b (h w) (p q c)", p=self.patch_size, q=self.patch_size)
+        x = dense(self.width, ("patch", "embed"), init=trunc_normal, dtype=self.dtype, name="patch")(patches)
+        class_position, patch_positions = self.position_table(grid)
+        # The sum is float32, and so is the residual stream after it.
+        x = x + patch_positions
+        if keep is not None:
+            x = jnp.take_along_axis(x, keep[:, :, None], axis=1)
+
+        def prepend(token: jax.Array, x: jax.Array) -> jax.Array:
+            return jnp.concatenate([jnp.broadcast_to(token, (batch, *token.shape)), x], axis=1)
+
+        if self.num_registers:
+            tokens = named(trunc_normal, None, "embed")
+            x = prepend(self.param("register_tokens", tokens, (self.num_registers, self.width)), x)
+        if self.cls_token:
+            token = self.param("cls_token", named(trunc_normal, None, "embed"), (1, self.width))
+            x = prepend(token + class_position, x)
+        return x
+
+    def position_table(self, grid: tuple[int, int]) -> tuple[jax.Array, jax.Array]:
+        """Positions of the class token `[1 or 0, D]` and of the patches of a `grid` `[h * w, D]`."""
+        side, rest = divmod(self.image_size, self.patch_size)
+        if rest:
+            raise ValueError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
+        first = 1 if self.cls_token else 0
+
+        def fixed(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+            return jnp.asarray(sincos_table(side, self.width)[1 - first :], dtype)
+
+        init = choice("positions", self.positions, {"learned": trunc_normal, "sincos": fixed})
+        table = self.param("position_embedding", named(init, "tokens", "embed"), (first + side * side, self.width))
+        if self.positions == "sincos":
+            table = jax.lax.stop_gradient(table)
+        class_position, patch_positions = table[:first], table[first:]
+        if grid != (side, side):
+            square = rearrange(patch_positions, "(h w) d -> h w d", h=side)
+            antialias = choice("position_interpolation", self.position_interpolation, ANTIALIAS)
+            resized = jax.image.resize(square, (*grid, self.width), "cubic-pytorch", antialias=antialias)
+            patch_positions = rearrange(resized, "h w d -> (h w) d")
+        return class_position, patch_positions
+
+
+class VisionTransformer(nn.Module):
+    """Encoder `images: [B, H, W, 3]`, normalised by the encoder's own pixel mean and deviation, -> patch tokens.
+
+    The class token and the registers take part in attention and are dropped at the end; the last LayerNorm has
+    neither scale nor bias, as RAE has it: every token comes out with mean 0 and variance 1.
+
+    Attributes:
+      image_size: side of the images that the position table was made for; others resample the table.
+      patch_size, width, depth, num_heads, mlp_dim: the usual. `mlp_dim` is the hidden width, gated or not.
+      num_registers: register tokens between the class token and the patches.
+      cls_token: whether there is a class token.
+      layer_scale: a learned vector on each residual branch (DINOv2).
+      activation: `gelu` (exact), `gelu_tanh`, or `swiglu` for a gated feed-forward.
+      positions: `learned`, or `sincos` for a table that starts at `sincos_table` and gets no gradient (MAE).
+      position_interpolation: `bicubic` or `bicubic_antialias`, both as PyTorch has them.
+      norm_epsilon: of every LayerNorm.
+      dtype: of matrix products; norms, softmax, the residual stream and the tokens returned are float32.
+      scan, remat: as in `layers.apply_blocks`.
+    """
+
+    image_size: int
+    patch_size: int
+    width: int
+    depth: int
+    num_heads: int
+    mlp_dim: int
+    num_registers: int = 0
+    cls_token: bool = True
+    layer_scale: bool = False
+    activation: str = "gelu"
+    qkv_bias: bool = True
+    positions: str = "learned"
+    position_interpolation: str = "bicubic"
+    norm_epsilon: float = 1e-6
+    dtype: Any = jnp.float32
+    scan: bool = False
+    remat: str = "none"
+
+    @nn.compact
+    def __call__(self, images: jax.Array, keep: jax.Array | None = None) -> jax.Array:
+        """Patch tokens `[B, N, D]` in row-major order.
+
+        With `keep: [B, M]`, indices of patches, only those enter the transformer (masked autoencoding): `[B, M, D]`.
+
+        Raises:
+          ValueError: the images do not divide into patches.
+        """
+        x = Embedding(
+            image_size=self.image_size,
+            patch_size=self.patch_size,
+            width=self.width,
+            num_registers=self.num_registers,
+            cls_token=self.cls_token,
+            positions=self.positions,
+            position_interpolation=self.position_interpolation,
+            dtype=self.dtype,
+            name="embedding",
+        )(images, keep)
+        x = apply_blocks(
+            Block,
+            x,
+            depth=self.depth,
+            scan=self.scan,
+            remat=self.remat,
+            num_heads=self.num_heads,
+            mlp_dim=self.mlp_dim,
+            activation=self.activation,
+            layer_scale=self.layer_scale,
+            qkv_bias=self.qkv_bias,
+            norm_epsilon=self.norm_epsilon,
+            dtype=self.dtype,
+        )
+        patches = x[:, int(self.cls_token) + self.num_registers :]
+        return LayerNorm(epsilon=self.norm_epsilon, affine=False, name="norm")(patches)
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainedEncoder:
+    """A published encoder: where its weights are, what it is made of, and what RAE feeds it.
+
+    `input_size` is the side of its input images, `mean` and `std` normalise their pixels in [0, 1].
+    """
+
+    checkpoint: str
+    architecture: dict[str, Any]
+    input_size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def _dinov2(size: str, width: int, depth: int, num_heads: int, mlp_dim: int, **other: Any) -> PretrainedEncoder:
+    architecture = {
+        "image_size": 518,
+        "patch_size": 14,
+        "width": width,
+        "depth": depth,
+        "num_heads": num_heads,
+        "mlp_dim": mlp_dim,
+        "num_registers": 4,
+        "layer_scale": True,
+        "position_interpolation": "bicubic_antialias",
+        **other,
+    }
+    name = f"facebook/dinov2-with-registers-{size}"
+    return PretrainedEncoder(name, architecture, 224, IMAGENET_MEAN, IMAGENET_STD)
+
+
+def _siglip2(size: str, width: int, depth: int, num_heads: int, mlp_dim: int) -> PretrainedEncoder:
+    architecture = {
+        "image_size": 256,
+        "patch_size": 16,
+        "width": width,
+        "depth": depth,
+        "num_heads": num_heads,
+        "mlp_dim": mlp_dim,
+        "cls_token": False,
+        "activation": "gelu_tanh",
+    }
+    return PretrainedEncoder(f"google/siglip2-{size}-patch16-256", architecture, 256, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+
+def _mae(size: str, width: int, depth: int, num_heads: int, mlp_dim: int) -> PretrainedEncoder:
+    architecture = {
+        "image_size": 224,
+        "patch_size": 16,
+        "width": width,
+        "depth": depth,
+        "num_heads": num_heads,
+        "mlp_dim": mlp_dim,
+        "positions": "sincos",
+        "norm_epsilon": 1e-12,
+    }
+    return PretrainedEncoder(f"facebook/vit-mae-{size}", architecture, 256, IMAGENET_MEAN, IMAGENET_STD)
+
+
+PRETRAINED = {
+    "dinov2_s": _dinov2("small", 384, 12, 6, 1536),
+    "dinov2_b": _dinov2("base", 768, 12, 12, 3072),
+    "dinov2_l": _dinov2("large", 1024, 24, 16, 4096),
+    "dinov2_g": _dinov2("giant", 1536, 40, 24, 4096, activation="swiglu"),
+    "siglip2_b": _siglip2("base", 768, 12, 12, 3072),
+    "siglip2_so400m": _siglip2("so400m", 1152, 27, 16, 4304),
+    "mae_b": _mae("base", 768, 12, 12, 3072),
+    "mae_l": _mae("large", 1024, 24, 16, 4096),
+}

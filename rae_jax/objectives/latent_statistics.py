@@ -1,0 +1,65 @@
+"""Latent statistics: the exact mean and variance of every latent element over the data set, in one pass.
+
+Batches are merged by Chan, Golub and LeVeque's update, which stays accurate where the naive sum of squares would not.
+"""
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from rae_jax.objectives.objective import Batch, Metrics, Objective, Params, to_float
+from rae_jax.training import components
+from rae_jax.training.state import TrainState
+
+
+def merge(moments: Params, values: jax.Array, weight: jax.Array) -> Params:
+    """`moments` after also seeing the rows of `values: [B, ...]` whose `weight: [B]` is 1.
+
+    `moments` holds `count` (scalar), `mean` and `squares`, the summed squared deviations from the mean.
+    """
+    rows = weight.reshape(-1, *(1,) * (values.ndim - 1))
+    count = jnp.sum(weight)
+    mean = jnp.sum(values * rows, axis=0) / jnp.maximum(count, 1.0)
+    squares = jnp.sum(jnp.square(values - mean) * rows, axis=0)
+    total = moments["count"] + count
+    delta = mean - moments["mean"]
+    share = count / jnp.maximum(total, 1.0)
+    return {
+        "count": total,
+        "mean": moments["mean"] + delta * share,
+        "squares": moments["squares"] + squares + jnp.square(delta) * moments["count"] * share,
+    }
+
+
+def make(config: ConfigDict, stage: str) -> Objective:
+    """The objective of `stage`: nothing is optimised; the parameters are the running moments."""
+    del stage
+    autoencoder = components.autoencoder(config)
+    shape = components.latent_shape(config)
+
+    def init(key: jax.Array, batch: Batch) -> TrainState:
+        del key, batch
+        moments = {"count": jnp.zeros(()), "mean": jnp.zeros(shape), "squares": jnp.zeros(shape)}
+        return TrainState(step=jnp.zeros((), jnp.int32), params=moments, ema_params={}, opt_state={})
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        encoder = {"params": {"encoder": state.frozen["encoder"]}}
+        tokens = autoencoder.apply(encoder, to_float(batch), method="tokens")
+        moments = merge(state.params, tokens, batch["mask"].astype(jnp.float32))
+        metrics = {
+            "images_seen": moments["count"],
+            "mean_variance": jnp.mean(moments["squares"]) / jnp.maximum(moments["count"], 1.0),
+        }
+        return state.replace(step=state.step + 1, params=moments), metrics
+
+    def result(state: TrainState) -> Params:
+        moments = state.params
+        return {"mean": moments["mean"], "variance": moments["squares"] / moments["count"]}
+
+    return Objective(
+        init=init,
+        train_step=train_step,
+        frozen={"encoder": components.encoder_init(config)},
+        result=result,
+        one_epoch=True,
+    )

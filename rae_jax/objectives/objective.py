@@ -1,0 +1,124 @@
+"""What an objective is, and how one is made from a loss: the contract between the objectives and the training loop."""
+
+import dataclasses
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from einops import rearrange
+from ml_collections import ConfigDict
+
+from rae_jax.training.optimizer import make_optimizer
+from rae_jax.training.state import TrainState, update_ema
+
+Params = Any
+Batch = dict[str, jax.Array]
+Metrics = dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """Everything that the loop knows of a stage.
+
+    Attributes:
+      init: `(key, batch) -> TrainState`, whose parameters are boxed with their logical axis names. Traced abstractly
+        first, so it may look at the shapes of the batch only.
+      train_step: `(state, batch) -> (state, metrics)`; pure, metrics are float32 scalars.
+      frozen: components whose trained parameters the step needs in `state.frozen`: name -> function of a key that
+        makes parameters of the same structure (traced abstractly only).
+      wanted: likewise, components that only `pictures` needs; without them there are no pictures.
+      result: `state -> parameters` that the stage leaves to later ones.
+      pictures: `(state, batch) -> {name: images [M, H, W, 3] in [0, 1]}`, or None. Either versions of the same images,
+        "original" among them, or "samples" with their "label" `[M]`.
+      one_epoch: the stage makes one exact pass over the data in order (with `mask`) instead of `train.steps` steps.
+    """
+
+    init: Callable[[jax.Array, Batch], TrainState]
+    train_step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+    frozen: dict[str, Callable[[jax.Array], Params]]
+    wanted: dict[str, Callable[[jax.Array], Params]] = dataclasses.field(default_factory=dict)
+    result: Callable[[TrainState], Params] = lambda state: state.ema_params
+    pictures: Callable[[TrainState, Batch], dict[str, jax.Array]] | None = None
+    one_epoch: bool = False
+
+
+def stage_key(seed: int, stage: str) -> jax.Array:
+    """The random key of a stage; each step folds its number into it, so that a resumed run draws the same numbers."""
+    return jax.random.fold_in(jax.random.key(seed), zlib.crc32(stage.encode()))
+
+
+def to_float(batch: Batch) -> jax.Array:
+    """The batch's images as `[B, H, W, 3]` float32 in [0, 1]; they travel to the device as bytes."""
+    return batch["image"].astype(jnp.float32) / 255.0
+
+
+def single_network(
+    *,
+    model_init: Callable[[jax.Array], Params],
+    loss: Callable[[Params, dict[str, Params], Batch, jax.Array], tuple[jax.Array, Metrics]],
+    train: ConfigDict,
+    key: jax.Array,
+    frozen: dict[str, Callable[[jax.Array], Params]],
+    **hooks: Any,
+) -> Objective:
+    """An objective with one trained network, one optimizer and one loss.
+
+    Args:
+      model_init: `key -> boxed parameters` (`initializer` makes one).
+      loss: `(params, frozen, batch, key) -> (scalar, metrics)`.
+      train: the stage's `train` section: optimizer, EMA decay, gradient accumulation.
+      key: the stage's key.
+      hooks: the other fields of `Objective`.
+    """
+    optimizer, learning_rate = make_optimizer(train.optimizer)
+
+    def init(init_key: jax.Array, batch: Batch) -> TrainState:
+        del batch  # the architecture fixes every shape
+        params = model_init(init_key)
+        return TrainState.create(params, optimizer.init(params))
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        step_key = jax.random.fold_in(key, state.step)
+        value_and_grad = jax.value_and_grad(loss, has_aux=True)
+        (value, metrics), gradients = accumulate(
+            lambda piece, piece_key: value_and_grad(state.params, state.frozen, piece, piece_key),
+            batch,
+            step_key,
+            train.gradient_accumulation,
+        )
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = metrics | {
+            "loss": value,
+            "gradient_norm": optax.tree.norm(gradients),
+            "learning_rate": learning_rate(state.step),
+        }
+        return state.replace(
+            step=state.step + 1,
+            params=params,
+            ema_params=update_ema(state.ema_params, params, train.ema_decay),
+            opt_state=opt_state,
+        ), metrics
+
+    return Objective(init=init, train_step=train_step, frozen=frozen, **hooks)
+
+
+def accumulate(step: Callable[[Batch, jax.Array], Any], batch: Batch, key: jax.Array, pieces: int) -> Any:
+    """The mean of `step(piece, key)` over `pieces` equal parts of the batch, computed one after the other."""
+    if pieces == 1:
+        return step(batch, key)
+    # Every device keeps its own rows: row i * pieces + j goes to piece j.
+    parts = jax.tree.map(lambda x: rearrange(x, "(b pieces) ... -> pieces b ...", pieces=pieces), batch)
+    keys = jax.random.split(key, pieces)
+    total = jax.tree.map(
+        lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(step, jax.tree.map(lambda x: x[0], parts), keys[0])
+    )
+
+    def add(carry: Any, part_and_key: Any) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, carry, step(*part_and_key)), None
+
+    total, _ = jax.lax.scan(add, total, (parts, keys))
+    return jax.tree.map(lambda x: x / pieces, total)

@@ -1,0 +1,65 @@
+"""Velocity: flow matching in latent space, which makes the generator (RAE, Section 4).
+
+`x_t = (1 - t) z + t eps`; the network predicts `v = eps - z` and the loss is the mean squared error.
+"""
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from rae_jax.flow.path import interpolate, velocity_target
+from rae_jax.flow.times import sample_times
+from rae_jax.models.autoencoder import LatentStatistics
+from rae_jax.objectives.objective import Batch, Metrics, Objective, Params, single_network, stage_key, to_float
+from rae_jax.training import components
+from rae_jax.training.generator import generator, sample_keys
+from rae_jax.training.state import TrainState
+
+
+def drop_labels(key: jax.Array, labels: jax.Array, probability: float, null_label: int) -> jax.Array:
+    """Labels `[B]` with each replaced by `null_label` with the given probability."""
+    return jnp.where(jax.random.bernoulli(key, probability, labels.shape), null_label, labels)
+
+
+def make(config: ConfigDict, stage: str) -> Objective:
+    """The objective of `stage`."""
+    section = config[stage]
+    autoencoder = components.autoencoder(config)
+    model = components.velocity_model(config)
+    shift = components.time_shift(config)
+
+    def loss(params: Params, frozen: dict[str, Params], batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
+        time_key, noise_key, label_key = jax.random.split(key, 3)
+        statistics = LatentStatistics(**frozen["stats"])
+        encoder = {"params": {"encoder": frozen["encoder"]}}
+        z = autoencoder.apply(encoder, to_float(batch), statistics, method="encode")
+        t = sample_times(
+            time_key,
+            z.shape[0],
+            section.time_distribution,
+            mean=section.logit_normal_mean,
+            std=section.logit_normal_std,
+            shift=shift,
+        )
+        eps = jax.random.normal(noise_key, z.shape)
+        labels = drop_labels(label_key, batch["label"], section.label_dropout, section.num_classes)
+        v = model.apply({"params": params}, interpolate(z, eps, t), t, labels)
+        return jnp.mean(jnp.square(v - velocity_target(z, eps))), {}
+
+    def pictures(state: TrainState, batch: Batch) -> dict[str, jax.Array]:
+        del batch
+        per_class, classes = 8, min(section.num_classes, 10)
+        labels = jnp.repeat(jnp.arange(classes), per_class)
+        keys = sample_keys(config.seed, jnp.arange(labels.size))
+        images = generator(config)(state.ema_params, state.frozen, keys, labels)
+        return {"samples": images, "label": labels}
+
+    return single_network(
+        model_init=components.flow_init(config),
+        loss=loss,
+        train=section.train,
+        key=stage_key(config.seed, stage),
+        frozen={"encoder": components.encoder_init(config), "stats": components.stats_init(config)},
+        wanted={"decoder": components.decoder_init(config)},
+        pictures=pictures,
+    )

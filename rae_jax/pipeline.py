@@ -1,0 +1,225 @@
+"""Runs the stages of a config in order; a stage that has finished in this working directory is not run again.
+
+workdir/
+  config.json  metrics.jsonl  tensorboard/  summary.json
+  <stage>/checkpoints/  weights/  *.png
+  samples.npz  samples.png  reconstructions.png
+"""
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from rae_jax.data.device import DeviceBatches, batch_share
+from rae_jax.data.pipeline import evaluation_batches, training_batches
+from rae_jax.data.sources import Source, open_source
+from rae_jax.data.transforms import transform
+from rae_jax.evaluation import pictures
+from rae_jax.evaluation.evaluate import evaluate, generate
+from rae_jax.evaluation.samples import whole_file
+from rae_jax.interop.weights import load_weights, save_weights
+from rae_jax.models.autoencoder import to_uint8
+from rae_jax.objectives import OBJECTIVES
+from rae_jax.objectives.objective import Objective, stage_key
+from rae_jax.training import sharding
+from rae_jax.training.loop import fit
+from rae_jax.training.progress import RunLog
+from rae_jax.training.state import TrainState
+
+FINISHED = "finished.json"
+
+
+def open_sources(config: ConfigDict) -> dict[str, Source]:
+    """The "train" and "test" images; a broken data set is an error here, before anything is written."""
+    data = config.data
+    return {
+        split: open_source(
+            data.source,
+            data[f"{split}_split"],
+            data.path,
+            max_unreadable_share=data.max_unreadable_share,
+            check_images=data.check_images,
+        )
+        for split in ("train", "test")
+    }
+
+
+class Pipeline:
+    """One run in one working directory."""
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        plain: dict[str, Any],
+        sources: dict[str, Source],
+        workdir: Path,
+        mesh: jax.sharding.Mesh,
+        log: RunLog,
+    ):
+        self.config, self.plain, self.sources = config, plain, sources
+        self.workdir, self.mesh, self.log = workdir, mesh, log
+
+    def train(self) -> None:
+        """Trains every stage that has not finished yet."""
+        for stage in self.config.stages:
+            if self.finished(stage):
+                self.log.say(f"{stage}: already finished in {self.workdir}")
+            else:
+                self._train_stage(stage)
+
+    def finished(self, stage: str) -> bool:
+        """Whether `stage` has left its weights in this working directory."""
+        return (self.workdir / stage / FINISHED).exists()
+
+    def weights_directory(self, component: str) -> Path:
+        """Where the trained weights of a component are: given by the config, or left by the stage of its name.
+
+        Raises:
+          ValueError: there are none yet.
+        """
+        if self.config[component].weights:
+            return Path(self.config[component].weights)
+        if not self.finished(component):
+            raise ValueError(
+                f"{component} has no weights: the stage {component!r} has not finished in {self.workdir}, "
+                f"and config.{component}.weights is empty"
+            )
+        return self.workdir / component / "weights"
+
+    def load(self, component: str, structure: Any) -> Any:
+        """A component's weights on the devices; `structure` is its abstract, boxed parameters."""
+        host = load_weights(self.weights_directory(component), sharding.unbox(structure), component)
+        return jax.tree.map(
+            lambda value, place: jax.make_array_from_callback(value.shape, place, lambda index: value[index]),
+            host,
+            sharding.shardings_of(structure, self.mesh),
+        )
+
+    def _train_stage(self, stage: str) -> None:
+        config, began = self.config, time.monotonic()
+        section = config[stage]
+        objective: Objective = OBJECTIVES[section.objective](config, stage)
+        source, rows = self.sources["train"], sharding.batch_sharding(self.mesh)
+        share, num_shares = batch_share(rows)
+        arguments = dict(
+            batch_size=section.train.batch_size,
+            transform=transform(section.train.transform, config.data.image_size),
+            num_workers=config.data.num_workers,
+            process_index=share,
+            process_count=num_shares,
+        )
+        if objective.one_epoch:
+            loader = evaluation_batches(source, **arguments)
+            total_steps = math.ceil(len(source) / section.train.batch_size)
+        else:
+            loader = training_batches(source, seed=config.seed, **arguments)
+            total_steps = section.train.steps
+        self.log.say(f"{stage}: {section.objective} on {len(source)} images, {total_steps} steps")
+        key = stage_key(config.seed, f"{stage}/init")
+        batches = DeviceBatches(loader, rows)
+        try:
+            state = fit(
+                objective,
+                section.train,
+                stage=stage,
+                total_steps=total_steps,
+                key=key,
+                batches=batches,
+                example=batches.example(),
+                frozen=self._frozen(objective, key),
+                mesh=self.mesh,
+                directory=self.workdir / stage,
+                config=self.plain,
+                log=self.log,
+                on_pictures=self._picture_taker(stage, objective),
+            )
+        finally:
+            batches.close()
+        weights = sharding.to_host(objective.result(state))
+        if jax.process_index() == 0:
+            folder = self.workdir / stage
+            save_weights(folder / "weights", weights, {"stage": stage, "config": self.plain})
+            _write_json(folder / FINISHED, {"steps": total_steps, "seconds": time.monotonic() - began})
+        self._barrier(stage)
+        self.log.say(f"{stage}: finished in {time.monotonic() - began:.0f} s")
+
+    def _frozen(self, objective: Objective, key: jax.Array) -> dict[str, Any]:
+        names = dict(objective.frozen)
+        for component, init in objective.wanted.items():
+            if self.config[component].weights or self.finished(component):
+                names[component] = init
+        return {name: self.load(name, jax.eval_shape(init, key)) for name, init in names.items()}
+
+    def _picture_taker(self, stage: str, objective: Objective) -> Any:
+        batch_size = -(-16 // (shards := sharding.num_batch_shards(self.mesh))) * shards
+        draw = jax.jit(objective.pictures, out_shardings=sharding.replicated(self.mesh)) if objective.pictures else None
+
+        def take(state: TrainState, step: int) -> None:
+            if draw is None or not objective.wanted.keys() <= state.frozen.keys():
+                return
+            batch = next(iter(self.one_epoch("test", batch_size)))
+            placed = sharding.place(batch, sharding.batch_sharding(self.mesh))
+            drawn = jax.device_get(draw(state, placed))
+            if jax.process_index() == 0:
+                labels = drawn.pop("label", None)
+                images = {name: np.asarray(to_uint8(x)) for name, x in drawn.items()}
+                if labels is None:
+                    picture = pictures.reconstruction_grid(images.pop("original"), images)
+                else:
+                    picture = pictures.class_grid(images["samples"], labels)
+                path = self.workdir / stage / f"step_{step}.png"
+                pictures.save_png(path, picture)
+                self.log.image(stage, "pictures", picture, step)
+                self.log.say(f"{stage}: picture {path}")
+
+        return take
+
+    def one_epoch(self, split: str, batch_size: int) -> Any:
+        """The images of `split` once, in order, whole on every process."""
+        size = self.config.data.image_size
+        name = "none" if self.config.data.source == "digits" else "center_crop"
+        return evaluation_batches(
+            self.sources[split],
+            batch_size=batch_size,
+            transform=transform(name, size),
+            process_index=0,
+            process_count=1,
+        )
+
+    def evaluate(self) -> dict[str, float]:
+        """Evaluates what this working directory holds, and writes `summary.json`."""
+        results = evaluate(self.config, self.load, self.one_epoch, self.mesh, self.workdir, self.log)
+        if jax.process_index() == 0:
+            seconds = {
+                stage: json.loads((self.workdir / stage / FINISHED).read_text())["seconds"]
+                for stage in self.config.stages
+                if self.finished(stage)
+            }
+            _write_json(self.workdir / "summary.json", {"results": results, "stage_seconds": seconds})
+        return results
+
+    def sample(self) -> None:
+        """Writes `samples.npz` and a picture of some of them."""
+        generate(self.config, self.load, self.mesh, self.workdir, self.log)
+
+    @property
+    def can_sample(self) -> bool:
+        """Whether there are weights for everything that sampling needs."""
+        return all(self.config[name].weights or self.finished(name) for name in ("decoder", "stats", "flow"))
+
+    def _barrier(self, name: str) -> None:
+        if jax.process_count() > 1:
+            from jax.experimental import multihost_utils
+
+            multihost_utils.sync_global_devices(name)
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    with whole_file(path) as file:
+        file.write((json.dumps(values, indent=2) + "\n").encode())

@@ -1,0 +1,94 @@
+"""Checkpoints: the whole state, the position in the data and the config, written while training goes on."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from rae_jax.training.state import TrainState
+
+log = logging.getLogger(__name__)
+
+
+class Checkpoints:
+    """The last few checkpoints of one stage, a directory per step under `directory`.
+
+    Saving returns at once and goes on in the background; `close` waits for it.
+    """
+
+    def __init__(self, directory: Path, *, keep: int, config: dict[str, Any]):
+        self._config = config
+        self._manager = ocp.CheckpointManager(
+            directory.absolute(),
+            options=ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True),
+        )
+
+    @property
+    def latest_step(self) -> int | None:
+        """The newest step on disk, or None."""
+        return self._manager.latest_step()
+
+    def save(self, state: TrainState, step: int, data_position: dict[str, Any]) -> None:
+        """Saves `state` (without its frozen parts) and where the data stands after `step` updates."""
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(_trained_parts(state)),
+                data=ocp.args.JsonSave(data_position),
+                config=ocp.args.JsonSave(self._config),
+            ),
+        )
+
+    def restore(self, structure: TrainState, warn: Callable[[str], None]) -> tuple[TrainState, dict[str, Any]] | None:
+        """The newest checkpoint that can be read, laid out as `structure` says, or None if there is none at all.
+
+        `structure` holds a `jax.ShapeDtypeStruct` with a sharding for every array; the checkpoint may come from any
+        other mesh. A damaged checkpoint is named through `warn` and the one before it is tried.
+
+        Raises:
+          ValueError: there are checkpoints, and none can be read.
+        """
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        for step in steps:
+            try:
+                restored = self._manager.restore(
+                    step,
+                    args=ocp.args.Composite(
+                        state=ocp.args.StandardRestore(_trained_parts(structure)), data=ocp.args.JsonRestore()
+                    ),
+                )
+            except Exception as error:  # whatever a broken file raises, the checkpoint before it may be whole
+                warn(f"checkpoint {self._manager.directory / str(step)} cannot be read ({_first_line(error)})")
+                continue
+            if step != steps[0]:
+                warn(f"continuing from step {step} instead; the damaged ones are removed")
+                for damaged in steps[: steps.index(step)]:
+                    self._manager.delete(damaged)
+            return structure.replace(**restored["state"]), restored["data"]
+        if steps:
+            raise ValueError(
+                f"no checkpoint under {self._manager.directory} can be read (tried steps {steps}); "
+                "restore the directory from a copy, or move it away to train this stage from the start"
+            )
+        return None
+
+    def close(self) -> None:
+        """Waits for the save under way."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+def _trained_parts(state: TrainState) -> dict[str, Any]:
+    return {name: getattr(state, name) for name in ("step", "params", "ema_params", "opt_state")}
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200] if str(error).strip() else ''}"
+
+
+def structure_of(abstract: Any, shardings: Any) -> Any:
+    """`abstract` shapes with the sharding of each array, as `Checkpoints.restore` takes them."""
+    return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings)

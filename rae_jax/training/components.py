@@ -1,0 +1,109 @@
+"""The models that a config describes: where configuration values become modules."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from ml_collections import ConfigDict
+
+from rae_jax.flow.times import dimension_shift
+from rae_jax.models.autoencoder import RepresentationAutoencoder
+from rae_jax.models.decoder import ViTDecoder
+from rae_jax.models.dit_dh import DiTDH
+from rae_jax.models.lightning_dit import LightningDiT
+from rae_jax.models.vit import VisionTransformer
+
+Params = Any
+FLOW_FAMILIES = {"dit_dh": DiTDH, "lightning_dit": LightningDiT}
+
+
+def compute_dtype(config: ConfigDict) -> jnp.dtype:
+    """The dtype of matrix products."""
+    return jnp.dtype(config.dtype)
+
+
+def encoder(config: ConfigDict) -> VisionTransformer:
+    """The vision encoder."""
+    return VisionTransformer(**config.encoder.model.to_dict(), dtype=compute_dtype(config))
+
+
+def latent_grid(config: ConfigDict) -> int:
+    """Side of the square grid of latent tokens."""
+    return config.encoder.input_size // config.encoder.model.patch_size
+
+
+def latent_shape(config: ConfigDict) -> tuple[int, int]:
+    """Shape `(N, C)` of one latent."""
+    return latent_grid(config) ** 2, config.encoder.model.width
+
+
+def decoder(config: ConfigDict) -> ViTDecoder:
+    """The pixel decoder."""
+    return ViTDecoder(grid_size=latent_grid(config), **config.decoder.model.to_dict(), dtype=compute_dtype(config))
+
+
+def autoencoder(config: ConfigDict) -> RepresentationAutoencoder:
+    """Encoder and decoder as one module."""
+    return RepresentationAutoencoder(
+        encoder=encoder(config),
+        decoder=decoder(config),
+        encoder_input_size=config.encoder.input_size,
+        image_mean=tuple(config.encoder.image_mean),
+        image_std=tuple(config.encoder.image_std),
+    )
+
+
+def velocity_model(config: ConfigDict) -> nn.Module:
+    """The network that predicts the velocity in latent space."""
+    _, channels = latent_shape(config)
+    return FLOW_FAMILIES[config.flow.family](
+        grid_size=latent_grid(config),
+        in_channels=channels,
+        num_classes=config.flow.num_classes,
+        dtype=compute_dtype(config),
+        **config.flow.model.to_dict(),
+    )
+
+
+def time_shift(config: ConfigDict) -> float:
+    """The dimension-dependent shift of the time grid (RAE, Section 4)."""
+    return dimension_shift(math.prod(latent_shape(config)), config.flow.shift_base)
+
+
+def spec(*shape: int, dtype: jnp.dtype = jnp.float32) -> jax.ShapeDtypeStruct:
+    """A batch of one array of `shape`."""
+    return jax.ShapeDtypeStruct((1, *shape), dtype)
+
+
+def initializer(model: nn.Module, *arguments: jax.ShapeDtypeStruct) -> Callable[[jax.Array], Params]:
+    """`key -> boxed parameters` of `model`, called on zeros of the given shapes."""
+
+    def init(key: jax.Array) -> Params:
+        return model.init(key, *(jnp.zeros(a.shape, a.dtype) for a in arguments))["params"]
+
+    return init
+
+
+def encoder_init(config: ConfigDict) -> Callable[[jax.Array], Params]:
+    """Initializer of the encoder's parameters."""
+    size = config.encoder.input_size
+    return initializer(encoder(config), spec(size, size, 3))
+
+
+def decoder_init(config: ConfigDict) -> Callable[[jax.Array], Params]:
+    """Initializer of the decoder's parameters."""
+    return initializer(decoder(config), spec(*latent_shape(config)))
+
+
+def stats_init(config: ConfigDict) -> Callable[[jax.Array], Params]:
+    """Structure of the latent statistics."""
+    shape = latent_shape(config)
+    return lambda key: {"mean": jnp.zeros(shape), "variance": jnp.ones(shape)}
+
+
+def flow_init(config: ConfigDict) -> Callable[[jax.Array], Params]:
+    """Initializer of the velocity network's parameters."""
+    return initializer(velocity_model(config), spec(*latent_shape(config)), spec(), spec(dtype=jnp.int32))

@@ -1,0 +1,198 @@
+"""The one training loop: restore, then step, report, take pictures, save, until the stage is done.
+
+It knows an objective only through `init` and `train_step`, so every stage of every paper runs through here.
+"""
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from rae_jax.training import sharding
+from rae_jax.training.checkpoint import Checkpoints, structure_of
+from rae_jax.training.progress import RunLog
+from rae_jax.training.state import TrainState
+
+
+class Batches(Protocol):
+    """Batches already on the devices, with the position that a checkpoint must hold to continue after them."""
+
+    seconds_waited: float
+
+    def __next__(self) -> dict[str, jax.Array]: ...
+    def state(self) -> dict[str, Any]: ...
+    def restore(self, state: dict[str, Any]) -> None: ...
+
+
+class Diverged(RuntimeError):
+    """The loss is no longer a number."""
+
+
+class Interrupted(SystemExit):
+    """The run was asked to stop and has saved a checkpoint; the exit status asks a scheduler to start it again."""
+
+    def __init__(self) -> None:
+        super().__init__(75)  # EX_TEMPFAIL
+
+
+class StopRequest:
+    """Turns SIGTERM and SIGINT into a flag while it is entered, so that a step is never cut in the middle."""
+
+    def __enter__(self) -> "StopRequest":
+        self._asked = False
+        self._previous = {}
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._previous[number] = signal.signal(number, self._ask)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: Any) -> None:
+        self._asked = True
+        signal.signal(number, self._previous[number])  # a second signal ends the run at once
+
+    def agreed(self) -> bool:
+        """Whether any process was asked to stop; every process must call it at the same step."""
+        if jax.process_count() == 1:
+            return self._asked
+        from jax.experimental import multihost_utils
+
+        return bool(np.any(multihost_utils.process_allgather(np.asarray(self._asked))))
+
+
+def fit(
+    objective: Any,
+    train: ConfigDict,
+    *,
+    stage: str,
+    total_steps: int,
+    key: jax.Array,
+    batches: Batches,
+    example: dict[str, jax.ShapeDtypeStruct],
+    frozen: dict[str, Any],
+    mesh: jax.sharding.Mesh,
+    directory: Path,
+    config: dict[str, Any],
+    log: RunLog,
+    on_pictures: Callable[[TrainState, int], None],
+) -> TrainState:
+    """Trains one stage to `total_steps`, continuing from its newest checkpoint if there is one.
+
+    Args:
+      objective: see `objectives/objective.py`.
+      train: the stage's `train` section.
+      stage: its name, for messages and metrics.
+      key: initialises the parameters.
+      batches: endless batches on the devices.
+      example: shapes of a global batch.
+      frozen: parameters for `state.frozen`, on the devices.
+      directory: checkpoints go below it.
+      config: the whole configuration, kept in each checkpoint.
+      on_pictures: called with the state every `train.pictures_every` steps, and at the end.
+
+    Raises:
+      Diverged: a loss that is not finite was seen.
+      Interrupted: the process was asked to stop, and a checkpoint is on disk.
+    """
+    shapes = jax.eval_shape(objective.init, key, example)
+    layout = sharding.shardings_of(shapes, mesh)
+    checkpoints = Checkpoints(directory / "checkpoints", keep=train.keep_checkpoints, config=config)
+    try:
+        restored = checkpoints.restore(structure_of(sharding.unbox(shapes), layout), log.warn)
+        if restored is not None:
+            state, data_position = restored
+            batches.restore(data_position)
+            log.say(f"{stage}: continuing from step {int(state.step)}")
+        else:
+            init = jax.jit(lambda k: sharding.unbox(objective.init(k, example)), out_shardings=layout)
+            state = init(key)
+        step = int(state.step)
+        log.rewind(stage, step)
+        state = state.replace(frozen=frozen)
+        with log.progress(stage, total_steps, step) as display, StopRequest() as stop:
+            if step < total_steps:
+                began = time.monotonic()
+                compiled = compile_step(objective.train_step, state, example, mesh)
+                log.metrics(stage, step, {"compile_seconds": time.monotonic() - began})
+            window = _Window(step, batches)
+            last_good = step
+            while step < total_steps:
+                batch = next(batches)
+                state, metrics = compiled(state, batch)
+                step += 1
+                display.advance(step)
+                if step % train.log_every == 0 or step == total_steps:
+                    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+                    values |= window.close(step, batches, train.batch_size, total_steps)
+                    bad = [name for name, value in values.items() if not math.isfinite(value)]
+                    if bad:
+                        raise Diverged(
+                            f"{stage}: {', '.join(bad)} became non-finite between steps {last_good} and {step}; "
+                            f"the last checkpoint is of step {checkpoints.latest_step}. Lower config.{stage}.train.optimizer."
+                            "learning_rate, or look at the data of those steps"
+                        )
+                    last_good = step
+                    log.metrics(stage, step, values)
+                    display.report(step, values)
+                stopping = (jax.process_count() == 1 or step % train.log_every == 0) and stop.agreed()
+                # After the step and before the next batch, so that state and data position agree.
+                if stopping or step % train.checkpoint_every == 0 or step == total_steps:
+                    checkpoints.save(state, step, batches.state())
+                if stopping and step < total_steps:
+                    log.say(f"{stage}: asked to stop; saving step {step}. The same command continues from there")
+                    raise Interrupted
+                if train.pictures_every and step % train.pictures_every == 0 and step < total_steps:
+                    on_pictures(state, step)
+        on_pictures(state, step)
+        return state
+    finally:
+        checkpoints.close()
+
+
+def compile_step(
+    train_step: Callable[..., Any], state: TrainState, example: dict[str, jax.ShapeDtypeStruct], mesh: jax.sharding.Mesh
+) -> Callable[..., Any]:
+    """The step as one executable for exactly these shapes and shardings: it cannot be compiled a second time.
+
+    The state is donated, and comes back laid out as it went in.
+    """
+    layout = jax.tree.map(lambda x: x.sharding, state)
+    rows = sharding.batch_sharding(mesh)
+    step = jax.jit(
+        train_step,
+        in_shardings=(layout, rows),
+        out_shardings=(layout, sharding.replicated(mesh)),
+        donate_argnums=0,
+    )
+    return step.lower(state, example).compile()
+
+
+class _Window:
+    """Times the steps between two reports."""
+
+    def __init__(self, step: int, batches: Batches):
+        self._open(step, batches)
+
+    def _open(self, step: int, batches: Batches) -> None:
+        self._step, self._time, self._waited = step, time.monotonic(), batches.seconds_waited
+
+    def close(self, step: int, batches: Batches, batch_size: int, total_steps: int) -> dict[str, float]:
+        steps, seconds = step - self._step, time.monotonic() - self._time
+        values = {
+            "step_seconds": seconds / steps,
+            "images_per_second": batch_size * steps / seconds,
+            "data_wait_share": (batches.seconds_waited - self._waited) / seconds,
+            "seconds_left": (total_steps - step) * seconds / steps,
+        }
+        self._open(step, batches)
+        return values

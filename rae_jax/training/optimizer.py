@@ -1,0 +1,75 @@
+"""The optimizer of every objective: AdamW behind global-norm clipping, with the papers' learning-rate schedules."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+SHAPES = ("constant", "linear", "cosine")
+
+
+def learning_rate_schedule(
+    base: float, *, final: float, warmup_steps: int, decay_end_step: int, shape: str, warmup_from_zero: bool
+) -> Callable[[jax.Array], jax.Array]:
+    """Learning rate of step 0, 1, ...: warm-up, then decay to `final` at `decay_end_step`, then flat.
+
+    During the first `warmup_steps` it is `base`, or with `warmup_from_zero` `base * (step + 1) / warmup_steps`, as the
+    released RAE schedules count it. The decay is a straight line, a half cosine, or none (`shape`).
+
+    Raises:
+      ValueError: unknown shape, or a decay that ends before the warm-up does.
+    """
+    if shape not in SHAPES:
+        raise ValueError(f"learning-rate shape {shape!r} is not one of {list(SHAPES)}")
+    if shape != "constant" and decay_end_step <= warmup_steps:
+        raise ValueError(
+            f"the learning rate's decay ends at step {decay_end_step}, within its {warmup_steps} warm-up steps"
+        )
+
+    def schedule(step: jax.Array) -> jax.Array:
+        step = jnp.asarray(step, jnp.float32)
+        if shape == "constant":
+            rate = jnp.full_like(step, base)
+        else:
+            progress = jnp.clip((step - warmup_steps) / (decay_end_step - warmup_steps), 0.0, 1.0)
+            share = 1.0 - progress if shape == "linear" else 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
+            rate = final + (base - final) * share
+        if warmup_from_zero and warmup_steps > 0:
+            rate = jnp.where(step < warmup_steps, base * (step + 1) / warmup_steps, rate)
+        return rate
+
+    return schedule
+
+
+def matrices_only(params: Any) -> Any:
+    """True for the parameters that weight decay acts on: matrices, not biases, norms, tokens or frequencies."""
+    return jax.tree.map(lambda p: p.ndim > 1, params)
+
+
+def make_optimizer(config: ConfigDict) -> tuple[optax.GradientTransformation, Callable[[jax.Array], jax.Array]]:
+    """The optimizer that a stage's `train.optimizer` asks for, and its learning-rate schedule."""
+    schedule = learning_rate_schedule(
+        config.learning_rate,
+        final=config.final_learning_rate,
+        warmup_steps=config.warmup_steps,
+        decay_end_step=config.decay_end_step,
+        shape=config.shape,
+        warmup_from_zero=config.warmup_from_zero,
+    )
+    steps = []
+    if config.clip_norm > 0:
+        steps.append(optax.clip_by_global_norm(config.clip_norm))
+    steps.append(
+        optax.adamw(
+            schedule,
+            b1=config.beta1,
+            b2=config.beta2,
+            eps=config.epsilon,
+            weight_decay=config.weight_decay,
+            mask=matrices_only,
+        )
+    )
+    return optax.chain(*steps), schedule

@@ -1,0 +1,123 @@
+"""What a run shows and records: the live display, `metrics.jsonl` and the TensorBoard files of a working directory."""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from tensorboardX import SummaryWriter
+
+
+class RunLog:
+    """Writes for one working directory; on every process but the first of several it does nothing."""
+
+    def __init__(self, workdir: Path, *, active: bool):
+        self._active = active
+        self._path = workdir / "metrics.jsonl"
+        self._console = Console(quiet=not active, soft_wrap=True)
+        self._board = SummaryWriter(str(workdir / "tensorboard"), flush_secs=10) if active else None
+        self._started = time.monotonic()
+
+    def say(self, text: str) -> None:
+        """One line for the person watching."""
+        self._console.print(f"[dim]{self._clock()}[/] {text}", highlight=False)
+
+    def warn(self, text: str) -> None:
+        """One line that should not be overlooked."""
+        self._console.print(f"[dim]{self._clock()}[/] [yellow]warning:[/] {text}", highlight=False)
+
+    def metrics(self, stage: str, step: int, values: dict[str, float]) -> None:
+        """Appends scalars to `metrics.jsonl` and TensorBoard."""
+        if not self._active:
+            return
+        with self._path.open("a") as file:
+            file.write(json.dumps({"stage": stage, "step": step, **values}) + "\n")
+        for name, value in values.items():
+            self._board.add_scalar(f"{stage}/{name}", value, step)
+
+    def image(self, stage: str, name: str, picture: np.ndarray, step: int) -> None:
+        """Adds a picture `[H, W, 3]` of bytes to TensorBoard."""
+        if self._active:
+            self._board.add_image(f"{stage}/{name}", picture, step, dataformats="HWC")
+
+    def rewind(self, stage: str, step: int) -> None:
+        """Removes metrics of updates after `step`, which a resumed stage is about to make again."""
+        if not self._active or not self._path.exists():
+            return
+        kept = [
+            line
+            for line in self._path.read_text().splitlines()
+            if (record := _parse(line)) is not None and (record["stage"] != stage or record["step"] <= step)
+        ]
+        temporary = self._path.with_suffix(".jsonl.tmp")
+        temporary.write_text("".join(line + "\n" for line in kept))
+        os.replace(temporary, self._path)
+
+    def progress(self, stage: str, total: int, done: int) -> "StepDisplay":
+        """The live display of one stage, as a context manager."""
+        return StepDisplay(self._console, stage, total, done)
+
+    def close(self) -> None:
+        """Flushes the TensorBoard files."""
+        if self._board is not None:
+            self._board.close()
+
+    def _clock(self) -> str:
+        seconds = int(time.monotonic() - self._started)
+        return f"{seconds // 60:3d}:{seconds % 60:02d}"
+
+
+class StepDisplay:
+    """Step, loss, images a second and time left: a live bar on a terminal, a line per report elsewhere."""
+
+    def __init__(self, console: Console, stage: str, total: int, done: int):
+        self._console, self._stage, self._total = console, stage, total
+        self._live = console.is_terminal and not console.quiet
+        self._progress = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[report]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not self._live,
+        )
+        self._task = self._progress.add_task(stage, total=total, completed=done, report="compiling")
+
+    def __enter__(self) -> "StepDisplay":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._progress.stop()
+
+    def advance(self, step: int) -> None:
+        """The run has made `step` updates."""
+        self._progress.update(self._task, completed=step)
+
+    def report(self, step: int, values: dict[str, float]) -> None:
+        """Shows the values of a logging step."""
+        loss = f"loss {values['loss']:.4f}  " if "loss" in values else ""
+        text = f"{loss}{values['images_per_second']:.0f} images/s"
+        self._progress.update(self._task, completed=step, report=text)
+        if not self._live:
+            left = values["seconds_left"]
+            self._console.print(
+                f"{self._stage} step {step}/{self._total}  {text}  {left / 60:.1f} min left", highlight=False
+            )
+            sys.stdout.flush()
+
+
+def _parse(line: str) -> dict[str, Any] | None:
+    """A line of metrics, or None for one cut short when its run was killed."""
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError:
+        return None

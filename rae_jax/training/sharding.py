@@ -1,0 +1,138 @@
+"""Where arrays live: the device mesh, and the one table that maps logical axis names to it.
+
+Models name the axes of their parameters (`models/layers.py` lists the names); nothing else in the code mentions
+devices. Changing `config.mesh` moves the same run from one CPU to a pod.
+"""
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+MESH_AXES = ("data", "fsdp", "tensor")
+BATCH_AXES = ("data", "fsdp")
+
+# Batches are divided over data and fsdp alike; of a parameter, the model width over fsdp, heads and hidden over tensor.
+RULES = (
+    ("batch", BATCH_AXES),
+    ("embed", "fsdp"),
+    ("heads", "tensor"),
+    ("mlp", "tensor"),
+    ("head_dim", None),
+    ("classes", None),
+    ("patch", None),
+    ("tokens", None),
+    ("layers", None),
+    ("sequence", None),
+    ("embed_activation", None),
+)
+
+
+def mesh_shape(sizes: dict[str, int], num_devices: int) -> dict[str, int]:
+    """The sizes of the three mesh axes, with one `-1` replaced by what is left of `num_devices`.
+
+    Raises:
+      ValueError: the sizes cannot be laid over that many devices.
+    """
+    if set(sizes) != set(MESH_AXES):
+        raise ValueError(f"mesh has axes {sorted(sizes)}; it needs exactly {list(MESH_AXES)}")
+    free = [axis for axis in MESH_AXES if sizes[axis] == -1]
+    fixed = max(1, math.prod(size for size in sizes.values() if size != -1))
+    if len(free) > 1:
+        raise ValueError(f"mesh.{free[0]} and mesh.{free[1]} are both -1; at most one axis can take what is left")
+    misfit = num_devices % fixed if free else fixed != num_devices
+    if misfit or any(size < 1 for size in sizes.values() if size != -1):
+        wanted = " x ".join(f"{axis}={sizes[axis]}" for axis in MESH_AXES)
+        raise ValueError(
+            f"mesh {wanted} does not lay over {num_devices} devices; "
+            f"make the product {num_devices}, or set one axis to -1"
+        )
+    return {axis: num_devices // fixed if sizes[axis] == -1 else sizes[axis] for axis in MESH_AXES}
+
+
+def make_mesh(sizes: dict[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh with axes `data`, `fsdp`, `tensor` over `devices` (all of them by default)."""
+    devices = jax.devices() if devices is None else devices
+    shape = mesh_shape(sizes, len(devices))
+    return jax.make_mesh(
+        tuple(shape.values()), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices
+    )
+
+
+@contextlib.contextmanager
+def use(mesh: Mesh) -> Iterator[None]:
+    """Makes `mesh` and `RULES` those that traced code refers to. Entered once, around a whole run."""
+    with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
+        yield
+
+
+def num_batch_shards(mesh: Mesh) -> int:
+    """Over how many devices a batch is divided."""
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows divided over the data-parallel devices, everything else whole."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """A whole copy on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def unbox(tree: Any) -> Any:
+    """The tree with the boxes that carry logical axis names opened (without flax's sharding constraint on the way)."""
+    return jax.tree.map(
+        lambda x: x.value if isinstance(x, nn.LogicallyPartitioned) else x,
+        tree,
+        is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned),
+    )
+
+
+def shardings_of(boxed: Any, mesh: Mesh) -> Any:
+    """The `NamedSharding` of every leaf of an abstract tree whose parameters carry logical axis names.
+
+    A dimension that its mesh axis does not divide stays whole, and so do leaves without names (counters, keys).
+
+    Raises:
+      ValueError: a parameter carries a name that `RULES` does not know.
+    """
+    rules = dict(RULES)
+
+    def sharding(path: Any, leaf: Any) -> Any:
+        if not isinstance(leaf, nn.LogicallyPartitioned):
+            return replicated(mesh)
+        unknown = [name for name in leaf.names if name is not None and name not in rules]
+        if unknown:
+            raise ValueError(
+                f"parameter {jax.tree_util.keystr(path)} has the logical axis {unknown[0]!r}, "
+                f"which no sharding rule knows; known: {sorted(rules)}"
+            )
+        axes = [rules.get(name) for name in leaf.names]
+        divided = [
+            axis if axis is not None and size % mesh.shape[axis] == 0 else None
+            for axis, size in zip(axes, leaf.value.shape, strict=True)
+        ]
+        return NamedSharding(mesh, PartitionSpec(*divided))
+
+    return jax.tree_util.tree_map_with_path(sharding, boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
+
+
+def place(tree: Any, where: NamedSharding) -> Any:
+    """NumPy arrays that every process holds whole, as arrays on the devices."""
+    return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, where, lambda index: x[index]), tree)
+
+
+def to_host(tree: Any) -> Any:
+    """The tree as NumPy arrays, whole, on every process."""
+    if jax.process_count() == 1:
+        return jax.tree.map(np.asarray, jax.device_get(tree))
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.process_allgather(tree, tiled=True)

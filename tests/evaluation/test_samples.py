@@ -1,0 +1,102 @@
+import os
+
+import numpy as np
+import pytest
+
+from rae_jax.evaluation.samples import Samples, read_samples, read_statistics, whole_file, write_samples
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (5, 4, 6, 3), dtype=np.uint8)
+LABELS = np.arange(5)
+
+
+def test_samples_come_back_as_they_were_written(tmp_path):
+    write_samples(tmp_path / "new" / "samples.npz", IMAGES, LABELS)
+    samples = read_samples(tmp_path / "new" / "samples.npz")
+    np.testing.assert_array_equal(samples.images, IMAGES)
+    np.testing.assert_array_equal(samples.labels, LABELS)
+    assert os.listdir(tmp_path / "new") == ["samples.npz"]
+
+
+def test_images_are_under_the_name_that_adms_evaluator_reads(tmp_path):
+    write_samples(tmp_path / "samples.npz", IMAGES)
+    with np.load(tmp_path / "samples.npz") as archive:
+        assert list(archive) == ["arr_0"]
+        assert archive["arr_0"].dtype == np.uint8
+    assert read_samples(tmp_path / "samples.npz").labels is None
+
+
+def test_labels_of_adms_own_sampler_are_read(tmp_path):
+    np.savez(tmp_path / "adm.npz", IMAGES, LABELS)
+    np.testing.assert_array_equal(read_samples(tmp_path / "adm.npz").labels, LABELS)
+
+
+def test_an_interrupted_write_leaves_the_previous_file_whole(tmp_path):
+    write_samples(tmp_path / "samples.npz", IMAGES)
+    with pytest.raises(RuntimeError), whole_file(tmp_path / "samples.npz") as file:
+        file.write(b"half of it")
+        raise RuntimeError
+    np.testing.assert_array_equal(read_samples(tmp_path / "samples.npz").images, IMAGES)
+    assert os.listdir(tmp_path) == ["samples.npz"]
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"arr_0": IMAGES / 255}, r"bad\.npz are float64, expected uint8"),
+        ({"arr_0": IMAGES[..., 0]}, r"bad\.npz have shape \(5, 4, 6\), expected \[N, H, W, 3\]"),
+        ({"arr_0": IMAGES.transpose(0, 3, 1, 2)}, r"bad\.npz have shape \(5, 3, 4, 6\)"),
+        ({"arr_0": IMAGES[:0]}, r"bad\.npz are empty"),
+        ({"images": IMAGES}, r"bad\.npz has no images: it holds \['images'\], expected arr_0"),
+        ({"arr_0": IMAGES, "labels": LABELS[:4]}, r"labels in .*bad\.npz .* one integer for each of 5 images"),
+        ({"arr_0": IMAGES, "labels": LABELS / 2}, r"labels in .*bad\.npz are float64"),
+        ({"arr_0": np.array([None])}, r"bad\.npz is not a readable \.npz"),
+    ],
+)
+def test_a_file_of_something_else_is_refused_by_name(tmp_path, arrays, message):
+    np.savez(tmp_path / "bad.npz", **arrays)
+    with pytest.raises(ValueError, match=message):
+        read_samples(tmp_path / "bad.npz")
+
+
+@pytest.mark.parametrize("damage", ["empty", "truncated", "text", "flipped"])
+def test_a_damaged_file_is_refused_by_name(tmp_path, damage):
+    path = tmp_path / "bad.npz"
+    write_samples(path, IMAGES)
+    whole = path.read_bytes()
+    at = whole.index(IMAGES.tobytes())
+    path.write_bytes(
+        {
+            "empty": b"",
+            "truncated": whole[: len(whole) // 2],
+            "text": b"not an archive",
+            "flipped": whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :],
+        }[damage]
+    )
+    with pytest.raises(ValueError, match=r"bad\.npz is not a readable \.npz"):
+        read_samples(path)
+
+
+def test_a_missing_file_is_a_missing_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"none\.npz"):
+        read_samples(tmp_path / "none.npz")
+
+
+@pytest.mark.parametrize("images", [IMAGES / 255, IMAGES[0], IMAGES[:0]])
+def test_nothing_is_written_that_could_not_be_read(tmp_path, images):
+    with pytest.raises(ValueError, match=r"samples for .*samples\.npz"):
+        write_samples(tmp_path / "samples.npz", images)
+    assert not os.listdir(tmp_path)
+
+
+def test_stored_reference_statistics_are_read_for_fid_and_sfid(tmp_path):
+    np.savez(tmp_path / "ref.npz", arr_0=IMAGES, mu=np.ones(3), sigma=np.eye(3), mu_s=np.zeros(2), sigma_s=np.eye(2))
+    pool, spatial = read_statistics(tmp_path / "ref.npz")
+    np.testing.assert_array_equal(pool.mean, np.ones(3))
+    np.testing.assert_array_equal(spatial.covariance, np.eye(2))
+    assert isinstance(read_samples(tmp_path / "ref.npz"), Samples)
+
+
+def test_a_file_without_statistics_says_which_are_missing(tmp_path):
+    np.savez(tmp_path / "ref.npz", arr_0=IMAGES, mu=np.ones(3), sigma=np.eye(3))
+    with pytest.raises(ValueError, match=r"ref\.npz has no reference statistics \['mu_s', 'sigma_s'\]"):
+        read_statistics(tmp_path / "ref.npz")

@@ -1,0 +1,42 @@
+"""Discriminator checkpoints come back bit for bit."""
+
+import numpy as np
+import pytest
+from golden import load_case
+
+from rae_jax.interop.dino_disc import export_dino, export_heads, import_dino, import_heads
+
+
+def assert_same_files(actual, expected):
+    assert actual.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(actual[name], value, err_msg=name)
+
+
+def test_the_frozen_network_comes_back_bit_for_bit():
+    tensors = load_case("dino_disc").weights_under("dino.")
+    params, carried = import_dino(tensors, num_heads=2)
+    assert_same_files(export_dino(params, carried, num_heads=2), tensors)
+
+
+def test_the_heads_come_back_bit_for_bit():
+    tensors = load_case("dino_disc").weights_under("heads.")
+    assert_same_files(export_heads(import_heads(tensors)), tensors)
+
+
+def test_heads_without_spectral_norm_come_back_bit_for_bit():
+    tensors = {
+        name.replace("weight_orig", "weight"): value
+        for name, value in load_case("dino_disc").weights_under("heads.").items()
+        if not name.endswith(("weight_u", "weight_v"))
+    }
+    variables = import_heads(tensors)
+    assert set(variables) == {"params"}
+    assert_same_files(export_heads(variables), tensors)
+
+
+def test_files_of_something_else_are_refused():
+    with pytest.raises(ValueError, match="not a DINO ViT"):
+        import_dino({"x": np.zeros(1)})
+    with pytest.raises(ValueError, match="not the heads"):
+        import_heads({"x": np.zeros(1)})

@@ -1,0 +1,85 @@
+"""The pixel decoder against the golden outputs and against itself."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from einops import rearrange
+from golden import load_case, nhwc
+from random_params import random_params
+
+from rae_jax.interop.decoder import import_decoder
+from rae_jax.interop.layout import unstack_blocks
+from rae_jax.models.decoder import SIZES, ViTDecoder
+
+TINY = {"grid_size": 3, "patch_size": 2, "width": 16, "depth": 2, "num_heads": 2, "mlp_dim": 24}
+
+
+def tokens_of(count: int) -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(2, count, 12)).astype(np.float32)
+
+
+@pytest.mark.parametrize("name", ["rae_decoder", "rae_decoder_upsample"])
+def test_images_equal_the_reference(name):
+    case = load_case(name)
+    heads = case.description["constructor"]["config"]["decoder_num_attention_heads"]
+    architecture, params, _ = import_decoder(case.weights, num_heads=heads)
+    model = ViTDecoder(**architecture)
+
+    def logits(z):
+        images = jax.jit(model.apply)({"params": params}, z)
+        patch = architecture["patch_size"]
+        return rearrange(images, "b (h p) (w q) c -> b (h w) (p q c)", p=patch, q=patch)
+
+    case.assert_close(logits(case.io["z"]), "logits")
+    np.testing.assert_allclose(
+        model.apply({"params": params}, case.io["z"]), nhwc(case.io["image"]), atol=2e-5, rtol=2e-4
+    )
+    case.assert_close(logits(case.io["z_other_grid"]), "logits_other_grid")
+    # The reference drops the class token after the embedding, which acts on each token alone; and it resamples the
+    # position table to the very grid it has.
+    case.assert_close(logits(case.io["z_with_cls"][:, 1:]), "logits_drop_cls")
+    case.assert_close(logits(case.io["z_with_cls"][:, 1:]), "logits_drop_cls_interp_pos")
+
+
+def test_scanned_blocks_compute_what_unrolled_blocks_do():
+    z = tokens_of(9)
+    scanned = ViTDecoder(**TINY, scan=True)
+    params = random_params(scanned, z)
+    expected = ViTDecoder(**TINY).apply({"params": unstack_blocks(params)}, z)
+    np.testing.assert_allclose(scanned.apply({"params": params}, z), expected, atol=1e-5)
+
+
+def test_bfloat16_stays_finite_and_near_float32_and_returns_float32():
+    z = tokens_of(9)
+    params = random_params(ViTDecoder(**TINY), z)
+    exact = ViTDecoder(**TINY).apply({"params": params}, z)
+    rounded = ViTDecoder(**TINY, dtype=jnp.bfloat16).apply({"params": params}, z)
+    assert rounded.dtype == jnp.float32
+    assert np.isfinite(rounded).all()
+    assert 0 < np.abs(exact - rounded).max() < 0.1
+    # The last product is float32: its values are not those that bfloat16 can hold.
+    assert (rounded != rounded.astype(jnp.bfloat16)).mean() > 0.9
+
+
+def test_equal_tokens_stay_finite_forwards_and_backwards_in_spite_of_the_tiny_epsilon():
+    z = jnp.zeros((1, 9, 12))
+    params = random_params(ViTDecoder(**TINY), z)
+    params["embedding"]["bias"] = np.zeros(16, np.float32)
+    params["cls_token"] = np.zeros((1, 16), np.float32)
+    gradient = jax.jit(jax.grad(lambda z: jnp.sum(ViTDecoder(**TINY).apply({"params": params}, z))))(z)
+    assert np.isfinite(gradient).all()
+
+
+def test_a_number_of_tokens_that_is_no_square_is_an_error():
+    with pytest.raises(ValueError, match="10 tokens"):
+        ViTDecoder(**TINY).init(jax.random.key(0), tokens_of(10))
+
+
+@pytest.mark.parametrize(("size", "millions"), [("b", 86), ("l", 304), ("xl", 415)])
+def test_published_decoders_have_their_published_size(size, millions):
+    model = ViTDecoder(grid_size=16, patch_size=16, scan=True, **SIZES[size])
+    z = jax.ShapeDtypeStruct((1, 256, 768), jnp.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), z)
+    count = sum(leaf.size for leaf in jax.tree.leaves(variables))
+    assert round(count / 1e6) == pytest.approx(millions, abs=1)

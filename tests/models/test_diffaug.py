@@ -1,0 +1,64 @@
+"""Differentiable augmentation against the golden outputs and written-out answers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from golden import load_case, nhwc
+
+from rae_jax.models.diffaug import augment, augment_with, cut_out, recolour, translate
+
+
+@pytest.mark.parametrize(
+    ("name", "probability", "cutout"),
+    [("official", 1.0, 0.0), ("cutout", 1.0, 0.2), ("translate_only", 0.4, 0.2), ("color_only", 0.7, 0.0)],
+)
+def test_augmented_images_equal_the_reference(name, probability, cutout):
+    case = load_case("diffaug")
+    draws = case.io["rand"][:, :, 0, 0]
+    actual = augment_with(nhwc(case.io["x"]), case.io[f"switch_{name}"], draws, probability=probability, cutout=cutout)
+    np.testing.assert_allclose(actual, nhwc(case.io[f"out_{name}"]), atol=2e-5, rtol=2e-4)
+
+
+def test_translation_reads_ahead_by_the_shift_and_fills_with_zeros():
+    image = jnp.arange(1.0, 9.0).reshape(1, 1, 8, 1).repeat(8, axis=1)
+    # A shift of at most 1 of 8 pixels: draws below 1/3, below 2/3 and above give -1, 0 and 1.
+    for draw, expected in [(0.1, [0, 1, 2, 3, 4, 5, 6, 7]), (0.5, range(1, 9)), (0.9, [2, 3, 4, 5, 6, 7, 8, 0])]:
+        moved = translate(image, jnp.array([0.5]), jnp.array([draw]))
+        np.testing.assert_array_equal(moved[0, 3, :, 0], list(expected))
+        np.testing.assert_array_equal(
+            translate(image.swapaxes(1, 2), jnp.array([draw]), jnp.array([0.5]))[0, :, 3, 0], list(expected)
+        )
+
+
+def test_colours_at_the_middle_of_their_range_leave_the_image_alone():
+    images = jax.random.normal(jax.random.key(0), (2, 5, 4, 3))
+    half = jnp.full(2, 0.5)
+    np.testing.assert_allclose(recolour(images, half, half, half), images, atol=1e-6)
+    grey = recolour(images, half, jnp.zeros(2), half)  # no saturation
+    np.testing.assert_allclose(grey, images.mean(-1, keepdims=True).repeat(3, -1), atol=1e-6)
+
+
+def test_a_hole_of_even_and_of_odd_size_may_lie_partly_outside():
+    images = jnp.ones((2, 8, 8, 1))
+    # Size 4 of 8: 9 centres 0..8, rows centre - 2 to centre + 1.
+    rows = np.asarray(cut_out(images, jnp.array([0.0, 0.999]), jnp.array([0.5, 0.5]), 0.5))[:, :, 4, 0]
+    np.testing.assert_array_equal(rows, [[0, 0, 1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1, 0, 0]])
+
+
+def test_augmentation_differs_between_images_repeats_with_the_key_and_lets_gradients_through():
+    images = jnp.ones((3, 16, 16, 3)) * jnp.linspace(0, 1, 16)[:, None]
+    key = jax.random.key(0)
+    augmented = jax.jit(augment)
+    first = augmented(key, images)
+    np.testing.assert_array_equal(first, augmented(key, images))
+    assert np.abs(first[0] - first[1]).max() > 0
+    assert np.abs(first - augmented(jax.random.key(1), images)).max() > 0
+    gradient = jax.grad(lambda x: jnp.sum(jnp.square(augment(key, x, cutout=0.2))))(images)
+    assert np.isfinite(gradient).all()
+    assert np.abs(gradient).max() > 0
+
+
+def test_probability_zero_changes_nothing():
+    images = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
+    np.testing.assert_array_equal(augment(jax.random.key(1), images, probability=0.0, cutout=0.2), images)

@@ -1,0 +1,150 @@
+"""The DINO discriminator against the golden outputs, and its parts against closed forms."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from golden import load_case, nhwc
+
+from rae_jax.interop.dino_disc import export_heads, import_dino, import_heads
+from rae_jax.models.discriminator import DINO_S8, DinoDiscriminator, DinoFeatures, Heads, SpectralConv
+from rae_jax.objectives.adversarial import generator_loss, hinge_discriminator_loss
+
+
+def reference():
+    """The golden case, our discriminator for it, and its variables."""
+    case = load_case("dino_disc")
+    constructor = case.description["constructor"]
+    recipe = constructor["recipe"]
+    dino = DinoFeatures(
+        image_size=224,
+        patch_size=recipe["patch_size"],
+        width=recipe["embed_dim"],
+        depth=recipe["depth"],
+        num_heads=recipe["num_heads"],
+        mlp_dim=int(recipe["embed_dim"] * recipe["mlp_ratio"]),
+        key_depths=tuple(constructor["key_depths"]),
+        norm_epsilon=recipe["norm_eps"],
+    )
+    heads = Heads(constructor["ks"], constructor["using_spec_norm"], constructor["norm_eps"])
+    dino_params, _ = import_dino(case.weights_under("dino."), recipe["num_heads"])
+    imported = import_heads(case.weights_under("heads."))
+    params = {"dino": dino_params, "heads": imported["params"]}
+    return case, DinoDiscriminator(dino, heads), params, {"heads": imported["spectral"]}
+
+
+def test_frozen_features_equal_the_reference():
+    case, model, params, _ = reference()
+    features = jax.jit(model.dino.apply)({"params": params["dino"]}, nhwc(case.io["fake"]))
+    assert len(features) == 4
+    for i, feature in enumerate(features):
+        case.assert_close(feature.swapaxes(1, 2), f"activation_{i}")
+
+
+def test_logits_and_the_generators_gradient_equal_the_reference():
+    case, model, params, spectral = reference()
+    variables = {"params": params, "spectral": spectral}
+
+    def loss(images, variables):
+        logits = model.apply(variables, images)
+        return generator_loss(logits), logits
+
+    value_and_gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    (value, logits), gradient = value_and_gradient(nhwc(case.io["fake"]), variables)
+    case.assert_close(logits, "logits_fake")
+    (_, real_logits), _ = value_and_gradient(nhwc(case.io["real"]), variables)
+    case.assert_close(real_logits, "logits_real")
+    case.assert_close(value, "generator_loss")
+    expected = nhwc(case.io["generator_grad_image"])
+    np.testing.assert_allclose(gradient, expected, atol=1e-3 * np.abs(expected).max(), rtol=0)
+
+
+def test_a_training_step_equals_the_reference_power_iteration_and_gradient_included():
+    case, model, params, spectral = reference()
+
+    def loss(heads, dino, spectral, batches):
+        new, logits = {"spectral": spectral}, []
+        for images in batches:
+            variables = {"params": {"dino": dino, "heads": heads}, **new}
+            output, new = model.apply(variables, images, True, mutable=["spectral"])
+            logits.append(output)
+        return hinge_discriminator_loss(logits[1], logits[0]), (logits, new["spectral"])
+
+    batches = (nhwc(case.io["fake"]), nhwc(case.io["real"]))  # the reference judges the fakes first
+    value_and_gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    (value, (logits, new)), gradient = value_and_gradient(params["heads"], params["dino"], spectral, batches)
+    case.assert_close(logits[0], "train_logits_fake")
+    case.assert_close(logits[1], "train_logits_real")
+    case.assert_close(value, "train_hinge_loss")
+    # Official names and layouts, to compare with: gradients have those of the parameters.
+    gradients = export_heads({"params": jax.tree.map(np.asarray, gradient), "spectral": spectral["heads"]})
+    after = export_heads({"params": params["heads"], "spectral": jax.tree.map(np.asarray, new["heads"])})
+    compared = 0
+    for name, expected in case.io.items():
+        if name.startswith("grad."):
+            actual = gradients[name.removeprefix("grad.heads.")]
+            np.testing.assert_allclose(actual, expected, atol=1e-3 * np.abs(expected).max(), rtol=0, err_msg=name)
+            compared += 1
+        elif name.startswith("after_train."):
+            case.assert_close(after[name.removeprefix("after_train.heads.")], name)
+            compared += 1
+    assert compared == 7
+
+
+def test_power_iterations_find_the_largest_singular_value():
+    model, x = SpectralConv(features=5, kernel_size=3), jnp.ones((1, 4, 6))
+    variables = model.init(jax.random.key(0), x, False)
+    update = jax.jit(lambda variables: model.apply(variables, x, True, mutable=["spectral"])[1])
+    for _ in range(100):
+        variables = {"params": variables["params"], **update(variables)}
+    kernel = variables["params"]["kernel"]
+    largest = np.linalg.svd(np.asarray(kernel).reshape(-1, 5), compute_uv=False)[0]
+    plain = SpectralConv(features=5, kernel_size=3, spectral_norm=False)
+    expected = plain.apply({"params": {**variables["params"], "kernel": kernel / largest}}, x, False)
+    np.testing.assert_allclose(model.apply(variables, x, False), expected, atol=1e-4)
+
+
+def test_without_an_update_the_power_iteration_stays():
+    model, x = Heads(kernel_size=3), [jnp.ones((1, 4, 6))]
+    variables = model.init(jax.random.key(0), x)
+    _, new = model.apply(variables, x, mutable=["spectral"])
+    jax.tree.map(np.testing.assert_array_equal, new["spectral"], variables["spectral"])
+
+
+def test_convolution_is_circular_over_the_tokens():
+    conv = SpectralConv(features=2, kernel_size=3, spectral_norm=False)
+    x = jax.random.normal(jax.random.key(0), (1, 5, 3))
+    params = conv.init(jax.random.key(1), x, False)
+    rolled = conv.apply(params, jnp.roll(x, 2, axis=1), False)
+    np.testing.assert_allclose(rolled, jnp.roll(conv.apply(params, x, False), 2, axis=1), atol=1e-5)
+
+
+def test_a_bias_of_the_keys_which_the_reference_deletes_does_not_change_the_features():
+    case, model, params, _ = reference()
+    images = nhwc(case.io["fake"])
+    apply = jax.jit(model.dino.apply)
+    plain = apply({"params": params["dino"]}, images)
+    for block in ("blocks_0", "blocks_3"):
+        bias = params["dino"][block]["attention"]["key"]["bias"]
+        params["dino"][block]["attention"]["key"]["bias"] = bias + 0.7
+    for a, b in zip(plain, apply({"params": params["dino"]}, images), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_rematerialised_bfloat16_features_stay_near_float32():
+    case, model, params, _ = reference()
+    variables, images = {"params": params["dino"]}, nhwc(case.io["fake"])
+    rounding = model.dino.clone(dtype=jnp.bfloat16, remat="full")
+    rounded = jax.jit(rounding.apply)(variables, images)
+    for i, feature in enumerate(rounded):
+        exact = case.io[f"activation_{i}"].swapaxes(1, 2)
+        assert feature.dtype == jnp.float32
+        assert 1e-3 < np.abs(exact - feature).max() < 0.1
+
+
+def test_the_published_discriminator_has_five_heads_on_784_tokens_and_a_vit_s():
+    model = DinoDiscriminator(DinoFeatures(**DINO_S8), Heads())
+    images = jax.ShapeDtypeStruct((2, 256, 256, 3), jnp.float32)
+    logits, variables = jax.eval_shape(model.init_with_output, jax.random.key(0), images)
+    assert logits.shape == (2, 5 * 784)
+    count = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]["dino"]))
+    assert round(count / 1e6) in (21, 22)

@@ -1,0 +1,175 @@
+"""DiT^DH against the reference's outputs, and what must hold of it whatever its weights."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import official_dit
+import pytest
+import torch
+from flax.core import meta
+from golden import load_case, tokens
+from random_params import random_params
+
+from rae_jax.interop.dit_dh import export_dit_dh, import_dit_dh
+from rae_jax.interop.layout import flatten, stack_blocks
+from rae_jax.models.dit_dh import SIZES, DiTDH
+from rae_jax.models.embeddings import sincos_table
+
+TINY = {"grid_size": 4, "in_channels": 4, "num_classes": 3, "width": 24, "depth": 2, "num_heads": 2}
+TINY |= {"head_width": 32, "head_depth": 1, "head_num_heads": 4}
+FLAGS = {"patch_size": 1, "mlp_ratio": 4.0, "qk_norm": False, "swiglu": True, "rms_norm": True}
+FLAGS |= {"absolute_positions": True, "flow_map": False}
+CASES = [
+    ("dit_dh_xl_flags", "model."),
+    ("dit_dh_xl_flags", "guidance_model."),
+    ("dit_dh_equal_width_qknorm", ""),
+    ("dit_dh_layernorm_gelu", ""),
+]
+
+
+def inputs(batch=2, flow_map=False):
+    z = jax.random.normal(jax.random.key(1), (batch, TINY["grid_size"] ** 2, TINY["in_channels"]))
+    t = jnp.linspace(0.2, 0.9, batch)
+    return z, t, jnp.arange(batch) % (TINY["num_classes"] + 1), *((t / 3,) if flow_map else ())
+
+
+@pytest.mark.parametrize(("name", "prefix"), CASES)
+def test_velocity_is_the_references(name, prefix):
+    case = load_case(name)
+    architecture, params, _ = import_dit_dh(case.weights_under(prefix))
+    model = DiTDH(**architecture)
+    v = jax.jit(model.apply)({"params": params}, tokens(case.io["x"]), case.io["t"], case.io["y"])
+    expected = case.io["ag_weak_out" if prefix == "guidance_model." else "out"]
+    np.testing.assert_allclose(v, tokens(expected), atol=5e-6, rtol=5e-5)
+
+
+def test_mean_velocity_of_a_flow_map_is_the_references():
+    case = load_case("mf_dit_dh")
+    architecture, params, _ = import_dit_dh(case.weights)
+    assert architecture["flow_map"]
+    apply = jax.jit(DiTDH(**architecture).apply)
+    arguments = tokens(case.io["x"]), case.io["t"], case.io["y"]
+    u = apply({"params": params}, *arguments, case.io["r"])
+    np.testing.assert_allclose(u, tokens(case.io["out"]), atol=5e-6, rtol=5e-5)
+    u = apply({"params": params}, *arguments, np.zeros_like(case.io["t"]))
+    np.testing.assert_allclose(u, tokens(case.io["out_r_none"]), atol=5e-6, rtol=5e-5)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"absolute_positions": False, "mlp_ratio": 3.0},
+        {"rms_norm": False},
+        {"swiglu": False, "qk_norm": True, "head_width": 24, "head_num_heads": 2},
+        {"rms_norm": False, "qk_norm": True, "swiglu": False, "flow_map": True},
+        {"swiglu": False, "flow_map": True, "absolute_positions": False},
+    ],
+    ids=str,
+)
+def test_velocity_is_that_of_the_equations_in_pytorch_under_every_option(flags):
+    architecture = TINY | FLAGS | flags
+    model = DiTDH(**architecture)
+    z, *rest = inputs(flow_map=architecture["flow_map"])
+    params = random_params(model, z, *rest)
+    official = {name: torch.tensor(w) for name, w in export_dit_dh(params, architecture).items()}
+    side = TINY["grid_size"]
+    expected = official_dit.dit_dh(
+        official,
+        torch.tensor(np.asarray(z)).transpose(1, 2).reshape(len(z), -1, side, side),
+        *(torch.tensor(np.asarray(x)) for x in rest),
+        num_heads=(architecture["num_heads"], architecture["head_num_heads"]),
+        depth=(architecture["depth"], architecture["head_depth"]),
+    )
+    v = jax.jit(model.apply)({"params": params}, z, *rest)
+    np.testing.assert_allclose(v, tokens(expected.numpy()), atol=2e-5, rtol=1e-4)
+
+
+def test_scanned_stacks_have_the_value_and_gradient_of_the_unrolled_ones():
+    arguments = inputs(flow_map=True)
+    deep = TINY | {"head_depth": 2, "flow_map": True}
+    unrolled, scanned = DiTDH(**deep), DiTDH(**deep, scan=True, remat="dots")
+    params = random_params(unrolled, *arguments)
+    structure = meta.unbox(jax.eval_shape(scanned.init, jax.random.key(0), *arguments)["params"])
+    assert {"blocks", "head_blocks"} <= structure.keys()
+
+    def loss(model):
+        return lambda p: jnp.sum(model.apply({"params": p}, *arguments) ** 2)
+
+    value, gradient = jax.jit(jax.value_and_grad(loss(unrolled)))(params)
+    stacked_value, stacked_gradient = jax.jit(jax.value_and_grad(loss(scanned)))(stack_blocks(params, structure))
+    np.testing.assert_allclose(stacked_value, value, rtol=1e-6)
+    expected = flatten(stack_blocks(gradient, structure))
+    for path, leaf in flatten(stacked_gradient).items():
+        np.testing.assert_allclose(
+            leaf, expected[path], rtol=1e-3, atol=1e-4 * np.abs(expected[path]).max(), err_msg=path
+        )
+
+
+def test_bfloat16_leaves_parameters_and_output_float32_and_the_value_close():
+    arguments = inputs()
+    model = DiTDH(**TINY, dtype=jnp.bfloat16)
+    variables = jax.eval_shape(model.init, jax.random.key(0), *arguments)
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables))
+    params = random_params(model, *arguments)
+    v = jax.jit(model.apply)({"params": params}, *arguments)
+    exact = jax.jit(DiTDH(**TINY).apply)({"params": params}, *arguments)
+    assert v.dtype == jnp.float32
+    assert 0 < np.abs(v - exact).max() < 0.05 * np.abs(exact).max()
+
+
+def test_every_parameter_names_its_axes_and_no_matrix_is_without_a_divisible_one():
+    arguments = inputs(flow_map=True)
+    model = DiTDH(**TINY, qk_norm=True, flow_map=True, scan=True)
+    boxed = jax.eval_shape(model.init, jax.random.key(0), *arguments)["params"]
+    for box in jax.tree.leaves(boxed, is_leaf=lambda x: isinstance(x, meta.AxisMetadata)):
+        assert isinstance(box, meta.AxisMetadata)
+        assert len(box.names) == box.value.ndim
+        assert box.value.ndim < 2 + ("layers" in box.names) or set(box.names) - {None, "layers", "head_dim"}
+
+
+def test_the_initial_velocity_is_zero_and_kernels_start_as_the_references():
+    arguments = inputs(flow_map=True)
+    model = DiTDH(**TINY | {"width": 128, "depth": 1}, flow_map=True)
+    params = meta.unbox(jax.jit(model.init)(jax.random.key(0), *arguments)["params"])
+    assert not np.any(jax.jit(model.apply)({"params": params}, *arguments))
+    limits = {
+        "blocks_0/attention/query/kernel": 128**-0.5,
+        "blocks_0/mlp/gate/kernel": 128**-0.5,
+        "blocks_0/mlp/down/kernel": int(2 / 3 * 512) ** -0.5,
+        "head_projection/kernel": 128**-0.5,
+        "duration_embedding/hidden/kernel": 512**-0.5,
+        "patch_embedding/kernel": (6 / (4 + 128)) ** 0.5,
+    }
+    flat = flatten(params)
+    for path, limit in limits.items():
+        largest = np.abs(flat[path]).max()
+        assert 0.97 * limit < largest <= limit, path
+    assert np.std(flat["time_embedding/hidden/kernel"]) == pytest.approx(0.02, rel=0.05)
+
+
+@pytest.mark.parametrize(("flow_map", "millions"), [(False, 839), (True, 841)])
+def test_the_xl_model_has_the_published_number_of_parameters(flow_map, millions):
+    model = DiTDH(grid_size=16, in_channels=768, num_classes=1000, flow_map=flow_map, scan=True, **SIZES["XL"])
+    shape = jax.ShapeDtypeStruct
+    times = [shape((1,), jnp.float32)] * 2
+    arguments = shape((1, 256, 768), jnp.float32), times[0], shape((1,), jnp.int32), *times[: int(flow_map)]
+    params = jax.eval_shape(model.init, jax.random.key(0), *arguments)
+    # The reference counts its fixed position table too.
+    count = sum(leaf.size for leaf in jax.tree.leaves(params)) + sincos_table(16, model.width).size
+    assert round(count / 1e6) == millions
+
+
+def test_with_patches_of_two_the_head_still_answers_for_every_token():
+    arguments = inputs()
+    model = DiTDH(**TINY, patch_size=2)
+    params = random_params(model, *arguments)
+    assert params["patch_embedding"]["kernel"].shape == (2 * 2 * TINY["in_channels"], TINY["width"])
+    v = jax.jit(model.apply)({"params": params}, *arguments)
+    assert v.shape == arguments[0].shape
+    assert len(np.unique(np.asarray(v[0, :, 0]))) == v.shape[1]
+
+
+def test_a_flow_map_without_r_is_refused():
+    arguments = inputs()
+    with pytest.raises(ValueError, match="r is missing"):
+        DiTDH(**TINY, flow_map=True).init(jax.random.key(0), *arguments)

@@ -1,0 +1,104 @@
+"""Embeddings of position, time and label against the tables in the reference's checkpoints and closed forms."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.core import meta
+from golden import load_case
+
+from rae_jax.models.embeddings import (
+    LabelEmbedding,
+    TimeEmbedding,
+    linear_default,
+    rotary_table,
+    sincos_table,
+    time_embedding,
+)
+from rae_jax.models.layers import rotate
+
+CASES = [("dit_dh_xl_flags", "model."), ("dit_dh_equal_width_qknorm", ""), ("lightning_dit_patch2", "")]
+
+
+@pytest.mark.parametrize(("name", "prefix"), CASES)
+def test_sine_cosine_table_is_bit_identical_to_the_reference(name, prefix):
+    expected = load_case(name).weights[f"{prefix}pos_embed"][0]
+    table = sincos_table(math.isqrt(len(expected)), expected.shape[1])
+    assert table.dtype == np.float32
+    np.testing.assert_array_equal(table, expected)
+
+
+@pytest.mark.parametrize(("name", "prefix"), CASES[:2])
+def test_rotary_table_is_the_references_to_the_last_bit_or_the_one_before(name, prefix):
+    case = load_case(name)
+    for side in ("enc", "dec"):
+        expected = [case.weights[f"{prefix}{side}_feat_rope.freqs_{part}"] for part in ("cos", "sin")]
+        tables = rotary_table(math.isqrt(len(expected[0])), expected[0].shape[1])
+        for table, official in zip(tables, expected, strict=True):
+            # The official table holds every angle twice, for the channels 2i and 2i + 1.
+            np.testing.assert_allclose(np.repeat(table, 2, axis=1), official, rtol=0, atol=6e-8)
+
+
+def test_rotary_attention_depends_on_differences_of_position_only():
+    grid, head_dim = 5, 8
+    rotary = rotary_table(grid, head_dim)
+    query, key = np.random.default_rng(0).normal(size=(2, head_dim)).astype(np.float32)
+    everywhere = np.ones((1, grid**2, 1, 1), np.float32)
+    q, k = (np.asarray(rotate(jnp.asarray(everywhere * x), rotary))[0, :, 0] for x in (query, key))
+    scores = (q @ k.T).reshape(grid, grid, grid, grid)
+    np.testing.assert_allclose(scores[:-1, :-1, :-1, :-1], scores[1:, 1:, 1:, 1:], atol=1e-5)
+    assert not np.allclose(scores[0, 0, 0, 1], scores[0, 0, 1, 0], atol=1e-2)
+
+
+def test_tables_refuse_widths_that_do_not_divide_by_four():
+    for table in (sincos_table, rotary_table):
+        with pytest.raises(ValueError, match="divisible by 4, got 6"):
+            table(4, 6)
+
+
+def test_time_embedding_matches_the_formula_in_double_precision_and_its_frequencies_get_no_gradient():
+    module, t = TimeEmbedding(8), jnp.array([0.0, 0.3, 0.999])
+    params = meta.unbox(module.init(jax.random.key(0), t)["params"])
+    p = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+    angle = 2 * np.pi * np.asarray(t, np.float64)[:, None] * p["frequencies"]
+    hidden = np.concatenate([np.sin(angle), np.cos(angle)], axis=1) @ p["hidden"]["kernel"] + p["hidden"]["bias"]
+    expected = hidden / (1 + np.exp(-hidden)) @ p["out"]["kernel"] + p["out"]["bias"]
+    out = module.apply({"params": params}, t)
+    np.testing.assert_allclose(out, expected, atol=1e-5)
+    assert params["frequencies"].shape == (256,)
+    assert np.std(params["frequencies"]) == pytest.approx(1, abs=0.15)
+
+    gradient = jax.grad(lambda p: jnp.sum(module.apply({"params": p}, t) ** 2))(params)
+    assert not np.any(gradient["frequencies"])
+    assert np.any(gradient["hidden"]["kernel"])
+
+
+def test_time_embedding_computes_in_float32_whatever_it_is_given():
+    module = TimeEmbedding(8)
+    t = jnp.array([0.25], jnp.bfloat16)  # exact in bfloat16
+    variables = module.init(jax.random.key(0), t)
+    assert module.apply(variables, t).dtype == jnp.float32
+    np.testing.assert_array_equal(module.apply(variables, t), module.apply(variables, t.astype(jnp.float32)))
+
+
+def test_label_embedding_has_one_row_more_than_there_are_classes():
+    module = LabelEmbedding(10, 16)
+    variables = module.init(jax.random.key(0), jnp.array([0]))
+    table = variables["params"]["table"]["embedding"]
+    assert table.names == ("classes", "embed")
+    assert table.value.shape == (11, 16)
+    assert np.std(table.value) == pytest.approx(0.02, rel=0.3)
+    np.testing.assert_array_equal(module.apply(variables, jnp.array([10, 3])), table.value[jnp.array([10, 3])])
+
+
+def test_linear_default_is_pytorchs():
+    kernel = np.asarray(linear_default(jax.random.key(0), (100, 300), jnp.float32))
+    assert 0.099 < np.abs(kernel).max() <= 0.1
+
+
+@pytest.mark.parametrize(("flow_map", "r", "message"), [(True, None, "r is missing"), (False, 0.5, "takes t only")])
+def test_a_flow_map_needs_both_times_and_a_velocity_model_one(flow_map, r, message):
+    with pytest.raises(ValueError, match=message):
+        time_embedding(jnp.ones(1), None if r is None else jnp.full(1, r), width=8, flow_map=flow_map)

@@ -1,0 +1,107 @@
+"""The contract of `objectives/objective.py`, written once and run on every objective of the laptop experiment."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from configs import digits
+from rae_jax.objectives import OBJECTIVES
+from rae_jax.training import sharding
+
+STAGES = ("encoder", "decoder", "stats", "flow")
+BATCH = 8
+
+
+def batch_of(seed: int) -> dict[str, jax.Array]:
+    rng = np.random.default_rng(seed)
+    stripes = rng.integers(0, 256, (BATCH, 4, 1, 1), dtype=np.uint8)  # something that a network can learn
+    return {
+        "image": jnp.asarray(np.broadcast_to(stripes.repeat(8, axis=1), (BATCH, 32, 32, 3))),
+        "label": jnp.asarray(rng.integers(0, 10, BATCH, dtype=np.int32)),
+        "mask": jnp.ones(BATCH, bool),
+    }
+
+
+@functools.cache
+def prepared(stage: str):
+    """The objective of a stage, its first state and its compiled step."""
+    config = digits.get_config("tiny")
+    objective = OBJECTIVES[config[stage].objective](config, stage)
+    frozen = {
+        name: sharding.unbox(init(jax.random.key(i)))
+        for i, (name, init) in enumerate({**objective.frozen, **objective.wanted}.items())
+    }
+    state = sharding.unbox(objective.init(jax.random.key(1), batch_of(0))).replace(frozen=frozen)
+    return objective, state, jax.jit(objective.train_step)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_step_keeps_structure_shapes_and_dtypes(stage):
+    _, state, step = prepared(stage)
+    new, metrics = step(state, batch_of(0))
+    assert jax.tree.structure(new) == jax.tree.structure(state)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), new) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
+    assert int(new.step) == 1
+    assert all(value.shape == () and value.dtype == jnp.float32 for value in metrics.values())
+    assert all(np.isfinite(value) for value in metrics.values())
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_step_changes_the_parameters_and_nothing_frozen(stage):
+    _, state, step = prepared(stage)
+    new, _ = step(state, batch_of(0))
+    assert not all(
+        np.array_equal(a, b) for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(new.params), strict=True)
+    )
+    jax.tree.map(np.testing.assert_array_equal, new.frozen, state.frozen)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_same_step_and_batch_give_the_same_metrics_and_another_step_other_noise(stage):
+    _, state, step = prepared(stage)
+    _, once = step(state, batch_of(0))
+    _, again = step(state, batch_of(0))
+    assert jax.tree.map(float, once) == jax.tree.map(float, again)
+    if stage != "stats":
+        _, later = step(state.replace(step=state.step + 1), batch_of(0))
+        assert float(once["loss"]) != float(later["loss"])
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_result_is_what_other_stages_take_as_frozen(stage):
+    objective, state, step = prepared(stage)
+    state, _ = step(state, batch_of(0))
+    takers = {
+        name: init
+        for other in STAGES
+        for name, init in {**prepared(other)[0].frozen, **prepared(other)[0].wanted}.items()
+    }
+    if stage in takers:
+        expected = sharding.unbox(jax.eval_shape(takers[stage], jax.random.key(0)))
+        shapes = jax.tree.map(lambda x: (x.shape, x.dtype), objective.result(state))
+        assert shapes == jax.tree.map(lambda x: (x.shape, x.dtype), expected)
+
+
+@pytest.mark.parametrize("stage", ["encoder", "decoder", "flow"])
+def test_the_loss_falls_on_one_batch(stage):
+    _, state, step = prepared(stage)
+    losses = []
+    for _ in range(100):
+        state, metrics = step(state, batch_of(0))
+        losses.append(float(metrics["loss"]))
+    assert np.mean(losses[-10:]) < 0.9 * np.mean(losses[:5])
+
+
+@pytest.mark.parametrize("stage", ["encoder", "decoder", "flow"])
+def test_every_matrix_has_a_place_in_the_sharding_rules(stage):
+    objective, _, _ = prepared(stage)
+    boxed = jax.eval_shape(objective.init, jax.random.key(0), batch_of(0))
+    mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
+    sharding.shardings_of(boxed, mesh)
+    leaves = jax.tree.leaves(boxed.params, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
+    unnamed = [leaf for leaf in leaves if not isinstance(leaf, nn.LogicallyPartitioned)]
+    assert not unnamed

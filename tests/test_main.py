@@ -1,0 +1,118 @@
+"""The command line, run as a user runs it."""
+
+import json
+
+import numpy as np
+import pytest
+import runs
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A working directory in which the tiny pipeline ran from nothing to the end, and what it printed."""
+    workdir = tmp_path_factory.mktemp("finished") / "run"
+    status, output = runs.run(workdir)
+    assert status == 0, output
+    return workdir, output
+
+
+def test_the_pipeline_leaves_what_the_readme_promises(finished):
+    workdir, output = finished
+    for stage in ("encoder", "decoder", "flow"):
+        assert (workdir / stage / "weights" / "weights.safetensors").exists()
+        assert list((workdir / stage).glob("step_*.png"))
+        assert sorted(runs.metrics(workdir, stage)) == list(range(1, 21))
+    assert list((workdir / "tensorboard").iterdir())
+    assert (workdir / "samples.png").exists() and (workdir / "reconstructions.png").exists()
+    results = json.loads((workdir / "summary.json").read_text())["results"]
+    assert results.keys() >= {
+        "reconstruction_psnr", "linear_probe_accuracy", "frechet_samples", "frechet_train", "judge_accuracy",
+        "label_agreement",
+    }  # fmt: skip
+    assert "label agreement" in output and "images/s" in output
+
+
+def test_samples_are_bytes_with_equal_numbers_of_each_label(finished):
+    workdir, _ = finished
+    with np.load(workdir / "samples.npz") as samples:
+        assert samples["arr_0"].shape == (20, 32, 32, 3) and samples["arr_0"].dtype == np.uint8
+        assert np.bincount(samples["labels"]).tolist() == [2] * 10
+
+
+def test_a_finished_stage_is_not_run_again(finished):
+    workdir, _ = finished
+    before = (workdir / "metrics.jsonl").read_text()
+    status, output = runs.run(workdir)
+    assert status == 0, output
+    assert output.count("already finished") == 4
+    assert (workdir / "metrics.jsonl").read_text() == before
+
+
+def test_sampling_alone_makes_as_many_as_asked_and_the_first_are_the_same(finished):
+    workdir, _ = finished
+    with np.load(workdir / "samples.npz") as samples:
+        before = samples["arr_0"]
+    status, output = runs.run(workdir, "--mode=sample", "--num_samples=30")
+    assert status == 0, output
+    with np.load(workdir / "samples.npz") as samples:
+        after, labels = samples["arr_0"], samples["labels"]
+    assert len(after) == 30 and np.bincount(labels).tolist() == [3] * 10
+    np.testing.assert_array_equal(after[:2], before[:2])  # both are zeros drawn from the first two noises
+
+
+def test_help_explains_itself():
+    import subprocess
+
+    shown = subprocess.run(
+        [*runs.command("unused")[:3], "--help"], cwd=runs.ROOT, env=runs.environment(), capture_output=True, text=True
+    ).stdout
+    for text in ("--config=configs/digits.py", "--workdir", "--mode", "resum", "--num_samples"):
+        assert text in shown or text == "resum"
+
+
+BAD = {
+    "--config.flow.train.stepz=5": ("--config.flow.train.stepz", "steps"),
+    "--config.flow.trian.steps=5": ("--config.flow.trian.steps", "train"),
+    "--config.flow.train.steps=many": ("--config.flow.train.steps", "many"),
+    "--config.flow.train.steps=0": ("flow.train.steps=0", "at least one"),
+    "--config.mesh.data=3": ("mesh", "does not lay over 1 devices"),
+    "--config.encoder.input_size=30": ("encoder.input_size=30", "encoder.model.patch_size=8", "use 24 or 32"),
+    "--config.data.image_size=64": ("data.image_size is 64", "must be equal"),
+    "--config.flow.objective=velocty": ("velocty", "did you mean 'velocity'"),
+    "--config.stages=('flow',)": ("'flow'", "'encoder'", "flow.weights" if False else "encoder.weights"),
+    "--config.stages=('encodr',)": ("'encodr'", "did you mean 'encoder'"),
+    "--config.data.source=folder": ("no folder ''", "<class>"),
+    "--config.data.source=digts": ("digts",),
+    "--config.encoder.train.transform=centre_crop": ("centre_crop", "center_crop"),
+    "--config.flow.train.optimizer.shape=cosin": ("cosin", "cosine"),
+    "--config.flow.time_distribution=unifrom": ("unifrom", "uniform"),
+    "--config.dtype=float16": ("float16", "bfloat16"),
+}
+
+
+@pytest.mark.parametrize("option", BAD)
+def test_a_mistake_is_one_line_at_start_and_leaves_nothing_behind(option, tmp_path):
+    status, output = runs.run(tmp_path / "run", option)
+    assert status != 0
+    assert "Traceback" not in output, output
+    for text in BAD[option]:
+        assert text in output, output
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_batch_that_does_not_divide_over_the_devices_names_the_nearest_that_do(tmp_path):
+    status, output = runs.run(tmp_path / "run", "--config.flow.train.batch_size=100", devices=8)
+    assert status != 0
+    assert "configs/digits.py" in output
+    assert "flow.train.batch_size=100 is not divisible by the 8 data-parallel devices; use 96 or 104" in output
+
+
+def test_a_working_directory_of_another_config_is_left_alone(finished):
+    workdir, _ = finished
+    before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
+    status, output = runs.run(workdir, "--config.flow.train.optimizer.learning_rate=0.5")
+    assert status != 0
+    assert (
+        "was made by another config" in output and "flow.train.optimizer.learning_rate: 0.001 there, 0.5 now" in output
+    )
+    assert {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()} == before

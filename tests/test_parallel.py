@@ -1,0 +1,50 @@
+"""One computation whatever it runs on: devices, meshes, processes."""
+
+import socket
+
+import pytest
+import runs
+
+STAGES = ("encoder", "decoder", "flow")
+MESHES = {
+    "data=8": (8, "--config.mesh.data=8"),
+    "fsdp=8": (8, "--config.mesh.data=1", "--config.mesh.fsdp=8"),
+    "data=2 x fsdp=2 x tensor=2": (8, "--config.mesh.data=2", "--config.mesh.fsdp=2", "--config.mesh.tensor=2"),
+}
+
+
+@pytest.fixture(scope="module")
+def one_device(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("parallel") / "one"
+    status, output = runs.run(workdir)
+    assert status == 0, output
+    return workdir
+
+
+def assert_same_losses(workdir, reference):
+    for stage in STAGES:
+        losses, expected = runs.metrics(workdir, stage), runs.metrics(reference, stage)
+        assert sorted(losses) == list(range(1, 21))
+        for step, loss in losses.items():
+            assert abs(loss - expected[step]) <= 1e-4 * abs(expected[step]), (stage, step, loss, expected[step])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", MESHES)
+def test_losses_over_20_steps_do_not_depend_on_the_mesh(mesh, one_device, tmp_path):
+    devices, *options = MESHES[mesh]
+    status, output = runs.run(tmp_path / "run", *options, devices=devices)
+    assert status == 0, output
+    assert_same_losses(tmp_path / "run", one_device)
+
+
+@pytest.mark.slow
+def test_losses_over_20_steps_do_not_depend_on_the_number_of_processes(one_device, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    common = ("--distributed", f"--coordinator_address={address}", "--num_processes=2", "--config.mesh.data=8")
+    processes = [runs.start(tmp_path / "run", *common, f"--process_id={i}", devices=4) for i in range(2)]
+    outputs = [process.communicate(timeout=600)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
+    assert_same_losses(tmp_path / "run", one_device)

@@ -1,0 +1,155 @@
+import json
+import os
+import signal
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen as nn
+from ml_collections import ConfigDict
+
+from rae_jax.objectives.objective import Objective
+from rae_jax.training import sharding
+from rae_jax.training.loop import Diverged, Interrupted, fit
+from rae_jax.training.progress import RunLog
+from rae_jax.training.state import TrainState
+
+EXAMPLE = {"x": jax.ShapeDtypeStruct((4, 3), jnp.float32)}
+
+
+class CountedBatches:
+    """Batch i is random numbers from seed i; can be told to do something before a batch."""
+
+    def __init__(self, before=lambda position: None):
+        self.position, self.seconds_waited, self._before = 0, 0.0, before
+
+    def __next__(self):
+        self._before(self.position)
+        x = np.random.default_rng(self.position).normal(size=(4, 3)).astype(np.float32)
+        self.position += 1
+        return {"x": jnp.asarray(x)}
+
+    def state(self):
+        return {"position": self.position}
+
+    def restore(self, state):
+        self.position = state["position"]
+
+
+def regression(loss=lambda w, x: jnp.mean((x @ w - 1.0) ** 2)):
+    optimizer = optax.adam(0.1)
+
+    def init(key, batch):
+        params = {"w": nn.LogicallyPartitioned(jax.random.normal(key, (3,)), ("embed",))}
+        return TrainState.create(params, optimizer.init(params))
+
+    def train_step(state, batch):
+        value, gradient = jax.value_and_grad(lambda p: loss(p["w"], batch["x"]))(state.params)
+        updates, opt_state = optimizer.update(gradient, state.opt_state)
+        params = optax.apply_updates(state.params, updates)
+        return state.replace(step=state.step + 1, params=params, opt_state=opt_state), {"loss": value}
+
+    return Objective(init=init, train_step=train_step, frozen={})
+
+
+def run(workdir: Path, *, steps=12, batches=None, objective=None, pictures=lambda state, step: None):
+    workdir.mkdir(exist_ok=True)
+    train = ConfigDict(
+        dict(batch_size=4, log_every=1, checkpoint_every=4, keep_checkpoints=3, pictures_every=0, steps=steps)
+    )
+    log = RunLog(workdir, active=True)
+    mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
+    with sharding.use(mesh):
+        return fit(
+            objective or regression(), train, stage="toy", total_steps=steps, key=jax.random.key(0),
+            batches=batches or CountedBatches(), example=EXAMPLE, frozen={}, mesh=mesh, directory=workdir / "toy",
+            config={}, log=log, on_pictures=pictures,
+        )  # fmt: skip
+
+
+def losses(workdir: Path) -> list[tuple[int, float]]:
+    records = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    return [(record["step"], record["loss"]) for record in records if "loss" in record]
+
+
+def test_a_run_that_is_cut_off_and_started_again_equals_one_that_was_not(tmp_path):
+    def die(position):
+        if position == 10:
+            raise KeyboardInterrupt
+
+    whole = run(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut", batches=CountedBatches(die))
+    again = run(tmp_path / "cut")
+    np.testing.assert_array_equal(again.params["w"], whole.params["w"])
+    np.testing.assert_array_equal(again.opt_state[0].nu["w"], whole.opt_state[0].nu["w"])
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    assert [step for step, _ in losses(tmp_path / "cut")] == list(range(1, 13))
+
+
+def test_sigterm_saves_a_checkpoint_and_asks_to_be_started_again(tmp_path):
+    def ask(position):
+        if position == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted) as stopped:
+        run(tmp_path / "asked", batches=CountedBatches(ask))
+    assert stopped.value.code == 75
+    assert losses(tmp_path / "asked")[-1][0] == 6
+    again, whole = run(tmp_path / "asked"), run(tmp_path / "whole")
+    np.testing.assert_array_equal(again.params["w"], whole.params["w"])
+    assert losses(tmp_path / "asked") == losses(tmp_path / "whole")
+
+
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before_and_says_so(tmp_path, capsys):
+    whole = run(tmp_path)
+    newest = tmp_path / "toy" / "checkpoints" / "12"
+    for file in (newest / "state").rglob("*"):
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    capsys.readouterr()
+    again = run(tmp_path)
+    said = capsys.readouterr().out
+    assert "12 cannot be read" in said and "continuing from step 8" in said
+    np.testing.assert_array_equal(again.params["w"], whole.params["w"])
+
+
+def test_no_readable_checkpoint_is_an_error_and_nothing_is_trained(tmp_path):
+    run(tmp_path)
+    for file in (tmp_path / "toy" / "checkpoints").rglob("*"):
+        if file.is_file() and "state" in file.parts:
+            file.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"no checkpoint under .* can be read"):
+        run(tmp_path, steps=16)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_steps(tmp_path):
+    def breaks(w, x):
+        return jnp.where(x[0, 0] == np.random.default_rng(6).normal(size=(4, 3)).astype(np.float32)[0, 0], jnp.nan, 1.0)
+
+    with pytest.raises(Diverged, match=r"between steps 6 and 7; the last checkpoint is of step 4"):
+        run(tmp_path, objective=regression(breaks))
+
+
+def test_the_step_compiles_once_through_resume_pictures_and_checkpoints(tmp_path):
+    compiled = []
+
+    def listen(event, duration, **kwargs):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(kwargs.get("fun_name"))
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        run(tmp_path)
+    finally:
+        jax.monitoring.clear_event_listeners()
+    assert sum(name is not None and "train_step" in name for name in compiled) == 1, compiled
+
+
+def test_the_last_pictures_are_taken_once_and_at_the_end(tmp_path):
+    taken = []
+    run(tmp_path, pictures=lambda state, step: taken.append((int(state.step), step)))
+    assert taken == [(12, 12)]

@@ -1,0 +1,79 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from golden import load_case
+from ml_collections import ConfigDict
+
+from rae_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from rae_jax.training.state import update_ema
+
+
+@pytest.mark.parametrize("call", [0, 1])
+def test_learning_rates_equal_the_released_schedules(call):
+    case = load_case("schedule")
+    inputs = case.description["calls"][call]["inputs"]
+    scheduler, per_epoch = inputs["config"]["scheduler"], inputs["steps_per_epoch"]
+    schedule = learning_rate_schedule(
+        scheduler["base_lr"],
+        final=scheduler["final_lr"],
+        warmup_steps=scheduler["warmup_epochs"] * per_epoch,
+        decay_end_step=scheduler["decay_end_epoch"] * per_epoch,
+        shape=scheduler["type"],
+        warmup_from_zero=scheduler["warmup_from_zero"],
+    )
+    expected = ["lr_xl_linear", "lr_stage1_cosine"][call]
+    case.assert_close(jax.vmap(schedule)(jnp.arange(inputs["steps"])), expected)
+
+
+def test_ema_equals_the_released_update():
+    case = load_case("schedule")
+    ema, averages = case.io["ema_start"], []
+    for params in case.io["ema_params"]:
+        ema = update_ema(ema, params, 0.9995)
+        averages.append(ema)
+    case.assert_close(np.stack(averages), "ema_values", atol=1e-6)
+
+
+def test_adamw_with_clipping_equals_torch():
+    case = load_case("schedule")
+    optimizer, _ = make_optimizer(
+        ConfigDict(
+            dict(
+                learning_rate=2e-3, final_learning_rate=0.0, warmup_steps=0, decay_end_step=0, shape="constant",
+                warmup_from_zero=False, clip_norm=1.0, beta1=0.9, beta2=0.95, epsilon=1e-8, weight_decay=0.0,
+            )
+        )
+    )  # fmt: skip
+    params = jnp.asarray(case.io["adamw_start"])
+    state, path, norms = optimizer.init(params), [], []
+    for gradient in case.io["adamw_grads"]:
+        norms.append(optax.tree.norm(gradient))
+        updates, state = optimizer.update(gradient, state, params)
+        params = optax.apply_updates(params, updates)
+        path.append(params)
+    case.assert_close(np.stack(norms), "adamw_grad_norms", atol=1e-6)
+    case.assert_close(np.stack(path), "adamw_params", atol=1e-6)
+
+
+def test_weight_decay_leaves_vectors_alone():
+    optimizer, _ = make_optimizer(
+        ConfigDict(
+            dict(
+                learning_rate=0.1, final_learning_rate=0.0, warmup_steps=0, decay_end_step=0, shape="constant",
+                warmup_from_zero=False, clip_norm=0.0, beta1=0.9, beta2=0.95, epsilon=1e-8, weight_decay=0.5,
+            )
+        )
+    )  # fmt: skip
+    params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
+    updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
+    np.testing.assert_allclose(updates["kernel"], np.full((2, 2), -0.05), rtol=1e-6)
+    np.testing.assert_array_equal(updates["bias"], np.zeros(2))
+
+
+def test_a_schedule_that_cannot_be_is_refused():
+    with pytest.raises(ValueError, match="linear"):
+        learning_rate_schedule(1.0, final=0, warmup_steps=0, decay_end_step=1, shape="linaer", warmup_from_zero=False)
+    with pytest.raises(ValueError, match="warm-up"):
+        learning_rate_schedule(1.0, final=0, warmup_steps=9, decay_end_step=5, shape="cosine", warmup_from_zero=True)
