@@ -1,7 +1,7 @@
 """Every field that an experiment has, with its default; experiments call `get_config()` and change what differs.
 
 The fields are read by `rae_jax/main.py`, `objectives/`, `training/` and `evaluation/`. Sections named after a component
-(`encoder`, `decoder`, `stats`, `flow`) describe it, say where trained weights come from, and how a stage of that name
+(`encoder`, `decoder`, `stats`, `flow`...) describe it, say where trained weights come from, and how a stage of that name
 trains it.
 """
 
@@ -14,7 +14,7 @@ def get_config() -> ConfigDict:
     """The base experiment: the papers' RAE on ImageNet at 256 pixels, with nothing to train listed yet."""
     config = ConfigDict()
     config.seed = 0
-    config.stages = ()  # trained in this order: "encoder", "decoder", "stats", "flow"
+    config.stages = ()  # trained in this order: "encoder", "decoder", "stats", "flow", "mid_training", "flow_map"
     config.dtype = "float32"  # of matrix products: "float32" or "bfloat16"; everything delicate is float32 anyway
 
     config.data = ConfigDict()
@@ -69,14 +69,40 @@ def get_config() -> ConfigDict:
     config.flow.shift_base = 4096  # dimension at which the time shift is 1
     config.flow.train = train(transform="center_crop_flip")
 
+    config.mid_training = ConfigDict()  # consistency mid-training: a flow map from the velocity network (MF-RAE)
+    config.mid_training.weights = ""
+    config.mid_training.objective = "consistency_mid_training"
+    config.mid_training.initial = "flow"  # the component whose weights it starts from; "": random
+    config.mid_training.label_dropout = 0.1
+    config.mid_training.trajectory_steps = 15  # of the teacher "flow"; the paper's 16 points
+    config.mid_training.trajectory_method = "euler"  # or "heun"
+    config.mid_training.trajectory_grid = "full"  # or "released", as in sampling
+    config.mid_training.time_labels = "true"  # of the points (paper), or "released": evenly spaced whatever the shift
+    config.mid_training.pairs = 8  # of points, for each trajectory; 0: all
+    config.mid_training.train = train(transform="center_crop_flip")  # a batch is one of trajectories
+
+    config.flow_map = ConfigDict()  # MeanFlow distillation and training (MF-RAE)
+    config.flow_map.weights = ""
+    config.flow_map.objective = "meanflow"
+    config.flow_map.initial = "mid_training"  # or "flow"; "": random
+    config.flow_map.eta = 1.0  # share of the teacher "flow" in the velocity; 1: distillation (MFD), 0: training (MFT)
+    config.flow_map.derivative = "finite_difference"  # or "jvp"
+    config.flow_map.dt = 0.005  # of the finite difference
+    config.flow_map.unequal_share = 0.25  # of the samples that have r < t
+    config.flow_map.adaptive_power = 1.0  # of the loss weighting; 0: none
+    config.flow_map.label_dropout = 0.1
+    config.flow_map.train = train(transform="center_crop_flip")
+
     config.sampling = ConfigDict()
     config.sampling.num_samples = 50_000
     config.sampling.batch_size = 256
     config.sampling.method = "euler"  # "euler", "heun", or "euler_maruyama"
-    config.sampling.num_steps = 50  # network evaluations of an Euler sampler
+    config.sampling.num_steps = 50  # network evaluations of an Euler sampler; 0: only the flow map is sampled
     config.sampling.grid = "full"  # "full" ends at t = 0; "released" is the reference's, which ends just above
     config.sampling.guidance_scale = 1.0  # classifier-free guidance; 1 is none
     config.sampling.guidance_interval = (0.0, 1.0)  # times at which guidance acts, both ends included
+
+    config.sampling.flow_map_times = ((1.0, 0.0), (1.0, 0.5, 0.0))  # jumps of samples_1step.npz, samples_2step.npz
 
     config.evaluation = ConfigDict()
     config.evaluation.judge = False  # a scikit-learn classifier of the training images labels the samples
@@ -93,6 +119,8 @@ def train(*, transform: str) -> ConfigDict:
     section.steps = 0
     section.batch_size = 1024  # over all devices
     section.transform = transform  # of the images; `rae_jax/data/transforms.py` lists them
+    section.max_gradient_norm = 0.0  # before clipping; the run stops when a step passes it. 0: no bound
+    section.max_loss = 0.0  # likewise
     section.gradient_accumulation = 1  # parts that a batch is computed in
     section.ema_decay = 0.9999
     section.log_every = 100

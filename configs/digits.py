@@ -82,9 +82,14 @@ def shrink(config: ConfigDict) -> None:
     config.flow.model.width, config.flow.model.depth, config.flow.model.num_heads = 16, 1, 2
     config.flow.model.head_width, config.flow.model.head_depth, config.flow.model.head_num_heads = 16, 1, 2
     for name in ("encoder", "decoder", "stats", "flow"):
-        stage(config[name].train, steps=20, batch_size=16, learning_rate=1e-3, ema_decay=0.9)
-        config[name].train.log_every = 1
-        config[name].train.checkpoint_every = 5
+        shorten(config[name].train)
     config.stats.train.batch_size = 256
     config.sampling.num_samples = 20
     config.sampling.num_steps = 4
+
+
+def shorten(train: ConfigDict) -> None:
+    """A stage of seconds."""
+    stage(train, steps=20, batch_size=16, learning_rate=1e-3, ema_decay=0.9)
+    train.log_every = 1
+    train.checkpoint_every = 5

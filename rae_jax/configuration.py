@@ -22,7 +22,9 @@ FILE = "config.json"
 MAY_CHANGE = (
     "mesh", "sampling", "evaluation", "data.num_workers", "data.path", "data.max_unreadable_share", "data.check_images",
 )  # fmt: skip
-MAY_CHANGE_IN_TRAIN = ("log_every", "checkpoint_every", "keep_checkpoints", "pictures_every")
+MAY_CHANGE_IN_TRAIN = (
+    "log_every", "checkpoint_every", "keep_checkpoints", "pictures_every", "max_gradient_norm", "max_loss",
+)  # fmt: skip
 
 
 class ConfigError(ValueError):
@@ -86,7 +88,7 @@ def check(config: ConfigDict, *, file: str, num_devices: int) -> None:
             objective = trace(config, stage)
         except ValueError as error:
             refuse(f"{stage}: {error}")
-        for needed in objective.frozen:
+        for needed in objective.frozen | objective.initial:
             if needed not in available or (not config[needed].weights and position[needed] > position[stage]):
                 refuse(f"stage {stage!r} needs trained weights of {needed!r}: put {needed!r} before it in stages, "
                        f"or set {needed}.weights")  # fmt: skip
@@ -108,8 +110,11 @@ def trace(config: ConfigDict, stage: str) -> Objective:
     }
 
     def run(key: jax.Array, batch: dict[str, jax.Array]) -> TrainState:
-        state = sharding.unbox(objective.init(key, batch))
-        state = state.replace(frozen={name: sharding.unbox(init(key)) for name, init in objective.frozen.items()})
+        initial, frozen = (
+            {name: sharding.unbox(init(key)) for name, init in inits.items()}
+            for inits in (objective.initial, objective.frozen)
+        )
+        state = objective.first_state(key, batch, initial).replace(frozen=frozen)
         return objective.train_step(state, batch)
 
     jax.eval_shape(run, jax.random.key(0), batch)

@@ -31,8 +31,10 @@ CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: a file
 WORKDIR = flags.DEFINE_string("workdir", "", "Where the run keeps its files; runs/<config name> by default.")
 MODE = flags.DEFINE_enum("mode", "train", ["train", "sample", "evaluate"], "What to do.")
 DISTRIBUTED = flags.DEFINE_bool(
-    "distributed", False, "One run over several processes, each started with this flag; on TPU pods, Slurm and GKE they "
-    "find each other, elsewhere the next three flags say where they are."
+    "distributed",
+    False,
+    "One run over several processes, each started with this flag; on TPU pods, Slurm and GKE they find "
+    "each other, elsewhere the next three flags say where they are.",
 )
 COORDINATOR = flags.DEFINE_string("coordinator_address", None, "HOST:PORT of the first process.")
 NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes there are.")

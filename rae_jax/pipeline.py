@@ -3,7 +3,7 @@
 workdir/
   config.json  metrics.jsonl  tensorboard/  summary.json
   <stage>/checkpoints/  weights/  *.png
-  samples.npz  samples.png  reconstructions.png
+  samples.npz  samples.png  reconstructions.png  and, with a flow map, samples_1step.npz  samples_2step.npz ...
 """
 
 import json
@@ -27,12 +27,13 @@ from rae_jax.interop.weights import load_weights, save_weights
 from rae_jax.models.autoencoder import to_uint8
 from rae_jax.objectives import OBJECTIVES
 from rae_jax.objectives.objective import Objective, stage_key
-from rae_jax.training import sharding
+from rae_jax.training import components, sharding
 from rae_jax.training.loop import fit
 from rae_jax.training.progress import RunLog
 from rae_jax.training.state import TrainState
 
 FINISHED = "finished.json"
+FLOW_MAPS = ("flow_map", "mid_training")  # the first that is trained makes the one- and few-step samples
 
 
 def open_sources(config: ConfigDict) -> dict[str, Source]:
@@ -77,6 +78,10 @@ class Pipeline:
         """Whether `stage` has left its weights in this working directory."""
         return (self.workdir / stage / FINISHED).exists()
 
+    def available(self, component: str) -> bool:
+        """Whether there are trained weights of a component."""
+        return bool(self.config[component].weights) or self.finished(component)
+
     def weights_directory(self, component: str) -> Path:
         """Where the trained weights of a component are: given by the config, or left by the stage of its name.
 
@@ -94,7 +99,8 @@ class Pipeline:
 
     def load(self, component: str, structure: Any) -> Any:
         """A component's weights on the devices; `structure` is its abstract, boxed parameters."""
-        host = load_weights(self.weights_directory(component), sharding.unbox(structure), component)
+        module = components.module(self.config, component)
+        host = load_weights(self.weights_directory(component), sharding.unbox(structure), component, module)
         return jax.tree.map(
             lambda value, place: jax.make_array_from_callback(value.shape, place, lambda index: value[index]),
             host,
@@ -133,6 +139,7 @@ class Pipeline:
                 batches=batches,
                 example=batches.example(),
                 frozen=self._frozen(objective, key),
+                load_initial=lambda: self._load_all(objective.initial, key),
                 mesh=self.mesh,
                 directory=self.workdir / stage,
                 config=self.plain,
@@ -152,9 +159,12 @@ class Pipeline:
     def _frozen(self, objective: Objective, key: jax.Array) -> dict[str, Any]:
         names = dict(objective.frozen)
         for component, init in objective.wanted.items():
-            if self.config[component].weights or self.finished(component):
+            if self.available(component):
                 names[component] = init
-        return {name: self.load(name, jax.eval_shape(init, key)) for name, init in names.items()}
+        return self._load_all(names, key)
+
+    def _load_all(self, inits: dict[str, Any], key: jax.Array) -> dict[str, Any]:
+        return {name: self.load(name, jax.eval_shape(init, key)) for name, init in inits.items()}
 
     def _picture_taker(self, stage: str, objective: Objective) -> Any:
         batch_size = -(-16 // (shards := sharding.num_batch_shards(self.mesh))) * shards
@@ -205,13 +215,18 @@ class Pipeline:
         return results
 
     def sample(self) -> None:
-        """Writes `samples.npz` and a picture of some of them."""
-        generate(self.config, self.load, self.mesh, self.workdir, self.log)
+        """Writes `samples.npz`, `samples_1step.npz`, ..., as far as there are networks, and pictures of some of them."""
+        flow_maps = [name for name in FLOW_MAPS if self.available(name)]
+        generate(
+            self.config, self.load, self.mesh, self.workdir, self.log,
+            velocity=self.available("flow"), flow_map=flow_maps[0] if flow_maps else None,
+        )  # fmt: skip
 
     @property
     def can_sample(self) -> bool:
         """Whether there are weights for everything that sampling needs."""
-        return all(self.config[name].weights or self.finished(name) for name in ("decoder", "stats", "flow"))
+        network = any(self.available(name) for name in ("flow", *FLOW_MAPS))
+        return network and all(self.available(name) for name in ("decoder", "stats"))
 
     def _barrier(self, name: str) -> None:
         if jax.process_count() > 1:

@@ -34,5 +34,6 @@ def run(workdir: Path, *options: str, devices: int = 1, **keywords: str) -> tupl
 
 def metrics(workdir: Path, stage: str, name: str = "loss") -> dict[int, float]:
     """The recorded values of one metric by step."""
-    records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    lines = (workdir / "metrics.jsonl").read_text().splitlines(keepends=True)
+    records = [json.loads(line) for line in lines if line.endswith("\n")]  # the last may be half written
     return {r["step"]: r[name] for r in records if r["stage"] == stage and name in r}

@@ -17,20 +17,46 @@ from rae_jax.evaluation.linear_probe import linear_probe_accuracy
 from rae_jax.evaluation.samples import read_samples, write_samples
 from rae_jax.evaluation.sampling import Load, equal_labels, load_components, sample
 from rae_jax.training import components, sharding
+from rae_jax.training.generator import flow_map_generator, generator
 from rae_jax.training.progress import RunLog
 
 Batches = Callable[[str, int], Any]  # (split, batch size) -> one epoch of padded batches
 
 
-def generate(config: ConfigDict, load: Load, mesh: jax.sharding.Mesh, workdir: Path, log: RunLog) -> None:
-    """Writes `samples.npz` and `samples.png`: `config.sampling.num_samples` images, equal numbers of each class."""
+def few_step_names(config: ConfigDict) -> dict[str, tuple[float, ...]]:
+    """The times over which a flow map is sampled, by the ending of the samples' name: `_1step`, `_2step`, ..."""
+    return {f"_{len(times) - 1}step": tuple(times) for times in config.sampling.flow_map_times}
+
+
+def generate(
+    config: ConfigDict,
+    load: Load,
+    mesh: jax.sharding.Mesh,
+    workdir: Path,
+    log: RunLog,
+    *,
+    velocity: bool,
+    flow_map: str | None,
+) -> None:
+    """Writes `config.sampling.num_samples` images, equal numbers of each class, and pictures of some.
+
+    `samples.npz` with the velocity network if `velocity` (and `config.sampling.num_steps` is not 0);
+    `samples_1step.npz` and so on with the component `flow_map` if there is one.
+    """
     labels = equal_labels(config.sampling.num_samples, config.flow.num_classes)
-    with log.progress("samples", len(labels), 0) as display:
-        images = sample(config, load, mesh, labels, display.advance)
-    if jax.process_index() == 0:
-        write_samples(workdir / "samples.npz", images, labels)
-        pictures.save_png(workdir / "samples.png", pictures.class_grid(images, labels, columns=10))
-    log.say(f"samples: {len(labels)} in {workdir / 'samples.npz'}, some of them in {workdir / 'samples.png'}")
+    jobs = {}
+    if velocity and config.sampling.num_steps:
+        jobs["samples"] = ("flow", generator(config))
+    if flow_map:
+        jobs |= {f"samples{end}": (flow_map, flow_map_generator(config, t)) for end, t in few_step_names(config).items()}
+    for name, (network, generate_batch) in jobs.items():
+        with log.progress(name, len(labels), 0) as display:
+            images = sample(config, load, mesh, labels, network, generate_batch, display.advance)
+        path = workdir / f"{name}.npz"
+        if jax.process_index() == 0:
+            write_samples(path, images, labels)
+            pictures.save_png(path.with_suffix(".png"), pictures.class_grid(images, labels, columns=10))
+        log.say(f"{name}: {len(labels)} in {path}, some of them in {path.with_suffix('.png')}")
 
 
 class Features:
@@ -72,11 +98,12 @@ def _in_batches(function: Callable[[np.ndarray], np.ndarray], images: np.ndarray
 def evaluate(
     config: ConfigDict, load: Load, batches: Batches, mesh: jax.sharding.Mesh, workdir: Path, log: RunLog
 ) -> dict[str, float]:
-    """The numbers that `config.evaluation` asks for, of the samples in `samples.npz` and of the trained parts.
+    """The numbers that `config.evaluation` asks for, of the samples in `samples*.npz` and of the trained parts.
 
     Returns:
       `reconstruction_psnr` (dB, held-out), `linear_probe_accuracy` (held-out), `frechet_samples` and `frechet_train`
-      (distances of samples and of training images to held-out ones), `judge_accuracy` and `label_agreement`.
+      (distances of samples and of training images to held-out ones), `judge_accuracy` and `label_agreement`; with a
+      flow map's samples also `frechet_samples_1step`, `label_agreement_1step`, and so on.
     """
     wanted, batch_size, results = config.evaluation, config.sampling.batch_size, {}
     held_out, held_out_labels = _epoch(batches("test", batch_size))
@@ -91,7 +118,8 @@ def evaluate(
     if not (wanted.linear_probe or wanted.frechet or wanted.judge):
         return results
     train, train_labels = _epoch(batches("train", batch_size))
-    samples = read_samples(workdir / "samples.npz") if (workdir / "samples.npz").exists() else None
+    files = {end: workdir / f"samples{end}.npz" for end in ("", *few_step_names(config))}
+    samples = {end: read_samples(file) for end, file in files.items() if file.exists()}
     if wanted.linear_probe or wanted.frechet:
         features = Features(config, load, mesh)
         of_train, of_held_out = (_in_batches(features.of, x, batch_size) for x in (train, held_out))
@@ -101,14 +129,14 @@ def evaluate(
         require_samples(len(held_out), of_held_out.shape[1], "the Fréchet distance")
         reference = Moments.of(of_held_out).gaussian()
         results["frechet_train"] = frechet_distance(Moments.of(of_train).gaussian(), reference)
-        if samples is not None:
-            of_samples = _in_batches(features.of, samples.images, batch_size)
-            results["frechet_samples"] = frechet_distance(Moments.of(of_samples).gaussian(), reference)
+        for end, these in samples.items():
+            of_samples = _in_batches(features.of, these.images, batch_size)
+            results[f"frechet_samples{end}"] = frechet_distance(Moments.of(of_samples).gaussian(), reference)
     if wanted.judge:
         judge = train_judge(train, train_labels, held_out, held_out_labels)
         results["judge_accuracy"] = judge.accuracy
-        if samples is not None:
-            results["label_agreement"] = judge.agreement(samples.images, samples.labels)
+        for end, these in samples.items():
+            results[f"label_agreement{end}"] = judge.agreement(these.images, these.labels)
     return results
 
 

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from rae_jax.models.autoencoder import to_uint8
 from rae_jax.training import components, sharding
-from rae_jax.training.generator import generator, sample_keys
+from rae_jax.training.generator import Generator, sample_keys
 
 Load = Callable[[str, Any], Any]
 
@@ -26,6 +26,8 @@ def load_components(config: ConfigDict, load: Load, *names: str) -> dict[str, An
         "decoder": components.decoder_init,
         "stats": components.stats_init,
         "flow": components.flow_init,
+        "mid_training": components.flow_map_init,
+        "flow_map": components.flow_map_init,
     }
     return {name: load(name, jax.eval_shape(inits[name](config), jax.random.key(0))) for name in names}
 
@@ -35,27 +37,30 @@ def sample(
     load: Load,
     mesh: jax.sharding.Mesh,
     labels: np.ndarray,
+    network: str,
+    generate: Generator,
     on_batch: Callable[[int], None] = lambda done: None,
 ) -> np.ndarray:
     """Images uint8 `[len(labels), H, W, 3]`; sample i is fixed by (seed, i, label).
 
+    `generate` makes them with the parameters of the component `network`.
     `on_batch` is told how many samples are done. One compiled program samples and decodes a batch.
     """
-    weights = load_components(config, load, "flow", "stats", "decoder")
-    flow = weights.pop("flow")
+    weights = load_components(config, load, network, "stats", "decoder")
+    params = weights.pop(network)
     shards = sharding.num_batch_shards(mesh)
     batch_size = -(-min(config.sampling.batch_size, len(labels)) // shards) * shards
-    rows, generate = sharding.batch_sharding(mesh), generator(config)
+    rows = sharding.batch_sharding(mesh)
 
     @jax.jit
-    def run(flow: Any, frozen: Any, indices: jax.Array, labels: jax.Array) -> jax.Array:
-        return to_uint8(generate(flow, frozen, sample_keys(config.seed, indices), labels))
+    def run(params: Any, frozen: Any, indices: jax.Array, labels: jax.Array) -> jax.Array:
+        return to_uint8(generate(params, frozen, sample_keys(config.seed, indices), labels))
 
     images = []
     for start in range(0, len(labels), batch_size):
         indices = np.arange(start, start + batch_size, dtype=np.int32)
         wanted = labels[np.minimum(indices, len(labels) - 1)]
-        batch = run(flow, weights, sharding.place(indices, rows), sharding.place(wanted, rows))
+        batch = run(params, weights, sharding.place(indices, rows), sharding.place(wanted, rows))
         images.append(sharding.to_host(batch))
         on_batch(min(start + batch_size, len(labels)))
     return np.concatenate(images)[: len(labels)]

@@ -2,14 +2,24 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from rae_jax.interop.layout import IDENTITY, LINEAR, Rule, Tensors, export_params, import_params, without_leading
+from rae_jax.interop.layout import (
+    IDENTITY,
+    LINEAR,
+    Rule,
+    Tensors,
+    count_blocks,
+    export_params,
+    import_params,
+    without_leading,
+)
 from rae_jax.interop.vit import block_rules
-from rae_jax.models.vit import sincos_table
+from rae_jax.models.embeddings import sincos_table
 
 # The checkpoints do not hold the number of heads; these are the published decoders'.
 NUM_HEADS = {512: 16, 768: 12, 1024: 16, 1152: 16}
@@ -51,7 +61,7 @@ def identify(names: Mapping[str, Any]) -> str:
       ValueError: neither's.
     """
     for source, candidate in NAMES.items():
-        if f"decoder_layers.0.{candidate.query}.weight" in names:
+        if any(re.fullmatch(rf"decoder_layers\.\d+\.{re.escape(candidate.query)}\.weight", name) for name in names):
             return source
     raise ValueError(
         "the tensors are of no known decoder (decoder_layers.0.attention... without prefix); "
@@ -78,15 +88,12 @@ def architecture(
         raise ValueError(f"the file has no {POSITIONS}; give grid_size, the image's side in patches")
     if num_heads is None and width not in NUM_HEADS:
         raise ValueError(f"no published decoder has width {width}; give num_heads")
-    depth = 0
-    while f"decoder_layers.{depth}.output.dense.weight" in tensors:
-        depth += 1
     spacing = {"position_spacing": DIFFUSERS_POSITION_RANGE / grid_size} if source == "diffusers" else {}
     return {
         "grid_size": grid_size,
         "patch_size": math.isqrt(pixels // 3),
         "width": width,
-        "depth": depth,
+        "depth": count_blocks(tensors, "decoder_layers.{}."),
         "num_heads": num_heads or NUM_HEADS[width],
         "mlp_dim": tensors["decoder_layers.0.output.dense.weight"].shape[1],
         "qkv_bias": f"decoder_layers.0.{NAMES[source].query}.bias" in tensors,
@@ -120,7 +127,7 @@ def import_decoder(
     found = architecture(tensors, grid_size, num_heads)
     params, carried = import_params(tensors, rules(identify(tensors), found), (POSITIONS,), like)
     if POSITIONS in carried:
-        fixed = sincos_table(found["grid_size"], found["width"])[None]
+        fixed = sincos_table(found["grid_size"], found["width"], class_token=True)[None]
         if not np.allclose(carried[POSITIONS], fixed, atol=1e-5):
             raise ValueError(f"{POSITIONS} is not the sine-cosine table of a {found['grid_size']}-patch grid")
     return found, params, carried
@@ -147,5 +154,5 @@ def export_decoder(
         )
     tensors = export_params(params, rules(source, architecture), carried)
     if source == "official" and POSITIONS not in tensors:
-        tensors[POSITIONS] = sincos_table(grid_size, architecture["width"], spacing)[None]
+        tensors[POSITIONS] = sincos_table(grid_size, architecture["width"], spacing=spacing, class_token=True)[None]
     return tensors

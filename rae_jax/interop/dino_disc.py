@@ -24,7 +24,7 @@ from rae_jax.interop.layout import (
 )
 
 # DINO's own final norm, which the discriminator does not use, and constants of its input scaling.
-DINO_CARRIED = (r"norm\..*", r"x_scale", r"x_shift")
+DINO_CARRIED = (r"norm\.(weight|bias)", r"x_scale", r"x_shift")
 _CONVOLUTIONS = {"0.0": "first", "1.fn.0": "residual", "2": "logit"}
 _NORMS = {"0.1": "first_norm", "1.fn.1": "residual_norm"}
 

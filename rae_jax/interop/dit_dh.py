@@ -32,11 +32,14 @@ def architecture(tensors: Mapping[str, np.ndarray], head_depth: int | None = Non
     num_tokens, head_dim = tensors[backbone_table].shape
     num_blocks = lightning_dit.count_blocks(tensors)
 
-    def shapes(block: int) -> list[tuple[int, ...]]:
-        names = [f"blocks.{block}.attn.{part}.weight" for part in ("qkv", "q_norm")]
-        return [np.shape(tensors[name]) for name in names if name in tensors]
+    def shapes(block: int) -> dict[str, tuple[int, ...]]:
+        names = {part: f"blocks.{block}.attn.{part}.weight" for part in ("qkv", "proj", "q_norm")}
+        return {part: np.shape(tensors[name]) for part, name in names.items() if name in tensors}
 
-    unlike_first = [block for block in range(num_blocks) if shapes(block) not in ([], shapes(0))]
+    first = shapes(0)
+    unlike_first = [
+        block for block in range(num_blocks) if any(first.get(part, s) != s for part, s in shapes(block).items())
+    ]
     depth = unlike_first[0] if unlike_first else num_blocks - (head_depth or HEAD["head_depth"])
     if depth < 1:
         raise ValueError(f"{num_blocks} blocks in all leave no backbone before the head; give head_depth")

@@ -194,6 +194,12 @@ def unstack_blocks(params: Mapping[str, Any]) -> dict[str, Any]:
     return unstacked
 
 
+def count_blocks(names: Iterable[str], block: str) -> int:
+    """How many blocks there are, from the highest number in names that begin with `block`, as `"encoder.layer.{}."`."""
+    pattern = re.compile(re.escape(block).replace(r"\{\}", r"(\d+)"))
+    return max((int(found[1]) + 1 for name in names if (found := pattern.match(name))), default=0)
+
+
 def nearest_names(name: str, candidates: Iterable[str]) -> str:
     """`"; nearest: ..."` with the candidate that `name` may have been meant to be, or nothing; for error messages."""
     near = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.7)

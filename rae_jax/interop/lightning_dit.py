@@ -51,7 +51,7 @@ def architecture(tensors: Mapping[str, np.ndarray], num_heads: int | None = None
         "depth": count_blocks(tensors),
         "num_heads": num_heads or width // head_width(tensors, "blocks.0.", ROTARY_TABLE, width),
         "patch_size": patch_size,
-        "rope": f"{ROTARY_TABLE}.freqs_cos" in tensors,
+        "rope": any(name.startswith(f"{ROTARY_TABLE}.") for name in tensors),
         "learn_sigma": tensors[final].shape[0] == 2 * in_channels * patch_size**2,
         **block_options(tensors, {"blocks.0.": width}),
     }
@@ -72,11 +72,18 @@ def count_blocks(tensors: Mapping[str, np.ndarray]) -> int:
     return len({match[1] for name in tensors if (match := re.match(r"blocks\.(\d+)\.", name))})
 
 
+def in_any_block(tensors: Mapping[str, np.ndarray], name: str) -> bool:
+    """Whether some block has a tensor of that name, so that one block without it is found to be damaged."""
+    return any(re.fullmatch(rf"blocks\.\d+\.{re.escape(name)}", other) for other in tensors)
+
+
 def head_width(tensors: Mapping[str, np.ndarray], block: str, table: str, width: int) -> int:
     """Width of one attention head of `block`: from the rotary table, the query norm, or the published sizes."""
-    if f"{table}.freqs_cos" in tensors:
+    if any(name.startswith(f"{table}.") for name in tensors):
+        require(tensors, f"{table}.freqs_cos")
         return tensors[f"{table}.freqs_cos"].shape[1]
-    if f"{block}attn.q_norm.weight" in tensors:
+    if in_any_block(tensors, "attn.q_norm.weight"):
+        require(tensors, f"{block}attn.q_norm.weight")
         return tensors[f"{block}attn.q_norm.weight"].shape[0]
     published = {size["width"]: size["num_heads"] for size in SIZES.values()}
     if width not in published:
@@ -88,16 +95,15 @@ def head_width(tensors: Mapping[str, np.ndarray], block: str, table: str, width:
 
 def block_options(tensors: Mapping[str, np.ndarray], widths: Mapping[str, int]) -> dict[str, Any]:
     """The options that all blocks share, from some blocks (`prefix -> width`)."""
-    first = next(iter(widths))
-    swiglu = f"{first}mlp.w12.weight" in tensors
+    swiglu = in_any_block(tensors, "mlp.w12.weight")
     down = "mlp.w3.weight" if swiglu else "mlp.fc2.weight"
     require(tensors, *(f"{block}{down}" for block in widths))
     hidden = {width: tensors[f"{block}{down}"].shape[1] for block, width in widths.items()}
     return {
         "mlp_ratio": mlp_ratio(hidden, swiglu),
-        "qk_norm": f"{first}attn.q_norm.weight" in tensors,
+        "qk_norm": in_any_block(tensors, "attn.q_norm.weight"),
         "swiglu": swiglu,
-        "rms_norm": f"{first}norm1.weight" in tensors,
+        "rms_norm": in_any_block(tensors, "norm1.weight"),
         "flow_map": "r_embedder.W" in tensors,
     }
 
@@ -223,6 +229,10 @@ def tables(architecture: Mapping[str, Any]) -> Tensors:
 
 def check_tables(carried: Tensors, computed: Tensors) -> None:
     """Raises a ValueError unless the carried tables are those that our modules compute."""
+    if missing := sorted(computed.keys() - carried.keys()):
+        raise ValueError(
+            "the checkpoint does not fit this model:\n  " + "\n  ".join(f"missing    {m}" for m in missing)
+        )
     for name, table in carried.items():
         expected = computed.get(name)
         if expected is None or expected.shape != table.shape or not np.allclose(expected, table, atol=1e-4):

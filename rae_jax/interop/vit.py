@@ -7,6 +7,7 @@ Published files use the names of transformers 4; those that transformers 5 keeps
 
 import dataclasses
 import math
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -19,6 +20,7 @@ from rae_jax.interop.layout import (
     Rule,
     Tensors,
     bias_to_heads,
+    count_blocks,
     export_params,
     fused,
     import_params,
@@ -50,7 +52,7 @@ class Names:
     down: str
     gate: str = ""
     # Tensors that RAE has no use for: masking, norms replaced by ones without parameters, pooling.
-    carried: tuple[str, ...] = (r"layernorm\..*",)
+    carried: tuple[str, ...] = (r"layernorm\.(weight|bias)",)
 
 
 _DINOV2 = Names(
@@ -66,7 +68,7 @@ _DINOV2 = Names(
     mlp_norm="norm2",
     up="mlp.fc1",
     down="mlp.fc2",
-    carried=(r"layernorm\..*", r"embeddings\.mask_token"),
+    carried=(r"layernorm\.(weight|bias)", r"embeddings\.mask_token"),
 )
 _MAE = dataclasses.replace(
     _DINOV2,
@@ -74,7 +76,7 @@ _MAE = dataclasses.replace(
     mlp_norm="layernorm_after",
     up="intermediate.dense",
     down="output.dense",
-    carried=(r"layernorm\..*",),
+    carried=(r"layernorm\.(weight|bias)",),
 )
 _SIGLIP = Names(
     patch="embeddings.patch_embedding",
@@ -89,7 +91,12 @@ _SIGLIP = Names(
     mlp_norm="layer_norm2",
     up="mlp.fc1",
     down="mlp.fc2",
-    carried=(r"post_layernorm\..*", r"head\..*"),
+    carried=(
+        r"post_layernorm\.(weight|bias)",
+        r"head\.probe",
+        r"head\.attention\.(in_proj_|out_proj\.)(weight|bias)",
+        r"head\.(layernorm|mlp\.fc1|mlp\.fc2)\.(weight|bias)",
+    ),
 )
 _PROJECTIONS_5 = {
     "query": "attention.q_proj",
@@ -124,11 +131,12 @@ def identify(names: Iterable[str]) -> tuple[str, int]:
     Raises:
       ValueError: they are of no encoder known here.
     """
-    names = set(names)
+    names = list(names)
+    # Of any block: a file in which a tensor of one block is missing is still known for what it is.
+    anywhere = {re.sub(r"\b\d+\b", "{}", name, count=1) for name in names}
     for key, candidate in NAMES.items():
-        first = candidate.block.format(0)
-        wanted = {f"{first}{part}.weight" for part in (candidate.query, candidate.down, candidate.attention_norm)}
-        if wanted <= names:
+        parts = (candidate.query, candidate.down, candidate.attention_norm)
+        if {f"{candidate.block}{part}.weight" for part in parts} <= anywhere:
             return key
     raise ValueError(
         "the tensors are of no known encoder (DINOv2, SigLIP or MAE as Hugging Face names them, without prefix); "
@@ -155,9 +163,7 @@ def architecture(tensors: Mapping[str, np.ndarray], num_heads: int | None = None
         # Only the checkpoints with registers were made for antialiased positions.
         interpolation = "bicubic" if registers is None else "bicubic_antialias"
         options = {**options, "position_interpolation": interpolation}
-    depth = 0
-    while f"{names.block.format(depth)}{names.attention_norm}.weight" in tensors:
-        depth += 1
+    depth = count_blocks(tensors, names.block)
     down = tensors[f"{names.block.format(0)}{names.down}.weight"]
     return {
         "image_size": math.isqrt(num_positions) * patch_size,

@@ -1,36 +1,51 @@
 """Weights directories: how trained or imported parameters are kept on disk for other stages, runs and tools.
 
-A directory holds `weights.safetensors`, with a float32 tensor for each parameter under its path
-(`blocks_0/mlp/up/kernel`), and `weights.json`, which says what they are. Blocks are always stored one by one, whether the model scans them or not.
+A directory holds `weights.safetensors`, with a tensor for each parameter under its path (`blocks_0/mlp/up/kernel`), and
+`weights.json`, which says what they are: the stage and config that trained them, or the kind of official checkpoint they
+come from, with the architecture in it. What such a checkpoint holds beside parameters is in `carried.safetensors`.
+Blocks are always stored one by one, whether the model scans them or not. Trained tensors are float32, imported ones of
+the dtype they had, so that an export returns the same file; `load_weights` makes all of them float32.
 """
 
-import difflib
 import json
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import numpy as np
 from flax.traverse_util import unflatten_dict
-from safetensors import safe_open
-from safetensors.numpy import save_file
 
-from rae_jax.interop.layout import flatten, stack_blocks, unstack_blocks
+from rae_jax.interop import kinds
+from rae_jax.interop.checkpoint_files import read_safetensors, read_tensors, write_safetensors
+from rae_jax.interop.kinds import Model
+from rae_jax.interop.layout import Tensors, flatten, nearest_names, stack_blocks, unstack_blocks
 
-TENSORS, DESCRIPTION = "weights.safetensors", "weights.json"
+TENSORS, CARRIED, DESCRIPTION = "weights.safetensors", "carried.safetensors", "weights.json"
 
 
-def save_weights(directory: str | Path, params: Any, description: dict[str, Any]) -> None:
-    """Writes `params` (nested dict of arrays) to `directory`, whole or not at all, replacing what was there."""
+def save_weights(
+    directory: str | Path, params: Any, description: dict[str, Any], carried: Mapping[str, np.ndarray] | None = None
+) -> None:
+    """Writes `params` (nested dict of arrays) to `directory`, whole or not at all, replacing the weights there.
+
+    Raises:
+      ValueError: the directory holds something else than weights.
+    """
     directory = Path(directory)
+    if directory.exists() and not is_weights(directory) and (not directory.is_dir() or any(directory.iterdir())):
+        raise ValueError(f"{directory} exists and is no weights directory; it is not overwritten")
     directory.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
     try:
-        flat = flatten(unstack_blocks(params) if "blocks" in params else params)
-        save_file({name: np.ascontiguousarray(value) for name, value in flat.items()}, temporary / TENSORS)
+        write_safetensors(temporary / TENSORS, flatten(unstack_blocks(params)))
+        if carried:
+            write_safetensors(temporary / CARRIED, carried)
         (temporary / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
+        temporary.chmod(0o755)
         if directory.exists():
             shutil.rmtree(directory)
         os.replace(temporary, directory)
@@ -38,38 +53,149 @@ def save_weights(directory: str | Path, params: Any, description: dict[str, Any]
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def load_weights(directory: str | Path, structure: Any, component: str) -> Any:
-    """The parameters in `directory`, arranged as `structure` (nested dict of things with a shape).
+def save_model(directory: str | Path, kind: str, model: Model) -> None:
+    """Writes a model imported from an official checkpoint of `kind`; errors as `save_weights`."""
+    described = {"kind": kind, "architecture": model.architecture, "names": model.names}
+    save_weights(directory, model.params, described, model.carried)
+
+
+def is_weights(directory: str | Path) -> bool:
+    """Whether `directory` is a weights directory."""
+    return (Path(directory) / TENSORS).is_file() and (Path(directory) / DESCRIPTION).is_file()
+
+
+def read_weights(directory: str | Path) -> tuple[dict[str, Any], Tensors, Tensors]:
+    """`(description, parameters by path, carried tensors)`; the arrays are memory-mapped.
 
     Raises:
-      ValueError: no such weights, or names or shapes that differ from the structure's; all differences are listed.
+      ValueError: a file is damaged.
     """
-    path = Path(directory) / TENSORS
-    if not path.is_file():
-        raise ValueError(f"config.{component}.weights={str(directory)!r}: there is no {TENSORS} in it")
-    with safe_open(path, framework="numpy") as file:
-        stored = unflatten_dict({name: file.get_tensor(name) for name in file.keys()}, sep="/")  # noqa: SIM118
-    stored = flatten(stack_blocks(stored) if "blocks" in structure else stored)
+    directory = Path(directory)
+    try:
+        description = json.loads((directory / DESCRIPTION).read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{directory / DESCRIPTION} is damaged: {error}") from None
+    carried = read_safetensors(directory / CARRIED) if (directory / CARRIED).exists() else {}
+    return description, read_safetensors(directory / TENSORS), carried
+
+
+def read_model(directory: str | Path) -> tuple[str, Model]:
+    """`(kind, model)` as `save_model` wrote them.
+
+    Raises:
+      ValueError: a file is damaged, or the weights were trained here.
+    """
+    description, tensors, carried = read_weights(directory)
+    if "kind" not in description:
+        raise ValueError(f"{directory} was not imported: {DESCRIPTION} names no kind")
+    names = description["names"]
+    model = Model(_tuples(description["architecture"]), unflatten_dict(tensors, sep="/"), carried, names)
+    return description["kind"], model
+
+
+def load_weights(source: str | Path, structure: Any, component: str, module: nn.Module | None = None) -> Any:
+    """The parameters in a weights directory or an official checkpoint, float32, arranged as `structure`.
+
+    Args:
+      source: the directory or file.
+      structure: nested dict of things with a shape.
+      component: the config's section, for errors.
+      module: the component's module, if it is one: its architecture must be that of an imported checkpoint.
+
+    Raises:
+      ValueError: no such weights, or an architecture, names or shapes that differ; all differences are listed.
+    """
+    where = f"config.{component}.weights={str(source)!r}"
+    try:
+        if is_weights(source):
+            description, stored, _ = read_weights(source)
+            kind, architecture = description.get("kind"), _tuples(description.get("architecture"))
+        else:
+            tensors = read_tensors(source)
+            kind = kinds.identify(tensors)
+            model = kinds.import_model(kind, tensors, **_options(kind, module))
+            stored, architecture = flatten(model.params), model.architecture
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+    if kind is not None:
+        part = _part(kind, module, where)
+        prefix = f"{part}/" if part else ""
+        stored = {name.removeprefix(prefix): value for name, value in stored.items() if name.startswith(prefix)}
+        if module is not None:
+            _check_architecture(module, architecture[part] if part else architecture, where, component)
+    stored = flatten(stack_blocks(unflatten_dict(stored, sep="/"), structure))
     expected = flatten(structure)
+    if expected.keys() == {"mean", "variance"}:
+        stored = _latent_statistics(stored, expected)
+    if problems := _problems(stored, expected):
+        raise ValueError(f"{where} does not fit config.{component}.model:\n  " + "\n  ".join(problems))
+    return unflatten_dict({name: np.array(value, np.float32) for name, value in stored.items()}, sep="/")
+
+
+def architecture_of(module: nn.Module) -> dict[str, Any]:
+    """The arguments that `module` was made with and that change what it computes."""
+    return kinds.settings(type(module), vars(module)) | {
+        name: getattr(module, name) for name in ("mlp_ratio",) if hasattr(module, name)
+    }
+
+
+def _options(kind: str, module: nn.Module | None) -> dict[str, Any]:
+    """What the config knows of the options that the tensors of `kind` may not tell."""
+    parts = {type_: part for part, type_ in kinds.find(kind).modules.items()}
+    mine = parts.get(type(module))
+    paths = {option: ("", *path)[-2:] for option, path in kinds.find(kind).options.items()}
+    return {option: getattr(module, field) for option, (part, field) in paths.items() if part == mine}
+
+
+def _part(kind: str, module: nn.Module | None, where: str) -> str:
+    """The part of a checkpoint of `kind` that is a `module`."""
+    wanted = None if module is None else type(module)
+    for part, offered in kinds.find(kind).modules.items():
+        if offered is wanted:
+            return part
+    name = "latent statistics" if wanted is None else f"a {wanted.__name__}"
+    raise ValueError(f"{where} is a checkpoint of kind {kind!r}, which holds no {name.removeprefix('a ')}")
+
+
+def _check_architecture(module: nn.Module, architecture: Mapping[str, Any], where: str, component: str) -> None:
+    if found := kinds.differences(type(module), vars(module), architecture):
+        raise ValueError(
+            f"{where} does not fit config.{component}:\n  "
+            + "\n  ".join(f"{field} is {ours!r} in the config, {theirs!r} in the file" for field, ours, theirs in found)
+        )
+
+
+def _latent_statistics(stored: Tensors, expected: Mapping[str, Any]) -> Tensors:
+    """Statistics with a missing mean as zeros, and those of a channel repeated over the tokens."""
+    if "variance" in stored and "mean" not in stored:
+        stored = {**stored, "mean": np.zeros_like(stored["variance"])}
+    return {
+        name: np.broadcast_to(value, expected[name].shape)
+        if name in expected and value.shape == (1, expected[name].shape[-1])
+        else value
+        for name, value in stored.items()
+    }
+
+
+def _problems(stored: Mapping[str, np.ndarray], expected: Mapping[str, Any]) -> list[str]:
     problems = [
-        f"missing    {name} {tuple(expected[name].shape)}{_nearest(name, stored)}" for name in expected.keys() - stored
+        f"missing    {name} {tuple(expected[name].shape)}{nearest_names(name, stored)}"
+        for name in expected.keys() - stored.keys()
     ]
     problems += [
-        f"unexpected {name} {stored[name].shape}{_nearest(name, expected)}" for name in stored.keys() - expected
+        f"unexpected {name} {stored[name].shape}{nearest_names(name, expected)}"
+        for name in stored.keys() - expected.keys()
     ]
     problems += [
         f"misshapen  {name}: {stored[name].shape}, the model has {tuple(expected[name].shape)}"
-        for name in stored.keys() & expected
+        for name in stored.keys() & expected.keys()
         if stored[name].shape != tuple(expected[name].shape)
     ]
-    if problems:
-        raise ValueError(
-            f"config.{component}.weights={str(directory)!r} does not fit config.{component}.model:\n  "
-            + "\n  ".join(sorted(problems))
-        )
-    return unflatten_dict(stored, sep="/")
+    return sorted(problems)
 
 
-def _nearest(name: str, candidates: Any) -> str:
-    near = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.7)
-    return f"; nearest: {near[0]}" if near else ""
+def _tuples(value: Any) -> Any:
+    """`value` with tuples where JSON has lists, as modules' arguments have them."""
+    if isinstance(value, list):
+        return tuple(_tuples(item) for item in value)
+    return {name: _tuples(item) for name, item in value.items()} if isinstance(value, dict) else value

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
+from rae_jax.models.embeddings import sincos_table
 from rae_jax.models.layers import LayerNorm, apply_blocks, dense, named
-from rae_jax.models.vit import Block, sincos_table, trunc_normal
+from rae_jax.models.vit import Block, trunc_normal
 
 SIZES = {
     "b": {"width": 768, "depth": 12, "num_heads": 12, "mlp_dim": 3072},
@@ -61,7 +62,7 @@ class ViTDecoder(nn.Module):
         x = jnp.concatenate([jnp.broadcast_to(token, (x.shape[0], *token.shape)), x], axis=1)
         x = apply_blocks(
             Block,
-            x + sincos_table(self.grid_size, self.width, self.position_spacing),
+            x + sincos_table(self.grid_size, self.width, spacing=self.position_spacing, class_token=True),
             depth=self.depth,
             scan=self.scan,
             remat=self.remat,

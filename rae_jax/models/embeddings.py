@@ -13,11 +13,12 @@ from rae_jax.models.layers import Initializer, named
 linear_default = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
-def sincos_table(grid_size: int, width: int) -> np.ndarray:
+def sincos_table(grid_size: int, width: int, *, spacing: float = 1.0, class_token: bool = False) -> np.ndarray:
     """The fixed 2-D sine-cosine positions `[grid_size^2, width]`, float32, of a row-major square grid.
 
     The first half of the channels encodes the column, the second the row; each half is sines, then cosines, of the
-    position times `10000^(-i / (width / 4))`.
+    position times `10000^(-i / (width / 4))`. Neighbours are `spacing` apart. With `class_token` a row of zeros goes
+    first, as in Vision Transformers.
 
     Raises:
       ValueError: `width` is not divisible by 4.
@@ -26,8 +27,9 @@ def sincos_table(grid_size: int, width: int) -> np.ndarray:
         raise ValueError(f"sine-cosine positions need a width divisible by 4, got {width}")
     frequencies = 1.0 / 10000 ** (np.arange(width // 4) / (width / 4))
     row, column = np.divmod(np.arange(grid_size**2), grid_size)
-    angles = [position[:, None] * frequencies for position in (column, row)]
-    return np.concatenate([f(angle) for angle in angles for f in (np.sin, np.cos)], axis=1).astype(np.float32)
+    angles = [position[:, None] * spacing * frequencies for position in (column, row)]
+    table = np.concatenate([f(angle) for angle in angles for f in (np.sin, np.cos)], axis=1)
+    return np.pad(table, ((int(class_token), 0), (0, 0))).astype(np.float32)
 
 
 def rotary_table(grid_size: int, head_dim: int) -> tuple[np.ndarray, np.ndarray]:

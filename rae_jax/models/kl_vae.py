@@ -1,4 +1,4 @@
-"""The KL-regularised convolutional autoencoder of Stable Diffusion: a baseline's latent space, and a decoder for others.
+"""The KL-regularised convolutional autoencoder of Stable Diffusion: a baseline, and a decoder for others.
 
 Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models" (2022). Feature maps are `[B, h, w, C]`;
 levels are counted from the full resolution, each next one half as large.
@@ -212,8 +212,8 @@ class KLVAE(nn.Module):
       num_groups: of every group norm.
       out_channels: of the decoded images.
       quant, post_quant: whether a linear map of the channels follows the encoder and precedes the decoder.
-      scaling_factor: the latent outside is the network's times this number, which gives a published model's latent about
-        unit variance; 1 while the autoencoder itself is trained.
+      scaling_factor: the latent outside is the network's times this number, which gives a published model's latent
+        about unit variance; 1 while the autoencoder itself is trained.
       dtype: of convolutions and products, except the last of each half.
     """
 

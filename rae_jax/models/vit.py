@@ -7,9 +7,9 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from einops import rearrange
 
+from rae_jax.models.embeddings import sincos_table
 from rae_jax.models.layers import MLP, Attention, LayerNorm, SwiGLU, apply_blocks, dense, gelu_exact, gelu_tanh, named
 
 trunc_normal = nn.initializers.truncated_normal(0.02)
@@ -26,25 +26,6 @@ def choice(field: str, value: str, table: dict[str, Any]) -> Any:
     if value not in table:
         raise ValueError(f"{field}={value!r} is not one of {sorted(table)}")
     return table[value]
-
-
-def sincos_table(grid_size: int, width: int, spacing: float = 1.0) -> np.ndarray:
-    """The fixed 2-D sine-cosine positions of MAE, `[1 + grid_size^2, width]`, row 0 (the class token's) zero.
-
-    The first half of the channels encodes the column, the second the row; each half is sines, then cosines, of the
-    position times `10000^(-i / (width / 4))`. Neighbours are `spacing` apart.
-    """
-    if width % 4:
-        raise ValueError(f"sine-cosine positions need a width divisible by 4, got {width}")
-    frequencies = 1.0 / 10000 ** (np.arange(width // 4) / (width / 4))
-    row, column = np.meshgrid(*[np.arange(grid_size) * spacing] * 2, indexing="ij")
-
-    def encode(position: np.ndarray) -> np.ndarray:
-        angle = position.reshape(-1, 1) * frequencies
-        return np.concatenate([np.sin(angle), np.cos(angle)], axis=1)
-
-    table = np.concatenate([encode(column), encode(row)], axis=1)
-    return np.concatenate([np.zeros((1, width)), table]).astype(np.float32)
 
 
 class Block(nn.Module):
@@ -132,7 +113,7 @@ class Embedding(nn.Module):
         first = 1 if self.cls_token else 0
 
         def fixed(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
-            return jnp.asarray(sincos_table(side, self.width)[1 - first :], dtype)
+            return jnp.asarray(sincos_table(side, self.width, class_token=self.cls_token), dtype)
 
         init = choice("positions", self.positions, {"learned": trunc_normal, "sincos": fixed})
         table = self.param("position_embedding", named(init, "tokens", "embed"), (first + side * side, self.width))

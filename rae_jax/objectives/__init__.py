@@ -1,10 +1,12 @@
 """One file an objective: each gives a loss and one train_step, and `make(config, stage)` builds it from its section."""
 
-from rae_jax.objectives import latent_statistics, masked_autoencoding, reconstruction, velocity
+from rae_jax.objectives import cmt, latent_statistics, masked_autoencoding, meanflow, reconstruction, velocity
 
 OBJECTIVES = {
+    "consistency_mid_training": cmt.make,
     "latent_statistics": latent_statistics.make,
     "masked_autoencoding": masked_autoencoding.make,
+    "meanflow": meanflow.make,
     "reconstruction": reconstruction.make,
     "velocity": velocity.make,
 }

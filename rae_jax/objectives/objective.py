@@ -12,6 +12,7 @@ from einops import rearrange
 from ml_collections import ConfigDict
 
 from rae_jax.training.optimizer import make_optimizer
+from rae_jax.training.sharding import unbox
 from rae_jax.training.state import TrainState, update_ema
 
 Params = Any
@@ -29,20 +30,34 @@ class Objective:
       train_step: `(state, batch) -> (state, metrics)`; pure, metrics are float32 scalars.
       frozen: components whose trained parameters the step needs in `state.frozen`: name -> function of a key that
         makes parameters of the same structure (traced abstractly only).
+      initial: likewise, components whose trained parameters the stage starts from; they are not kept.
+      begin: `(params, {name: initial parameters}) -> params` of the first step. Only called if there are `initial` ones.
       wanted: likewise, components that only `pictures` needs; without them there are no pictures.
       result: `state -> parameters` that the stage leaves to later ones.
       pictures: `(state, batch) -> {name: images [M, H, W, 3] in [0, 1]}`, or None. Either versions of the same images,
         "original" among them, or "samples" with their "label" `[M]`.
+      likely_cause: what to say first if the stage diverges.
       one_epoch: the stage makes one exact pass over the data in order (with `mask`) instead of `train.steps` steps.
     """
 
     init: Callable[[jax.Array, Batch], TrainState]
     train_step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
     frozen: dict[str, Callable[[jax.Array], Params]]
+    initial: dict[str, Callable[[jax.Array], Params]] = dataclasses.field(default_factory=dict)
+    begin: Callable[[Params, dict[str, Params]], Params] = lambda params, initial: params
     wanted: dict[str, Callable[[jax.Array], Params]] = dataclasses.field(default_factory=dict)
     result: Callable[[TrainState], Params] = lambda state: state.ema_params
     pictures: Callable[[TrainState, Batch], dict[str, jax.Array]] | None = None
+    likely_cause: str = ""
     one_epoch: bool = False
+
+    def first_state(self, key: jax.Array, batch: Batch, initial: dict[str, Params]) -> TrainState:
+        """The state before the first step; parameters are plain arrays, as in `initial`."""
+        state = unbox(self.init(key, batch))
+        if not self.initial:
+            return state
+        params = self.begin(state.params, initial)
+        return state.replace(params=params, ema_params=jax.tree.map(jnp.array, params))
 
 
 def stage_key(seed: int, stage: str) -> jax.Array:

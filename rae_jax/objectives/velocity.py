@@ -3,6 +3,8 @@
 `x_t = (1 - t) z + t eps`; the network predicts `v = eps - z` and the loss is the mean squared error.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
@@ -12,8 +14,7 @@ from rae_jax.flow.times import sample_times
 from rae_jax.models.autoencoder import LatentStatistics
 from rae_jax.objectives.objective import Batch, Metrics, Objective, Params, single_network, stage_key, to_float
 from rae_jax.training import components
-from rae_jax.training.generator import generator, sample_keys
-from rae_jax.training.state import TrainState
+from rae_jax.training.generator import class_samples, generator
 
 
 def drop_labels(key: jax.Array, labels: jax.Array, probability: float, null_label: int) -> jax.Array:
@@ -21,18 +22,27 @@ def drop_labels(key: jax.Array, labels: jax.Array, probability: float, null_labe
     return jnp.where(jax.random.bernoulli(key, probability, labels.shape), null_label, labels)
 
 
+def latent_encoder(config: ConfigDict) -> Callable[[dict[str, Params], Batch], jax.Array]:
+    """`({"encoder", "stats"}, batch) -> z [B, N, C]`, the normalised latents of a batch's images."""
+    autoencoder = components.autoencoder(config)
+
+    def encode(frozen: dict[str, Params], batch: Batch) -> jax.Array:
+        encoder = {"params": {"encoder": frozen["encoder"]}}
+        return autoencoder.apply(encoder, to_float(batch), LatentStatistics(**frozen["stats"]), method="encode")
+
+    return encode
+
+
 def make(config: ConfigDict, stage: str) -> Objective:
     """The objective of `stage`."""
     section = config[stage]
-    autoencoder = components.autoencoder(config)
+    encode = latent_encoder(config)
     model = components.velocity_model(config)
     shift = components.time_shift(config)
 
     def loss(params: Params, frozen: dict[str, Params], batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
         time_key, noise_key, label_key = jax.random.split(key, 3)
-        statistics = LatentStatistics(**frozen["stats"])
-        encoder = {"params": {"encoder": frozen["encoder"]}}
-        z = autoencoder.apply(encoder, to_float(batch), statistics, method="encode")
+        z = encode(frozen, batch)
         t = sample_times(
             time_key,
             z.shape[0],
@@ -46,14 +56,6 @@ def make(config: ConfigDict, stage: str) -> Objective:
         v = model.apply({"params": params}, interpolate(z, eps, t), t, labels)
         return jnp.mean(jnp.square(v - velocity_target(z, eps))), {}
 
-    def pictures(state: TrainState, batch: Batch) -> dict[str, jax.Array]:
-        del batch
-        per_class, classes = 8, min(section.num_classes, 10)
-        labels = jnp.repeat(jnp.arange(classes), per_class)
-        keys = sample_keys(config.seed, jnp.arange(labels.size))
-        images = generator(config)(state.ema_params, state.frozen, keys, labels)
-        return {"samples": images, "label": labels}
-
     return single_network(
         model_init=components.flow_init(config),
         loss=loss,
@@ -61,5 +63,5 @@ def make(config: ConfigDict, stage: str) -> Objective:
         key=stage_key(config.seed, stage),
         frozen={"encoder": components.encoder_init(config), "stats": components.stats_init(config)},
         wanted={"decoder": components.decoder_init(config)},
-        pictures=pictures,
+        pictures=class_samples(config, generator(config)),
     )

@@ -68,6 +68,23 @@ def velocity_model(config: ConfigDict) -> nn.Module:
     )
 
 
+def flow_map_model(config: ConfigDict) -> nn.Module:
+    """The network that predicts the mean velocity: the velocity network with the second time."""
+    return velocity_model(config).clone(flow_map=True)
+
+
+def module(config: ConfigDict, component: str) -> nn.Module | None:
+    """The module of the component that a section of the config describes, if it is one."""
+    makers = {
+        "encoder": encoder,
+        "decoder": decoder,
+        "flow": velocity_model,
+        "mid_training": flow_map_model,
+        "flow_map": flow_map_model,
+    }
+    return makers[component](config) if component in makers else None
+
+
 def time_shift(config: ConfigDict) -> float:
     """The dimension-dependent shift of the time grid (RAE, Section 4)."""
     return dimension_shift(math.prod(latent_shape(config)), config.flow.shift_base)
@@ -107,3 +124,9 @@ def stats_init(config: ConfigDict) -> Callable[[jax.Array], Params]:
 def flow_init(config: ConfigDict) -> Callable[[jax.Array], Params]:
     """Initializer of the velocity network's parameters."""
     return initializer(velocity_model(config), spec(*latent_shape(config)), spec(), spec(dtype=jnp.int32))
+
+
+def flow_map_init(config: ConfigDict) -> Callable[[jax.Array], Params]:
+    """Initializer of the flow map's parameters."""
+    latents, time, labels = spec(*latent_shape(config)), spec(), spec(dtype=jnp.int32)
+    return initializer(flow_map_model(config), latents, time, labels, time)

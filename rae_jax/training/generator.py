@@ -1,19 +1,25 @@
 """Generation as one pure function, keys and labels in, images out, for pictures in training and sampling at scale."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
-from rae_jax.flow import samplers
+from rae_jax.flow import flow_map, samplers
 from rae_jax.flow.guidance import classifier_free_guidance
 from rae_jax.flow.times import sampling_times
 from rae_jax.models.autoencoder import LatentStatistics
 from rae_jax.training import components
+from rae_jax.training.state import TrainState
 
 Params = Any
 ODE_SAMPLERS = {"euler": samplers.euler, "heun": samplers.heun}
+# (network's parameters, {"stats", "decoder"}, keys [B], labels [B]) -> images [B, H, W, 3], not clamped
+Generator = Callable[[Params, dict[str, Params], jax.Array, jax.Array], jax.Array]
 
 
 def sample_keys(seed: int, indices: jax.Array) -> jax.Array:
@@ -21,19 +27,18 @@ def sample_keys(seed: int, indices: jax.Array) -> jax.Array:
     return jax.vmap(lambda index: jax.random.fold_in(jax.random.key(seed), index))(indices)
 
 
-def generator(config: ConfigDict) -> Callable[[Params, dict[str, Params], jax.Array, jax.Array], jax.Array]:
-    """`(flow parameters, {"stats", "decoder"}, keys [B], labels [B]) -> images [B, H, W, 3]`, not clamped.
+def generator(config: ConfigDict) -> Generator:
+    """Generation with the velocity network, as `config.sampling` says.
 
     Raises:
       ValueError: unknown sampler.
     """
-    model, autoencoder = components.velocity_model(config), components.autoencoder(config)
-    sampling, shape = config.sampling, components.latent_shape(config)
+    model, sampling = components.velocity_model(config), config.sampling
     times = sampling_times(sampling.num_steps, shift=components.time_shift(config), grid=sampling.grid)
     if sampling.method not in (*ODE_SAMPLERS, "euler_maruyama"):
         raise ValueError(f"sampling.method={sampling.method!r} is not one of {[*ODE_SAMPLERS, 'euler_maruyama']}")
 
-    def generate(flow: Params, frozen: dict[str, Params], keys: jax.Array, labels: jax.Array) -> jax.Array:
+    def to_latents(flow: Params, noise: jax.Array, path_keys: jax.Array, labels: jax.Array) -> jax.Array:
         def conditional(z: jax.Array, t: jax.Array, y: jax.Array) -> jax.Array:
             return model.apply({"params": flow}, z, t, y)
 
@@ -48,13 +53,57 @@ def generator(config: ConfigDict) -> Callable[[Params, dict[str, Params], jax.Ar
                 scale=sampling.guidance_scale,
                 interval=tuple(sampling.guidance_interval),
             )
+        if sampling.method in ODE_SAMPLERS:
+            return ODE_SAMPLERS[sampling.method](velocity, noise, times)
+        return samplers.euler_maruyama(velocity, noise, times, path_keys)
+
+    return _with_noise_and_decoder(config, to_latents)
+
+
+def flow_map_generator(config: ConfigDict, times: Sequence[float]) -> Generator:
+    """Generation with a flow map that jumps between neighbours of `times`, from the noise that `generator` would use.
+
+    Raises:
+      ValueError: the times do not fall from 1 to 0.
+    """
+    if len(times) < 2 or times[0] != 1 or times[-1] != 0 or any(t <= r for t, r in pairwise(times)):
+        raise ValueError(f"a flow map jumps over times that fall from 1.0 to 0.0, such as (1.0, 0.5, 0.0); got {times}")
+    model, path = components.flow_map_model(config), np.asarray(times, np.float32)
+
+    def to_latents(params: Params, noise: jax.Array, path_keys: jax.Array, labels: jax.Array) -> jax.Array:
+        del path_keys  # the path is not random
+
+        def u(z: jax.Array, r: jax.Array, t: jax.Array) -> jax.Array:
+            return model.apply({"params": params}, z, t, labels, r)
+
+        return flow_map.sample(u, noise, path)
+
+    return _with_noise_and_decoder(config, to_latents)
+
+
+def _with_noise_and_decoder(config: ConfigDict, to_latents: Callable[..., jax.Array]) -> Generator:
+    autoencoder, shape = components.autoencoder(config), components.latent_shape(config)
+
+    def generate(params: Params, frozen: dict[str, Params], keys: jax.Array, labels: jax.Array) -> jax.Array:
         noise_keys, path_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
         noise = jax.vmap(lambda key: jax.random.normal(key, shape))(noise_keys)
-        if sampling.method in ODE_SAMPLERS:
-            z = ODE_SAMPLERS[sampling.method](velocity, noise, times)
-        else:
-            z = samplers.euler_maruyama(velocity, noise, times, path_keys)
+        z = to_latents(params, noise, path_keys, labels)
         statistics = LatentStatistics(**frozen["stats"])
         return autoencoder.apply({"params": {"decoder": frozen["decoder"]}}, z, statistics, method="decode")
 
     return generate
+
+
+def class_samples(
+    config: ConfigDict, generate: Generator
+) -> Callable[[TrainState, dict[str, jax.Array]], dict[str, jax.Array]]:
+    """A stage's `pictures`: a few samples of each of the first classes, always from the same noise."""
+
+    def pictures(state: TrainState, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        del batch
+        per_class, classes = 8, min(config.flow.num_classes, 10)
+        labels = jnp.repeat(jnp.arange(classes), per_class)
+        keys = sample_keys(config.seed, jnp.arange(labels.size))
+        return {"samples": generate(state.ema_params, state.frozen, keys, labels), "label": labels}
+
+    return pictures

@@ -32,7 +32,7 @@ class Batches(Protocol):
 
 
 class Diverged(RuntimeError):
-    """The loss is no longer a number."""
+    """The loss is no longer a number, or has passed a bound."""
 
 
 class Interrupted(SystemExit):
@@ -80,6 +80,7 @@ def fit(
     batches: Batches,
     example: dict[str, jax.ShapeDtypeStruct],
     frozen: dict[str, Any],
+    load_initial: Callable[[], dict[str, Any]],
     mesh: jax.sharding.Mesh,
     directory: Path,
     config: dict[str, Any],
@@ -96,12 +97,14 @@ def fit(
       batches: endless batches on the devices.
       example: shapes of a global batch.
       frozen: parameters for `state.frozen`, on the devices.
+      load_initial: gives the parameters that the stage starts from, on the devices; called on its first start only.
       directory: checkpoints go below it.
       config: the whole configuration, kept in each checkpoint.
       on_pictures: called with the state every `train.pictures_every` steps, and at the end.
 
     Raises:
-      Diverged: a loss that is not finite was seen.
+      Diverged: a loss that is not finite, or a loss or gradient norm beyond its bound, was seen. No checkpoint has been
+        made since.
       Interrupted: the process was asked to stop, and a checkpoint is on disk.
     """
     shapes = jax.eval_shape(objective.init, key, example)
@@ -114,8 +117,8 @@ def fit(
             batches.restore(data_position)
             log.say(f"{stage}: continuing from step {int(state.step)}")
         else:
-            init = jax.jit(lambda k: sharding.unbox(objective.init(k, example)), out_shardings=layout)
-            state = init(key)
+            first = jax.jit(lambda k, initial: objective.first_state(k, example, initial), out_shardings=layout)
+            state = first(key, load_initial())
         step = int(state.step)
         log.rewind(stage, step)
         state = state.replace(frozen=frozen)
@@ -124,29 +127,25 @@ def fit(
                 began = time.monotonic()
                 compiled = compile_step(objective.train_step, state, example, mesh)
                 log.metrics(stage, step, {"compile_seconds": time.monotonic() - began})
-            window = _Window(step, batches)
-            last_good = step
+            window, watch = _Window(step, batches), _Watch(objective, train, stage, step)
             while step < total_steps:
                 batch = next(batches)
                 state, metrics = compiled(state, batch)
                 step += 1
                 display.advance(step)
-                if step % train.log_every == 0 or step == total_steps:
-                    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+                watch.see(metrics)
+                stopping = (jax.process_count() == 1 or step % train.log_every == 0) and stop.agreed()
+                saving = stopping or step % train.checkpoint_every == 0 or step == total_steps
+                logging = step % train.log_every == 0 or step == total_steps
+                if saving or logging:
+                    # Before the checkpoint, so that none is made of a state that has diverged.
+                    values = watch.check(step, checkpoints.latest_step)
+                if logging:
                     values |= window.close(step, batches, train.batch_size, total_steps)
-                    bad = [name for name, value in values.items() if not math.isfinite(value)]
-                    if bad:
-                        raise Diverged(
-                            f"{stage}: {', '.join(bad)} became non-finite between steps {last_good} and {step}; "
-                            f"the last checkpoint is of step {checkpoints.latest_step}. Lower config.{stage}.train.optimizer."
-                            "learning_rate, or look at the data of those steps"
-                        )
-                    last_good = step
                     log.metrics(stage, step, values)
                     display.report(step, values)
-                stopping = (jax.process_count() == 1 or step % train.log_every == 0) and stop.agreed()
                 # After the step and before the next batch, so that state and data position agree.
-                if stopping or step % train.checkpoint_every == 0 or step == total_steps:
+                if saving:
                     checkpoints.save(state, step, batches.state())
                 if stopping and step < total_steps:
                     log.say(f"{stage}: asked to stop; saving step {step}. The same command continues from there")
@@ -175,6 +174,42 @@ def compile_step(
         donate_argnums=0,
     )
     return step.lower(state, example).compile()
+
+
+class _Watch:
+    """Looks for divergence in the metrics of all steps since the last check, which stay on the device until then."""
+
+    def __init__(self, objective: Any, train: ConfigDict, stage: str, step: int):
+        self._objective, self._stage, self._last_good = objective, stage, step
+        self._bounds = {"gradient_norm": train.max_gradient_norm, "loss": train.max_loss}
+        self._seen: list[dict[str, jax.Array]] = []
+
+    def see(self, metrics: dict[str, jax.Array]) -> None:
+        """Takes note of one step's metrics."""
+        self._seen.append(metrics)
+
+    def check(self, step: int, latest_checkpoint: int | None) -> dict[str, float]:
+        """The newest metrics, as numbers.
+
+        Raises:
+          Diverged: a metric was not finite, or beyond its bound, since the last check.
+        """
+        history = [{name: float(value) for name, value in metrics.items()} for metrics in jax.device_get(self._seen)]
+        self._seen = []
+        for seen in history:
+            for name, value in seen.items():
+                bound = self._bounds.get(name, 0.0)
+                if math.isfinite(value) and (bound <= 0 or value <= bound):
+                    continue
+                what = f"{name} reached {value:.3g}, beyond config.{self._stage}.train.max_{name}={bound:g},"
+                raise Diverged(
+                    f"{self._stage}: {what if math.isfinite(value) else f'{name} became non-finite'} "
+                    f"between steps {self._last_good} and {step}; the last checkpoint is of step {latest_checkpoint}. "
+                    + (f"{self._objective.likely_cause}. " if self._objective.likely_cause else "")
+                    + f"Lower config.{self._stage}.train.optimizer.learning_rate, or look at the data of those steps"
+                )
+        self._last_good = step
+        return history[-1]
 
 
 class _Window:

@@ -10,7 +10,8 @@ from random_params import random_params
 
 from rae_jax.interop.layout import unstack_blocks
 from rae_jax.interop.vit import import_encoder
-from rae_jax.models.vit import PRETRAINED, VisionTransformer, sincos_table
+from rae_jax.models.embeddings import sincos_table
+from rae_jax.models.vit import PRETRAINED, VisionTransformer
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -158,7 +159,7 @@ def test_fixed_positions_start_at_the_sine_cosine_table_and_get_no_gradient():
     model, images = VisionTransformer(**TINY, positions="sincos"), images_of(12, 12)
     params = nn.unbox(jax.jit(model.init)(jax.random.key(0), images))["params"]
     table = params["embedding"]["position_embedding"]
-    np.testing.assert_array_equal(table, sincos_table(3, 16))
+    np.testing.assert_array_equal(table, sincos_table(3, 16, class_token=True))
     assert not table[0].any()
     # Patch (row 1, column 2), first frequency: columns come first, sines before cosines.
     np.testing.assert_allclose(table[1 + 5, [0, 4, 8, 12]], [np.sin(2), np.cos(2), np.sin(1), np.cos(1)], rtol=1e-6)

@@ -55,18 +55,22 @@ def regression(loss=lambda w, x: jnp.mean((x @ w - 1.0) ** 2)):
     return Objective(init=init, train_step=train_step, frozen={})
 
 
-def run(workdir: Path, *, steps=12, batches=None, objective=None, pictures=lambda state, step: None):
+def run(
+    workdir: Path, *, steps=12, batches=None, objective=None, max_gradient_norm=0.0, log_every=1, load_initial=dict,
+    pictures=lambda state, step: None,
+):  # fmt: skip
     workdir.mkdir(exist_ok=True)
     train = ConfigDict(
-        dict(batch_size=4, log_every=1, checkpoint_every=4, keep_checkpoints=3, pictures_every=0, steps=steps)
-    )
+        dict(batch_size=4, log_every=log_every, checkpoint_every=4, keep_checkpoints=3, pictures_every=0, steps=steps,
+             max_gradient_norm=max_gradient_norm, max_loss=0.0)
+    )  # fmt: skip
     log = RunLog(workdir, active=True)
     mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
     with sharding.use(mesh):
         return fit(
             objective or regression(), train, stage="toy", total_steps=steps, key=jax.random.key(0),
-            batches=batches or CountedBatches(), example=EXAMPLE, frozen={}, mesh=mesh, directory=workdir / "toy",
-            config={}, log=log, on_pictures=pictures,
+            batches=batches or CountedBatches(), example=EXAMPLE, frozen={}, load_initial=load_initial, mesh=mesh,
+            directory=workdir / "toy", config={}, log=log, on_pictures=pictures,
         )  # fmt: skip
 
 
@@ -153,3 +157,46 @@ def test_the_last_pictures_are_taken_once_and_at_the_end(tmp_path):
     taken = []
     run(tmp_path, pictures=lambda state, step: taken.append((int(state.step), step)))
     assert taken == [(12, 12)]
+
+
+def test_a_gradient_norm_beyond_its_bound_stops_the_run_before_the_next_checkpoint_with_the_likely_cause(tmp_path):
+    plain = regression()
+
+    def train_step(state, batch):
+        new, metrics = plain.train_step(state, batch)
+        return new, metrics | {"gradient_norm": jnp.where(state.step == 6, 2e5, 1.0)}
+
+    objective = Objective(init=plain.init, train_step=train_step, frozen={}, likely_cause="It was the weather")
+    stopped = r"reached 2e\+05, beyond config.toy.train.max_gradient_norm=1000, between steps 6 and 7; the last "
+    with pytest.raises(Diverged, match=stopped + r"checkpoint is of step 4. It was the weather\. "):
+        run(tmp_path / "bounded", objective=objective, max_gradient_norm=1e3)
+    run(tmp_path / "free", objective=objective)
+
+
+def test_a_spike_between_two_reports_is_found_before_a_checkpoint_is_made(tmp_path):
+    plain = regression()
+
+    def train_step(state, batch):
+        new, metrics = plain.train_step(state, batch)
+        return new, metrics | {"gradient_norm": jnp.where(state.step == 5, jnp.nan, 1.0)}
+
+    objective = Objective(init=plain.init, train_step=train_step, frozen={})
+    with pytest.raises(Diverged, match=r"gradient_norm became non-finite between steps 4 and 8; .* of step 4"):
+        run(tmp_path, objective=objective, log_every=10)
+
+
+def test_a_stage_loads_what_it_starts_from_once_and_resumes_without(tmp_path):
+    plain, loads = regression(), []
+    objective = Objective(
+        init=plain.init, train_step=plain.train_step, frozen={}, initial={"other": lambda key: {"w": jnp.zeros(3)}},
+        begin=lambda params, initial: initial["other"],
+    )  # fmt: skip
+
+    def load():
+        loads.append("other")
+        return {"other": {"w": jnp.full(3, 100.0)}}
+
+    run(tmp_path, objective=objective, steps=4, load_initial=load)
+    final = run(tmp_path, objective=objective, steps=8, load_initial=load)
+    assert loads == ["other"]
+    assert np.all(final.params["w"] > 90)

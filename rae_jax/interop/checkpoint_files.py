@@ -1,0 +1,252 @@
+"""Official checkpoint files, as tensors by name: reading never runs code from the file, writing is whole or not at all.
+
+Read are `.safetensors` files, memory-mapped, so that a large file costs no more memory than what is looked at; `.pt`,
+`.pth`, `.bin` and `.ckpt` files by torch's weights-only loading; and directories as Hugging Face lays them out, with one
+file or with shards and their index. Dtypes are the file's own, bfloat16 included.
+"""
+
+import contextlib
+import json
+import mmap
+import os
+import pickle
+import tempfile
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import ml_dtypes
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from rae_jax.interop.layout import Tensors, nearest_names
+
+# What a training checkpoint calls the weights to use, the wanted first.
+ENTRIES = ("ema", "model", "state_dict")
+# What wrappers put before every name.
+PREFIXES = ("module.", "_orig_mod.", *(f"{entry}." for entry in ENTRIES))
+PICKLES = (".pt", ".pth", ".bin", ".ckpt")
+DIRECTORY_FILES = ("model.safetensors", "diffusion_pytorch_model.safetensors", "pytorch_model.bin")
+DTYPES = {
+    "BOOL": np.dtype(np.bool_),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    **{f"F{bits}": np.dtype(f"float{bits}") for bits in (16, 32, 64)},
+    **{f"I{bits}": np.dtype(f"int{bits}") for bits in (8, 16, 32, 64)},
+    **{f"U{bits}": np.dtype(f"uint{bits}") for bits in (8, 16, 32, 64)},
+}
+
+
+def read_tensors(path: str | Path, part: str = "") -> Tensors:
+    """The tensors of an official file or directory, without the wrapping of training checkpoints.
+
+    Of a checkpoint with several entries the first of `ENTRIES` is taken; a prefix of `PREFIXES` that all names share is
+    dropped.
+
+    Args:
+      path: a file, or a directory that Hugging Face's libraries wrote.
+      part: read only this entry of the checkpoint, or only the tensors named `<part>.<name>`, as `<name>`.
+
+    Raises:
+      ValueError: the file is absent, damaged, would run code when loaded, or has no such part.
+    """
+    path = Path(path)
+    content = _read_directory(path) if path.is_dir() else _read_file(path)
+    if part:
+        content = _part(content, part, path)
+    else:
+        while entry := next((name for name in ENTRIES if _holds_arrays(content.get(name))), None):
+            content = content[entry]
+    tensors = _flatten(content)
+    while prefix := next((p for p in PREFIXES if tensors and all(name.startswith(p) for name in tensors)), None):
+        tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
+    if not tensors:
+        raise ValueError(f"{path} holds no tensors")
+    return tensors
+
+
+def write_tensors(path: str | Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Writes `tensors` as `.safetensors`, `.pt`, `.pth` or `.bin`, by the ending of `path`.
+
+    Raises:
+      ValueError: the ending is another.
+    """
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        write_safetensors(path, tensors)
+    elif path.suffix in PICKLES:
+        torch = _torch(f"to write {path}")
+        content = {name: _to_torch(torch, value) for name, value in tensors.items()}
+        with whole_file(path) as file:
+            torch.save(content, file)
+    else:
+        raise ValueError(f"{path}: write to a name that ends in .safetensors or .pt")
+
+
+def write_safetensors(path: str | Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Writes a `.safetensors` file, one tensor after the other: in memory is a copy of one at a time."""
+    codes = {dtype: code for code, dtype in DTYPES.items()}
+    # The widest first: every tensor then begins at a multiple of its own width, as memory-mapping wants it.
+    order = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
+    header, offset = {}, 0
+    for name in order:
+        array = tensors[name]
+        if array.dtype not in codes:
+            raise ValueError(f"{name} is {array.dtype}, which safetensors files cannot hold")
+        end = offset + array.nbytes
+        header[name] = {"dtype": codes[array.dtype], "shape": list(array.shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with whole_file(path) as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in order:
+            file.write(np.ascontiguousarray(tensors[name]).reshape(-1).view(np.uint8).data)
+
+
+def read_safetensors(path: str | Path) -> Tensors:
+    """Read-only arrays over the memory-mapped file: a page of it is read when it is looked at.
+
+    Raises:
+      ValueError: no such file, or no valid one.
+    """
+    try:
+        with safe_open(path, framework="numpy"):  # checks that the header describes the file exactly
+            pass
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is no readable safetensors file: {error}") from None
+    with Path(path).open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    header.pop("__metadata__", None)
+    if unknown := {name: entry["dtype"] for name, entry in header.items() if entry["dtype"] not in DTYPES}:
+        raise ValueError(f"{path}: tensors of an unknown dtype: {unknown}")
+    return {
+        name: np.ndarray(entry["shape"], DTYPES[entry["dtype"]], data, 8 + length + entry["data_offsets"][0])
+        for name, entry in header.items()
+    }
+
+
+@contextlib.contextmanager
+def whole_file(path: str | Path) -> Iterator[IO[bytes]]:
+    """A binary file to write that appears as `path` when the block ends, or not at all if it fails."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with open(descriptor, "wb") as file:
+            yield file
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(temporary, 0o666 & ~mask)  # temporary files are made for their owner alone
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ValueError(f"there is no file or directory {path}")
+    if path.suffix == ".safetensors":
+        return read_safetensors(path)
+    if path.suffix in PICKLES:
+        return _read_pickle(path)
+    raise ValueError(f"{path}: a checkpoint's name ends in .safetensors or one of {', '.join(PICKLES)}")
+
+
+def _read_directory(path: Path) -> dict[str, Any]:
+    for name in DIRECTORY_FILES:
+        if (path / name).is_file():
+            return _read_file(path / name)
+        if (path / f"{name}.index.json").is_file():
+            return _read_shards(path / f"{name}.index.json")
+    raise ValueError(f"{path} is no directory of weights: there is none of {', '.join(DIRECTORY_FILES)} in it")
+
+
+def _read_shards(index: Path) -> dict[str, Any]:
+    """The tensors of a sharded checkpoint, each from the shard that the index names."""
+    try:
+        places = json.loads(index.read_text())["weight_map"]
+        shards = {name: _read_file(index.parent / name) for name in sorted(set(places.values())) if _beside(name)}
+        return {name: shards[shard][name] for name, shard in places.items()}
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{index} is no index of the shards beside it: {error!r}") from None
+
+
+def _beside(name: str) -> bool:
+    """Whether `name` is that of a file in the same directory, not a path to somewhere else."""
+    return Path(name).name == name
+
+
+def _read_pickle(path: Path) -> dict[str, Any]:
+    torch = _torch(f"to read {path}")
+    try:
+        # Only the zip format of torch 1.6 and later can be mapped.
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} is refused: it holds more than tensors, and loading it could run code. Nothing of it was run. "
+            "Ask whoever made it for a safetensors file, or a plain state dict. Torch says: "
+            + str(error).strip().split("\n\t")[-1].split("\n")[0]
+        ) from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
+        raise ValueError(f"{path} is no readable torch checkpoint: {str(error).splitlines()[0]}") from None
+    content = _to_numpy(torch, content)
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path} holds no state dict")
+    return content
+
+
+def _to_numpy(torch: Any, content: Any) -> Any:
+    """`content` with arrays for tensors and without anything that is none; lists become mappings by index."""
+    if isinstance(content, torch.Tensor):
+        content = content.detach()
+        if content.dtype == torch.bfloat16:
+            return content.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+        return content.numpy()
+    if isinstance(content, list | tuple):
+        content = dict(enumerate(content))
+    if isinstance(content, Mapping):
+        converted = {str(name): _to_numpy(torch, value) for name, value in content.items()}
+        return {name: value for name, value in converted.items() if value is not None}
+    return None
+
+
+def _to_torch(torch: Any, array: np.ndarray) -> Any:
+    array = np.array(array, order="C")
+    if array.dtype == ml_dtypes.bfloat16:
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+
+def _torch(purpose: str) -> Any:
+    try:
+        import torch
+    except ImportError:
+        raise ValueError(f"{purpose} needs PyTorch: pip install torch, or use a .safetensors file") from None
+    return torch
+
+
+def _part(content: dict[str, Any], part: str, path: Path) -> dict[str, Any]:
+    if isinstance(content.get(part), Mapping):
+        return content[part]
+    prefix = part.removesuffix(".") + "."
+    chosen = {name.removeprefix(prefix): value for name, value in content.items() if name.startswith(prefix)}
+    if not chosen:
+        parts = sorted({name.split(".")[0] for name in content})
+        raise ValueError(f"{path} has no part {part!r}{nearest_names(part, parts)}; there are {parts[:20]}")
+    return chosen
+
+
+def _holds_arrays(content: Any) -> bool:
+    return isinstance(content, Mapping) and any(
+        isinstance(value, np.ndarray) or _holds_arrays(value) for value in content.values()
+    )
+
+
+def _flatten(content: Mapping[str, Any], prefix: str = "") -> Tensors:
+    tensors: Tensors = {}
+    for name, value in content.items():
+        tensors |= _flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return tensors

@@ -1,0 +1,168 @@
+"""Consistency mid-training: a flow map learns to jump along the teacher's own trajectories (MF-RAE, Section 3).
+
+From noise the teacher walks to data in a few steps. Between any two of the points that it visits, `z_i` at time `t_i`
+and `z_j` at the earlier `t_j < t_i`, the mean velocity is known, and the flow map is regressed on it:
+
+    || u(z_i, t_j, t_i) - (z_i - z_j) / (t_i - t_j) ||^2
+
+Points are counted from the clean end, so that i > j. The stage needs no images: noise, labels and a teacher.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange, repeat
+from ml_collections import ConfigDict
+
+from rae_jax.flow.path import over
+from rae_jax.flow.times import sampling_times
+from rae_jax.objectives.objective import Batch, Metrics, Objective, Params, single_network, stage_key
+from rae_jax.objectives.velocity import drop_labels
+from rae_jax.training import components
+from rae_jax.training.generator import ODE_SAMPLERS, class_samples, flow_map_generator
+
+ConditionalFlowMap = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
+TIME_LABELS = ("true", "released")
+
+
+def all_pairs(num_points: int) -> np.ndarray:
+    """All pairs (i, j), i > j, of `num_points` points, `[num_points (num_points - 1) / 2, 2]`: (1, 0), (2, 0), (2, 1)..."""
+    return np.array([(i, j) for i in range(1, num_points) for j in range(i)], np.int32)
+
+
+def draw_pairs(key: jax.Array, batch_size: int, num_points: int, num_pairs: int) -> jax.Array:
+    """`num_pairs` different pairs for each trajectory, `[B, num_pairs, 2]`; 0 means all of them.
+
+    Every trajectory gets as many as any other, where the release draws from all trajectories' pairs at once: the
+    expectation is the same, and every device keeps its own rows.
+
+    Raises:
+      ValueError: there are fewer pairs than that.
+    """
+    pairs = jnp.asarray(all_pairs(num_points))
+    if not 0 <= num_pairs <= len(pairs):
+        raise ValueError(f"{num_pairs} pairs a trajectory: {num_points} points have {len(pairs)}; 0 takes them all")
+    if num_pairs in (0, len(pairs)):
+        return jnp.broadcast_to(pairs, (batch_size, *pairs.shape))
+    order = jax.vmap(lambda k: jax.random.permutation(k, len(pairs)))(jax.random.split(key, batch_size))
+    return pairs[order[:, :num_pairs]]
+
+
+def label_times(times: np.ndarray, labels: str) -> np.ndarray:
+    """The times `[T]` by which the points at `times` (falling) are known to the flow map.
+
+    Raises:
+      ValueError: unknown kind of labels.
+    """
+    if labels not in TIME_LABELS:
+        raise ValueError(f"time labels {labels!r} are not one of {TIME_LABELS}")
+    # The released code spaces the labels evenly, although the teacher walked the shifted grid; the paper's equation has
+    # the times of the points.
+    return times if labels == "true" else np.linspace(1, 0, len(times), dtype=np.float32)
+
+
+def pairs_of(
+    states: jax.Array, times: jax.Array | np.ndarray, pairs: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """What the flow map sees and must say of the chosen pairs.
+
+    Args:
+      states: `[T, B, ...]` a trajectory from noise to data.
+      times: `[T]` its times, falling.
+      pairs: `[B, K, 2]` points (i, j), i > j, counted from the clean end.
+
+    Returns:
+      `z_i: [B * K, ...]`, `t_j` (the flow map's r) and `t_i` (its t), each `[B * K]`, and the mean velocity
+      `(z_i - z_j) / (t_i - t_j)`, `[B * K, ...]`; the pairs of a trajectory follow each other.
+    """
+    states, times = jnp.swapaxes(states[::-1], 0, 1), jnp.asarray(times)[::-1]  # [B, T, ...] from the clean end
+    pairs_first = rearrange(pairs, "b k two -> two b k")
+    z_i, z_j = (rearrange(jax.vmap(lambda z, i: z[i])(states, i), "b k ... -> (b k) ...") for i in pairs_first)
+    t, r = (times[i].reshape(-1) for i in pairs_first)
+    return z_i, r, t, (z_i - z_j) / over(t - r, z_i)
+
+
+def errors(
+    flow_map: ConditionalFlowMap,
+    states: jax.Array,
+    times: jax.Array | np.ndarray,
+    pairs: jax.Array,
+    labels: jax.Array,
+) -> jax.Array:
+    """Mean squared error of each pair, `[B, K]`; arguments as in `pairs_of`, `labels: [B]`.
+
+    `flow_map` is `(z, r, t, labels) -> mean velocity`. Nothing is differentiated but it.
+    """
+    z, r, t, target = jax.lax.stop_gradient(pairs_of(states, times, pairs))
+    u = flow_map(z, r, t, repeat(labels, "b -> (b k)", k=pairs.shape[1]))
+    return jnp.mean(jnp.square(u - target), axis=tuple(range(1, u.ndim))).reshape(pairs.shape[:2])
+
+
+def starts_from(config: ConfigDict, stage: str) -> dict[str, Callable[[jax.Array], Params]]:
+    """The component whose parameters the flow map of `stage` starts from, as `Objective.initial`.
+
+    Raises:
+      ValueError: `initial` names no component that a flow map can start from.
+    """
+    inits = {"flow": components.flow_init(config), "mid_training": components.flow_map_init(config)}
+    inits.pop(stage, None)
+    name = config[stage].initial
+    if name and name not in inits:
+        raise ValueError(f"initial={name!r} is not one of {list(inits)}, or '' for random parameters")
+    return {name: inits[name]} if name else {}
+
+
+def take_over(params: Params, initial: dict[str, Params]) -> Params:
+    """A flow map's parameters `params` with those of `initial` in their place, as `Objective.begin`.
+
+    A velocity network has no embedding of t - r, which then keeps its fresh values.
+    """
+    (source,) = initial.values()
+    unknown = sorted(source.keys() - params.keys())
+    if unknown:
+        raise ValueError(f"the flow map has no place for the parameters {unknown} that it is to start from")
+    return params | source
+
+
+def make(config: ConfigDict, stage: str) -> Objective:
+    """The objective of `stage`."""
+    section = config[stage]
+    teacher, student = components.velocity_model(config), components.flow_map_model(config)
+    if section.trajectory_method not in ODE_SAMPLERS:
+        raise ValueError(f"trajectory_method={section.trajectory_method!r} is not one of {list(ODE_SAMPLERS)}")
+    walk = ODE_SAMPLERS[section.trajectory_method]
+    times = sampling_times(
+        section.trajectory_steps, shift=components.time_shift(config), grid=section.trajectory_grid
+    )
+    labelled = label_times(times, section.time_labels)
+
+    def loss(params: Params, frozen: dict[str, Params], batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
+        noise_key, label_key, pair_key = jax.random.split(key, 3)
+        batch_size = batch["label"].shape[0]
+        noise = jax.random.normal(noise_key, (batch_size, *components.latent_shape(config)))
+        # Dropped before the teacher walks, so that it and the flow map mean the same.
+        labels = drop_labels(label_key, batch["label"], section.label_dropout, config.flow.num_classes)
+
+        def velocity(z: jax.Array, t: jax.Array) -> jax.Array:
+            return teacher.apply({"params": frozen["flow"]}, z, t, labels)
+
+        def flow_map(z: jax.Array, r: jax.Array, t: jax.Array, labels: jax.Array) -> jax.Array:
+            return student.apply({"params": params}, z, t, labels, r)
+
+        states = walk(velocity, noise, times, trajectory=True)
+        pairs = draw_pairs(pair_key, batch_size, len(times), section.pairs)
+        return jnp.mean(errors(flow_map, states, labelled, pairs, labels)), {}
+
+    return single_network(
+        model_init=components.flow_map_init(config),
+        loss=loss,
+        train=section.train,
+        key=stage_key(config.seed, stage),
+        frozen={"flow": components.flow_init(config)},
+        initial=starts_from(config, stage),
+        begin=take_over,
+        wanted={"stats": components.stats_init(config), "decoder": components.decoder_init(config)},
+        pictures=class_samples(config, flow_map_generator(config, (1.0, 0.0))),
+    )

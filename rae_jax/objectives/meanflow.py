@@ -1,0 +1,161 @@
+"""MeanFlow: a flow map learns the mean velocity from its own time derivative (Geng et al., 2025; MF-RAE, Section 3).
+
+The mean velocity u over [r, t] and the velocity v at t satisfy `u = v - (t - r) du/dt`, where the derivative is total,
+along the path: `z_t` moves with v, t with 1, and r stays. The flow map is regressed on the right-hand side,
+
+    || u(z_t, r, t) - sg[v - (t - r) du/dt] ||^2,    v = (1 - eta) (eps - z) + eta v_teacher(z_t, t),
+
+with MF-RAE's mixture of Proposition 3.1: eta = 1 is MeanFlow distillation (MFD), eta = 0 MeanFlow training (MFT).
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from ml_collections import ConfigDict
+
+from rae_jax.flow.path import interpolate, over, velocity_target
+from rae_jax.flow.times import shift_times, uniform_times
+from rae_jax.objectives.cmt import starts_from, take_over
+from rae_jax.objectives.objective import Batch, Metrics, Objective, Params, single_network, stage_key
+from rae_jax.objectives.velocity import drop_labels, latent_encoder
+from rae_jax.training import components
+from rae_jax.training.generator import class_samples, flow_map_generator
+
+# `(params, z, r, t, labels) -> mean velocity`
+ParametrisedFlowMap = Callable[[Params, jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
+DERIVATIVES = ("finite_difference", "jvp")
+
+
+def intervals(
+    uniform: jax.Array, uniform_equal: jax.Array, *, unequal_share: float, shift: float
+) -> tuple[jax.Array, jax.Array]:
+    """Interval ends (r, t), each `[B]`, r <= t, from draws uniform in [0, 1].
+
+    Args:
+      uniform: `[B, 2]` becomes two times in [0, 0.999], shifted.
+      uniform_equal: `[B]`; where it is below `1 - unequal_share` the interval is empty, r = t.
+    """
+    times = shift_times(uniform_times(uniform), shift)
+    r, t = jnp.min(times, axis=1), jnp.max(times, axis=1)
+    return jnp.where(uniform_equal < 1 - unequal_share, t, r), t
+
+
+def finite_difference(
+    flow_map: ParametrisedFlowMap,
+    params: Params,
+    z_t: jax.Array,
+    v: jax.Array,
+    r: jax.Array,
+    t: jax.Array,
+    labels: jax.Array,
+    dt: float,
+) -> tuple[jax.Array, jax.Array]:
+    """`u` and `du/dt = (u(z_t + dt v, r, t + dt) - u(z_t - dt v, r, t - dt)) / (2 dt)`, each `[B, ...]`.
+
+    Its error falls as dt^2, until rounding, which grows as 1 / dt, takes over. `t + dt` may pass 1. Only u is
+    differentiated.
+    """
+    # The two outer points go through in one pass of their own, whose parameters are constants: nothing is kept of it
+    # for the backward pass, which one pass over all three would need. Each sample next to its twin keeps a divided
+    # batch where it is.
+    z, t_outer = (
+        rearrange(jnp.stack([x + d, x - d]), "two b ... -> (b two) ...") for x, d in ((z_t, dt * v), (t, dt))
+    )
+    r_outer, labels_outer = jnp.repeat(r, 2), jnp.repeat(labels, 2)
+    outer = flow_map(jax.lax.stop_gradient(params), z, r_outer, t_outer, labels_outer)
+    after, before = rearrange(outer, "(b two) ... -> two b ...", two=2)
+    return flow_map(params, z_t, r, t, labels), (after - before) / (2 * dt)
+
+
+def exact_derivative(
+    flow_map: ParametrisedFlowMap,
+    params: Params,
+    z_t: jax.Array,
+    v: jax.Array,
+    r: jax.Array,
+    t: jax.Array,
+    labels: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """`u` and `du/dt`, each `[B, ...]`, by forward differentiation; only u is differentiated any further."""
+    u, dudt = jax.jvp(
+        lambda z, t: flow_map(params, z, r, t, labels),
+        (z_t, t),
+        (v, jnp.ones_like(t)),
+    )
+    return u, jax.lax.stop_gradient(dudt)
+
+
+def target(v: jax.Array, dudt: jax.Array, r: jax.Array, t: jax.Array) -> jax.Array:
+    """The regression target `sg[v - (t - r) du/dt]`."""
+    return jax.lax.stop_gradient(v - over(t - r, v) * dudt)
+
+
+def adaptive_loss(error: jax.Array, power: float) -> jax.Array:
+    """`e^2 / sg(e^2 + 0.001)^power` of each sample's summed squared error e, `[B]`, as released.
+
+    With power 1 every sample counts about the same, and the value stays near 1: progress shows in the error only.
+    """
+    return jnp.square(error) / jax.lax.stop_gradient(jnp.square(error) + 1e-3) ** power
+
+
+def squared_error(u: jax.Array, target: jax.Array) -> jax.Array:
+    """Each sample's summed squared error, `[B]`."""
+    return jnp.sum(jnp.square(u - target), axis=tuple(range(1, u.ndim)))
+
+
+def make(config: ConfigDict, stage: str) -> Objective:
+    """The objective of `stage`."""
+    section = config[stage]
+    teacher, student = components.velocity_model(config), components.flow_map_model(config)
+    encode, shift = latent_encoder(config), components.time_shift(config)
+    if section.derivative not in DERIVATIVES:
+        raise ValueError(f"derivative={section.derivative!r} is not one of {DERIVATIVES}")
+    if not 0 <= section.eta <= 1:
+        raise ValueError(f"eta={section.eta} is not in [0, 1]: 1 distils the teacher (MFD), 0 goes without it (MFT)")
+
+    def flow_map(params: Params, z: jax.Array, r: jax.Array, t: jax.Array, labels: jax.Array) -> jax.Array:
+        return student.apply({"params": params}, z, t, labels, r)
+
+    def loss(params: Params, frozen: dict[str, Params], batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
+        time_key, equal_key, noise_key, label_key = jax.random.split(key, 4)
+        z = encode(frozen, batch)
+        r, t = intervals(
+            jax.random.uniform(time_key, (z.shape[0], 2)),
+            jax.random.uniform(equal_key, (z.shape[0],)),
+            unequal_share=section.unequal_share,
+            shift=shift,
+        )
+        eps = jax.random.normal(noise_key, z.shape)
+        # Once, so that teacher and all evaluations of the flow map mean the same.
+        labels = drop_labels(label_key, batch["label"], section.label_dropout, config.flow.num_classes)
+        z_t, v = interpolate(z, eps, t), velocity_target(z, eps)
+        if section.eta > 0:
+            v = (1 - section.eta) * v + section.eta * teacher.apply({"params": frozen["flow"]}, z_t, t, labels)
+        if section.derivative == "jvp":
+            u, dudt = exact_derivative(flow_map, params, z_t, v, r, t, labels)
+        else:
+            u, dudt = finite_difference(flow_map, params, z_t, v, r, t, labels, section.dt)
+        error = squared_error(u, target(v, dudt, r, t))
+        mean_squared_error = jnp.mean(error) / (z.shape[1] * z.shape[2])
+        return jnp.mean(adaptive_loss(error, section.adaptive_power)), {"mean_squared_error": mean_squared_error}
+
+    frozen = {"encoder": components.encoder_init(config), "stats": components.stats_init(config)}
+    if section.eta > 0:
+        frozen["flow"] = components.flow_init(config)
+    return single_network(
+        model_init=components.flow_map_init(config),
+        loss=loss,
+        train=section.train,
+        key=stage_key(config.seed, stage),
+        frozen=frozen,
+        initial=starts_from(config, stage),
+        begin=take_over,
+        wanted={"decoder": components.decoder_init(config)},
+        pictures=class_samples(config, flow_map_generator(config, (1.0, 0.0))),
+        likely_cause="" if section.initial == "mid_training" else (
+            f"MeanFlow is known to diverge without consistency mid-training: train the stage 'mid_training' and set "
+            f"{stage}.initial='mid_training' (it is {section.initial!r})"
+        ),
+    )
