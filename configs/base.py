@@ -1,11 +1,13 @@
 """Every field that an experiment has, with its default; experiments call `get_config()` and change what differs.
 
 The fields are read by `rae_jax/main.py`, `objectives/`, `training/` and `evaluation/`. Sections named after a component
-(`encoder`, `decoder`, `stats`, `flow`...) describe it, say where trained weights come from, and how a stage of that name
-trains it.
+(`encoder`, `decoder`, `stats`, `flow`, ...) describe it, say where trained weights come from, and how a stage of that
+name trains it.
 """
 
 from ml_collections import ConfigDict
+
+from rae_jax.models.vit import PRETRAINED
 
 IMAGENET_IMAGES = 1_281_167
 
@@ -145,6 +147,15 @@ def train(*, transform: str) -> ConfigDict:
 def epochs(number: float, *, batch_size: int, images: int = IMAGENET_IMAGES) -> int:
     """Optimizer steps in `number` epochs of `images` images."""
     return round(number * images / batch_size)
+
+
+def use_pretrained_encoder(config: ConfigDict, name: str) -> None:
+    """Fills in `config.encoder` for a published encoder, `name` of `models/vit.py: PRETRAINED`; weights stay empty."""
+    published = PRETRAINED[name]
+    config.encoder.model = vision_transformer(**published.architecture)
+    config.encoder.input_size = published.input_size
+    config.encoder.image_mean = published.mean
+    config.encoder.image_std = published.std
 
 
 def vision_transformer(

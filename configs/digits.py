@@ -31,19 +31,20 @@ def get_config(variant: str = "") -> ConfigDict:
     config.encoder.model = base.vision_transformer(image_size=32, patch_size=8, width=64, depth=4, num_heads=4)
     config.encoder.head = ConfigDict(dict(width=64, depth=2, num_heads=4, mlp_dim=256))
     config.encoder.mask_ratio = 0.5
-    stage(config.encoder.train, steps=2000, batch_size=128, learning_rate=2e-3, ema_decay=0.995)
+    stage(config.encoder.train, steps=2000, batch_size=64, learning_rate=2e-3, ema_decay=0.995)
 
     config.decoder.model = base.vit_decoder(patch_size=8, width=64, depth=3, num_heads=4, mlp_dim=256)
     config.decoder.noise_tau = 0.5
-    stage(config.decoder.train, steps=1500, batch_size=128, learning_rate=2e-3, ema_decay=0.995)
+    stage(config.decoder.train, steps=1000, batch_size=64, learning_rate=2e-3, ema_decay=0.995)
 
     config.stats.train.transform = "none"
     config.stats.train.batch_size = 128
 
+    # Small batches: at this size the number of updates counts for more than the noise in each.
     config.flow.num_classes = 10
-    config.flow.model = base.dit_dh(width=128, depth=4, num_heads=4, head_width=192, head_depth=2, head_num_heads=4)
-    config.flow.shift_base = 4096
-    stage(config.flow.train, steps=3000, batch_size=128, learning_rate=1e-3, ema_decay=0.998)
+    config.flow.model = base.dit_dh(width=128, depth=4, num_heads=4, head_width=128, head_depth=2, head_num_heads=4)
+    config.flow.shift_base = 256  # a shift of 2: more of the times at which the class is decided
+    stage(config.flow.train, steps=5000, batch_size=32, learning_rate=2e-3, ema_decay=0.998)
 
     config.sampling.num_samples = 1000
     config.sampling.batch_size = 200

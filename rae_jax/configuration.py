@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from rae_jax.data.transforms import transform
 from rae_jax.evaluation.samples import whole_file
+from rae_jax.flow.flow_map import jump_times
 from rae_jax.objectives import OBJECTIVES
 from rae_jax.objectives.objective import Objective
 from rae_jax.training import components, sharding
@@ -71,6 +72,12 @@ def check(config: ConfigDict, *, file: str, num_devices: int) -> None:
                    f"devices{parts}; use {f'{lower} or ' if lower else ''}{upper}")  # fmt: skip
         if config[stage].objective != "latent_statistics" and train.steps < 1:
             refuse(f"{stage}.train.steps={train.steps}; a stage needs at least one step")
+    try:
+        num_jumps = [len(jump_times(times)) - 1 for times in config.sampling.flow_map_times]
+    except ValueError as error:
+        refuse(f"sampling.flow_map_times: {error}")
+    if len(set(num_jumps)) < len(num_jumps):
+        refuse("sampling.flow_map_times has two lists of the same length, which would make the same file of samples")
     encoder, size = config.encoder, config.data.image_size
     if encoder.input_size % encoder.model.patch_size:
         patch = encoder.model.patch_size

@@ -27,6 +27,7 @@ from rae_jax.training import sharding
 from rae_jax.training.loop import Diverged
 from rae_jax.training.progress import RunLog
 
+EXPERIMENTS = sorted(str(path) for path in Path("configs").glob("*.py") if path.stem not in ("__init__", "base"))
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: a file that defines get_config().")
 WORKDIR = flags.DEFINE_string("workdir", "", "Where the run keeps its files; runs/<config name> by default.")
 MODE = flags.DEFINE_enum("mode", "train", ["train", "sample", "evaluate"], "What to do.")
@@ -94,17 +95,21 @@ def show(results: dict[str, float], workdir: Path) -> None:
 def parse(arguments: list[str]) -> list[str]:
     """Reads the flags; a field that the config does not have is named, with the nearest one that it has."""
     try:
-        return flags.FLAGS(arguments)
+        rest = flags.FLAGS(arguments)
     except flags.Error as error:
         sys.exit(f"error: {error}")
     except (AttributeError, KeyError) as error:
-        text = error.args[0].replace("\\'", "'")
-        name = re.search(r"'([^']+)'", text)
-        given = [a.split("=")[0] for a in arguments if name and name[1] in a.split("=")[0].lstrip("-").split(".")]
+        text = str(error).replace("\\n", "\n").replace("\\", "").strip("\"' ")  # ml_collections quotes twice
+        name, _, hint = text.partition("\n")
+        name = name.strip("\"' ")
+        given = [a.split("=")[0] for a in arguments if name in a.split("=")[0].lstrip("-").split(".")]
         where = given[0] if given else "the config file"
-        sys.exit(f"error: {where}: there is no field {text.strip(chr(39)).strip()}".replace("\n", ". "))
-    except (ImportError, OSError, SyntaxError) as error:
-        sys.exit(f"error: the config file cannot be read: {error}")
+        sys.exit(f"error: {where}: there is no field {name!r}. {hint}".strip())
+    if CONFIG.present:
+        path = Path(config_flags.get_config_filename(flags.FLAGS["config"]).split(":")[0])
+        if not path.is_file():
+            sys.exit(f"error: --config: there is no file {path}; the experiments are {', '.join(EXPERIMENTS)}")
+    return rest
 
 
 if __name__ == "__main__":

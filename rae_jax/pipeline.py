@@ -42,12 +42,12 @@ def open_sources(config: ConfigDict) -> dict[str, Source]:
     return {
         split: open_source(
             data.source,
-            data[f"{split}_split"],
+            name,
             data.path,
             max_unreadable_share=data.max_unreadable_share,
             check_images=data.check_images,
         )
-        for split in ("train", "test")
+        for split, name in (("train", data.train_split), ("test", data.test_split))
     }
 
 
@@ -215,7 +215,7 @@ class Pipeline:
         return results
 
     def sample(self) -> None:
-        """Writes `samples.npz`, `samples_1step.npz`, ..., as far as there are networks, and pictures of some of them."""
+        """Writes `samples.npz`, `samples_1step.npz`, ..., as far as there are networks, with a picture of each."""
         flow_maps = [name for name in FLOW_MAPS if self.available(name)]
         generate(
             self.config, self.load, self.mesh, self.workdir, self.log,

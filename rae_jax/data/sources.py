@@ -66,6 +66,8 @@ def open_source(
     if name == "digits":
         return digits(split)
     if name == "folder":
+        if not path:
+            raise ValueError(f"the source 'folder' needs the folder's path (config.data.path); {LAYOUT}")
         return FolderSource(path, split, max_unreadable_share, check_images)
     if name.startswith("tfds:"):
         return TfdsSource(name.removeprefix("tfds:"), split, path)

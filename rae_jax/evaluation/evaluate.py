@@ -48,7 +48,9 @@ def generate(
     if velocity and config.sampling.num_steps:
         jobs["samples"] = ("flow", generator(config))
     if flow_map:
-        jobs |= {f"samples{end}": (flow_map, flow_map_generator(config, t)) for end, t in few_step_names(config).items()}
+        jobs |= {
+            f"samples{end}": (flow_map, flow_map_generator(config, t)) for end, t in few_step_names(config).items()
+        }
     for name, (network, generate_batch) in jobs.items():
         with log.progress(name, len(labels), 0) as display:
             images = sample(config, load, mesh, labels, network, generate_batch, display.advance)

@@ -1,15 +1,17 @@
 """Official checkpoint files, as tensors by name: reading never runs code from the file, writing is whole or not at all.
 
 Read are `.safetensors` files, memory-mapped, so that a large file costs no more memory than what is looked at; `.pt`,
-`.pth`, `.bin` and `.ckpt` files by torch's weights-only loading; and directories as Hugging Face lays them out, with one
-file or with shards and their index. Dtypes are the file's own, bfloat16 included.
+`.pth`, `.bin` and `.ckpt` files by torch's weights-only loading; and directories as Hugging Face lays them out, with
+one file or with shards and their index. Dtypes are the file's own, bfloat16 included.
 """
 
+import argparse
 import contextlib
 import json
 import mmap
 import os
 import pickle
+import re
 import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -66,7 +68,7 @@ def read_tensors(path: str | Path, part: str = "") -> Tensors:
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """Writes `tensors` as `.safetensors`, `.pt`, `.pth` or `.bin`, by the ending of `path`.
+    """Writes `tensors` as a safetensors file or as a torch state dict, by the ending of `path`.
 
     Raises:
       ValueError: the ending is another.
@@ -80,7 +82,7 @@ def write_tensors(path: str | Path, tensors: Mapping[str, np.ndarray]) -> None:
         with whole_file(path) as file:
             torch.save(content, file)
     else:
-        raise ValueError(f"{path}: write to a name that ends in .safetensors or .pt")
+        raise ValueError(f"{path}: a checkpoint's name ends in .safetensors or one of {', '.join(PICKLES)}")
 
 
 def write_safetensors(path: str | Path, tensors: Mapping[str, np.ndarray]) -> None:
@@ -183,12 +185,15 @@ def _read_pickle(path: Path) -> dict[str, Any]:
     torch = _torch(f"to read {path}")
     try:
         # Only the zip format of torch 1.6 and later can be mapped.
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        # Training scripts keep their arguments, plain data in a namespace, beside the weights.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = f"more than tensors ({named[1]})" if named else "more than tensors"
         raise ValueError(
-            f"{path} is refused: it holds more than tensors, and loading it could run code. Nothing of it was run. "
-            "Ask whoever made it for a safetensors file, or a plain state dict. Torch says: "
-            + str(error).strip().split("\n\t")[-1].split("\n")[0]
+            f"{path} is refused: it holds {what}, and loading it could run code. Nothing of it was run. "
+            "Ask whoever made it for a safetensors file, or a plain state dict"
         ) from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
         raise ValueError(f"{path} is no readable torch checkpoint: {str(error).splitlines()[0]}") from None

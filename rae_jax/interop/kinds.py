@@ -90,7 +90,7 @@ def identify(tensors: Mapping[str, Any]) -> str:
     raise ValueError(f"the tensors are of no kind known here ({', '.join(KINDS)}); first names: {sorted(tensors)[:5]}")
 
 
-def import_model(name: str, tensors: Mapping[str, np.ndarray], **options: int) -> Model:
+def import_model(name: str, tensors: Mapping[str, np.ndarray], **options: float) -> Model:
     """The model in the tensors of an official checkpoint of kind `name`; `options` as its kind lists them.
 
     Raises:
@@ -410,11 +410,11 @@ def _diffusers_rae_rules(architecture: Mapping[str, Any], family: str, version: 
     return rules + prefixed(decoder.rules("diffusers", architecture["decoder"]), "decoder.", "decoder/")
 
 
-def _read_kl_vae(tensors: Mapping[str, np.ndarray], num_groups: int = 32) -> Model:
+def _read_kl_vae(tensors: Mapping[str, np.ndarray], num_groups: int = 32, scaling_factor: float = 1.0) -> Model:
     ends = ("encoder.down_blocks.0.resnets.0.conv1.weight", "decoder.conv_in.weight", "decoder.conv_out.weight")
     _require(tensors, *ends)
     found, params = diffusers_kl.import_kl_vae(tensors, num_groups)
-    return Model(found, params, {}, {"names": diffusers_kl.identify(tensors)})
+    return Model({**found, "scaling_factor": scaling_factor}, params, {}, {"names": diffusers_kl.identify(tensors)})
 
 
 def _write_kl_vae(model: Model) -> Tensors:
@@ -422,12 +422,10 @@ def _write_kl_vae(model: Model) -> Tensors:
 
 
 def _read_lpips(tensors: Mapping[str, np.ndarray]) -> Model:
-    torchvision = "features.0.weight" in tensors
+    torchvision = any(name.startswith("features.") for name in tensors)
     network = "vgg16" if tensors["lin1.model.1.weight"].shape[1] == 128 else "alexnet"
-    if torchvision or "net.slice1.0.weight" in tensors:
-        form = "torchvision" if torchvision else "module"
-    else:
-        form = "heads"
+    whole = any(name.startswith("net.slice") for name in tensors)
+    form = "torchvision" if torchvision else "module" if whole else "heads"
     params, carried = import_params(tensors, _lpips_rules(network, form), [*lpips.CARRIED, r"classifier\..*"])
     return Model({"network": network}, params, carried, {"form": form})
 
@@ -441,7 +439,7 @@ def _write_lpips(model: Model) -> Tensors:
 
 
 def _lpips_rules(network: str, form: str) -> list[Rule]:
-    """`form`: the `heads` alone, the official `module`, or heads beside torchvision's names of the `torchvision` file."""
+    """`form`: the `heads` alone, the official `module`, or heads and a file of `torchvision`."""
     if form == "heads":
         return lpips.HEAD_RULES
     rules = lpips.rules(network)
@@ -568,7 +566,7 @@ KINDS = {
         (r"encoder\.down_blocks\.0\.resnets\.0\.conv1\.weight",),
         _read_kl_vae,
         _write_kl_vae,
-        {"num_groups": ("num_groups",)},
+        {"num_groups": ("num_groups",), "scaling_factor": ("scaling_factor",)},
         {"": KLVAE},
     ),
     "lpips": Kind(

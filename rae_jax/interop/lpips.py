@@ -15,7 +15,7 @@ TORCHVISION_SLICES = {
     "alexnet": ((0,), (3,), (6,), (8,), (10,)),
 }
 # The constants of the input scaling; older files repeat the heads as a list.
-CARRIED = (r"scaling_layer\..*", r"lins\..*")
+CARRIED = (r"scaling_layer\.(shift|scale)", r"lins\.\d\.model\.1\.weight")
 HEAD = Layout(lambda w: w.reshape(-1), lambda w: w.reshape(1, -1, 1, 1))
 HEAD_RULES = [Rule(f"lin{i}.model.1.weight", f"head_{i}", HEAD) for i in range(5)]
 

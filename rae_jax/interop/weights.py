@@ -1,8 +1,8 @@
 """Weights directories: how trained or imported parameters are kept on disk for other stages, runs and tools.
 
 A directory holds `weights.safetensors`, with a tensor for each parameter under its path (`blocks_0/mlp/up/kernel`), and
-`weights.json`, which says what they are: the stage and config that trained them, or the kind of official checkpoint they
-come from, with the architecture in it. What such a checkpoint holds beside parameters is in `carried.safetensors`.
+`weights.json`, which says what they are: the stage and config that trained them, or the kind of official checkpoint
+they come from, with the architecture in it. What such a checkpoint holds beside parameters is in `carried.safetensors`.
 Blocks are always stored one by one, whether the model scans them or not. Trained tensors are float32, imported ones of
 the dtype they had, so that an export returns the same file; `load_weights` makes all of them float32.
 """
@@ -110,15 +110,16 @@ def load_weights(source: str | Path, structure: Any, component: str, module: nn.
         if is_weights(source):
             description, stored, _ = read_weights(source)
             kind, architecture = description.get("kind"), _tuples(description.get("architecture"))
+            part = None if kind is None else _part(kind, module)
         else:
             tensors = read_tensors(source)
             kind = kinds.identify(tensors)
-            model = kinds.import_model(kind, tensors, **_options(kind, module))
+            part = _part(kind, module)
+            model = kinds.import_model(kind, tensors, **options_of(kind, module))
             stored, architecture = flatten(model.params), model.architecture
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
-    if kind is not None:
-        part = _part(kind, module, where)
+    if part is not None:
         prefix = f"{part}/" if part else ""
         stored = {name.removeprefix(prefix): value for name, value in stored.items() if name.startswith(prefix)}
         if module is not None:
@@ -139,22 +140,22 @@ def architecture_of(module: nn.Module) -> dict[str, Any]:
     }
 
 
-def _options(kind: str, module: nn.Module | None) -> dict[str, Any]:
-    """What the config knows of the options that the tensors of `kind` may not tell."""
-    parts = {type_: part for part, type_ in kinds.find(kind).modules.items()}
-    mine = parts.get(type(module))
-    paths = {option: ("", *path)[-2:] for option, path in kinds.find(kind).options.items()}
-    return {option: getattr(module, field) for option, (part, field) in paths.items() if part == mine}
+def options_of(kind: str, module: nn.Module | None) -> dict[str, Any]:
+    """The options of `kind`, as far as they are arguments of `module`, one of its parts."""
+    found = kinds.find(kind)
+    mine = next((part for part, offered in found.modules.items() if offered is type(module)), None)
+    places = {option: ("", *path)[-2:] for option, path in found.options.items()}
+    return {option: getattr(module, field) for option, (part, field) in places.items() if part == mine}
 
 
-def _part(kind: str, module: nn.Module | None, where: str) -> str:
+def _part(kind: str, module: nn.Module | None) -> str:
     """The part of a checkpoint of `kind` that is a `module`."""
     wanted = None if module is None else type(module)
     for part, offered in kinds.find(kind).modules.items():
         if offered is wanted:
             return part
-    name = "latent statistics" if wanted is None else f"a {wanted.__name__}"
-    raise ValueError(f"{where} is a checkpoint of kind {kind!r}, which holds no {name.removeprefix('a ')}")
+    name = "latent statistics" if wanted is None else wanted.__name__
+    raise ValueError(f"a checkpoint of kind {kind!r}, which holds no {name}")
 
 
 def _check_architecture(module: nn.Module, architecture: Mapping[str, Any], where: str, component: str) -> None:

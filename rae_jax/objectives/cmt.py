@@ -133,9 +133,7 @@ def make(config: ConfigDict, stage: str) -> Objective:
     if section.trajectory_method not in ODE_SAMPLERS:
         raise ValueError(f"trajectory_method={section.trajectory_method!r} is not one of {list(ODE_SAMPLERS)}")
     walk = ODE_SAMPLERS[section.trajectory_method]
-    times = sampling_times(
-        section.trajectory_steps, shift=components.time_shift(config), grid=section.trajectory_grid
-    )
+    times = sampling_times(section.trajectory_steps, shift=components.time_shift(config), grid=section.trajectory_grid)
     labelled = label_times(times, section.time_labels)
 
     def loss(params: Params, frozen: dict[str, Params], batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:

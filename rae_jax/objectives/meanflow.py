@@ -60,9 +60,7 @@ def finite_difference(
     # The two outer points go through in one pass of their own, whose parameters are constants: nothing is kept of it
     # for the backward pass, which one pass over all three would need. Each sample next to its twin keeps a divided
     # batch where it is.
-    z, t_outer = (
-        rearrange(jnp.stack([x + d, x - d]), "two b ... -> (b two) ...") for x, d in ((z_t, dt * v), (t, dt))
-    )
+    z, t_outer = (rearrange(jnp.stack([x + d, x - d]), "two b ... -> (b two) ...") for x, d in ((z_t, dt * v), (t, dt)))
     r_outer, labels_outer = jnp.repeat(r, 2), jnp.repeat(labels, 2)
     outer = flow_map(jax.lax.stop_gradient(params), z, r_outer, t_outer, labels_outer)
     after, before = rearrange(outer, "(b two) ... -> two b ...", two=2)
@@ -154,7 +152,9 @@ def make(config: ConfigDict, stage: str) -> Objective:
         begin=take_over,
         wanted={"decoder": components.decoder_init(config)},
         pictures=class_samples(config, flow_map_generator(config, (1.0, 0.0))),
-        likely_cause="" if section.initial == "mid_training" else (
+        likely_cause=""
+        if section.initial == "mid_training"
+        else (
             f"MeanFlow is known to diverge without consistency mid-training: train the stage 'mid_training' and set "
             f"{stage}.initial='mid_training' (it is {section.initial!r})"
         ),

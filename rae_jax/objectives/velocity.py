@@ -63,5 +63,5 @@ def make(config: ConfigDict, stage: str) -> Objective:
         key=stage_key(config.seed, stage),
         frozen={"encoder": components.encoder_init(config), "stats": components.stats_init(config)},
         wanted={"decoder": components.decoder_init(config)},
-        pictures=class_samples(config, generator(config)),
+        pictures=class_samples(config, generator(config)) if config.sampling.num_steps else None,
     )

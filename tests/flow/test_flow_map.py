@@ -42,3 +42,9 @@ def test_the_exact_flow_map_of_a_gaussian_reaches_the_same_point_in_any_number_o
     noise = jnp.array([[-1.0], [0.3]])
     for times in ([1, 0], [1, 0.5, 0], [1, 0.9, 0.2, 0.1, 0]):
         np.testing.assert_allclose(flow_map.sample(u, noise, np.array(times)), mean + std * noise, rtol=1e-5)
+
+
+@pytest.mark.parametrize("times", [(1.0,), (0.9, 0.0), (1.0, 0.5), (1.0, 0.5, 0.5, 0.0), (1.0, 0.2, 0.6, 0.0)])
+def test_times_that_do_not_fall_from_one_to_zero_are_refused(times):
+    with pytest.raises(ValueError, match=r"fall from 1\.0 to 0\.0"):
+        flow_map.jump_times(times)

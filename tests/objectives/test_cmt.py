@@ -1,0 +1,116 @@
+"""Consistency mid-training's trajectories, pairs, targets and losses: the reference's, and those of a known teacher."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from golden import load_case, tokens
+from official_gradients import assert_gradients_are_the_references
+
+from configs import digits_mf_rae
+from rae_jax.flow import samplers
+from rae_jax.flow.times import dimension_shift, sampling_times
+from rae_jax.interop.dit_dh import import_dit_dh
+from rae_jax.models.dit_dh import DiTDH
+from rae_jax.objectives import cmt
+
+
+def test_trajectory_targets_losses_and_gradients_are_the_references():
+    case = load_case("mf_losses")
+    io, labels = case.io, jnp.asarray(case.io["y"])
+    inputs = case.description["calls"][-1]["inputs"]
+    of_teacher, teacher_params, _ = import_dit_dh(case.weights_under("teacher."))
+    architecture, params, carried = import_dit_dh(case.weights_under("model."))
+    teacher, student = DiTDH(**of_teacher), DiTDH(**architecture)
+
+    times = sampling_times(inputs["num_steps"] - 1, shift=dimension_shift(inputs["shift_dim"]), grid="released")
+    case.assert_close(times, "cmt_trajectory_times")
+    np.testing.assert_allclose(cmt.label_times(times, "released")[::-1], io["cmt_label_times"], atol=1e-7)
+
+    def velocity(z, t):
+        return teacher.apply({"params": teacher_params}, z, t, labels)
+
+    states = jax.jit(lambda z: samplers.euler(velocity, z, times, trajectory=True))(tokens(io["cmt_noise"]))
+    np.testing.assert_allclose(states, tokens(io["cmt_trajectory"]), atol=1e-4, rtol=2e-3)
+
+    pairs = cmt.draw_pairs(jax.random.key(0), 4, len(times), 0)
+    # The reference numbers all examples pair by pair; here those of a trajectory follow each other.
+    pair, trajectory = np.divmod(io["cmt_pair_index"], 4)
+    rows = trajectory * pairs.shape[1] + pair
+    labelled = cmt.label_times(times, "released")
+    z, r, t, target = cmt.pairs_of(states, labelled, pairs)
+    np.testing.assert_allclose(z[rows], tokens(io["cmt_x"]), atol=1e-4, rtol=2e-3)
+    np.testing.assert_allclose(r[rows], io["cmt_r"], atol=1e-6)
+    np.testing.assert_allclose(t[rows], io["cmt_t"], atol=1e-6)
+    np.testing.assert_allclose(target[rows], tokens(io["cmt_target"]), atol=5e-4, rtol=2e-3)
+    np.testing.assert_array_equal(labels[trajectory], io["cmt_y"])
+
+    def loss(params):
+        def flow_map(z, r, t, labels):
+            return student.apply({"params": params}, z, t, labels, r)
+
+        errors = cmt.errors(flow_map, states, labelled, pairs, labels)[trajectory, pair]
+        return jnp.mean(errors), errors
+
+    (mean, errors), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+    case.assert_close(errors, "cmt_loss")
+    case.assert_close(mean, "cmt_loss_ref")
+    assert_gradients_are_the_references(case, "cmt", gradients, architecture, carried)
+
+
+def test_pairs_are_numbered_as_the_reference_does():
+    np.testing.assert_array_equal(cmt.all_pairs(4), [(1, 0), (2, 0), (2, 1), (3, 0), (3, 1), (3, 2)])
+
+
+def test_a_subset_has_different_pairs_of_each_trajectory_all_equally_often():
+    pairs = np.asarray(cmt.draw_pairs(jax.random.key(0), 3000, 4, 2))
+    assert pairs.shape == (3000, 2, 2) and np.all(pairs[..., 0] > pairs[..., 1])
+    number = pairs[..., 0] * 4 + pairs[..., 1]
+    assert np.all(number[:, 0] != number[:, 1])
+    _, counts = np.unique(number, return_counts=True)
+    assert len(counts) == 6 and np.all(np.abs(counts / 1000 - 1) < 0.1)
+
+
+def test_more_pairs_than_there_are_is_an_error():
+    with pytest.raises(ValueError, match="7 pairs a trajectory: 4 points have 6"):
+        cmt.draw_pairs(jax.random.key(0), 2, 4, 7)
+
+
+@pytest.mark.parametrize("shift", [1.0, 5.0])
+def test_a_straight_trajectory_has_its_velocity_as_every_target_by_true_times(shift):
+    noise = np.random.default_rng(0).normal(size=(3, 2, 2)).astype(np.float32)
+    constant = 2 * noise + 1
+    times = sampling_times(5, shift=shift)
+    states = samplers.euler(lambda z, t: jnp.asarray(constant), jnp.asarray(noise), times, trajectory=True)
+    pairs = cmt.draw_pairs(jax.random.key(0), 3, 6, 0)
+    _, r, t, target = cmt.pairs_of(states, cmt.label_times(times, "true"), pairs)
+    np.testing.assert_allclose(target, np.repeat(constant, 15, axis=0), atol=1e-4)
+    assert np.all(np.asarray(r) < np.asarray(t)) and float(r.min()) == 0 and float(t.max()) == 1
+    _, _, _, released = cmt.pairs_of(states, cmt.label_times(times, "released"), pairs)
+    assert np.allclose(released, target, atol=1e-4) == (shift == 1.0)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("trajectory_method", "rk4", "trajectory_method='rk4'"), ("time_labels", "even", "'even' are not one of"),
+        ("initial", "mid_training", "'mid_training' is not one of"), ("trajectory_grid", "fine", "'fine'"),
+    ],
+)  # fmt: skip
+def test_impossible_settings_are_named(field, value, message):
+    config = digits_mf_rae.get_config("tiny")
+    config.mid_training[field] = value
+    with pytest.raises(ValueError, match=message):
+        cmt.make(config, "mid_training")
+
+
+def test_nothing_goes_back_into_the_trajectory():
+    noise = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 4)).astype(np.float32))
+    times, pairs, labels = sampling_times(3), cmt.draw_pairs(jax.random.key(0), 2, 4, 0), jnp.arange(2)
+
+    def loss(weight, noise):
+        states = samplers.euler(lambda z, t: jnp.sin(z), noise, times, trajectory=True)
+        return jnp.sum(cmt.errors(lambda z, r, t, y: weight * z, states, times, pairs, labels))
+
+    of_weight, of_noise = jax.grad(loss, argnums=(0, 1))(0.5, noise)
+    assert of_weight != 0 and not np.any(of_noise)

@@ -1,0 +1,78 @@
+import json
+
+import pytest
+from ml_collections import ConfigDict
+
+from configs import digits
+from rae_jax.configuration import ConfigError, check, remember
+
+
+def changed(**fields):
+    config = digits.get_config("tiny")
+    config.update_from_flattened_dict({name.replace("__", "."): value for name, value in fields.items()})
+    return config
+
+
+BAD = [
+    ({"flow__train__steps": 0}, 1, ["flow.train.steps=0", "at least one"]),
+    ({"mesh__data": 3}, 1, ["data=3", "does not lay over 1 devices"]),
+    ({"flow__train__batch_size": 100}, 8, ["flow.train.batch_size=100", "8 data-parallel devices", "use 96 or 104"]),
+    ({"flow__train__gradient_accumulation": 3}, 1, ["flow.train.batch_size=16", "3 accumulated parts", "15 or 18"]),
+    ({"encoder__input_size": 30}, 1, ["encoder.input_size=30", "patch_size=8", "use 24 or 32"]),
+    ({"data__image_size": 64}, 1, ["data.image_size is 64", "must be equal"]),
+    ({"flow__objective": "velocty"}, 1, ["velocty", "did you mean 'velocity'"]),
+    ({"stages": ("encodr",)}, 1, ["'encodr'", "did you mean 'encoder'"]),
+    ({"stages": ("flow",)}, 1, ["'flow' needs", "'encoder'", "encoder.weights"]),
+    ({"stages": ("decoder", "encoder")}, 1, ["'decoder' needs", "put 'encoder' before it"]),
+    ({"encoder__train__transform": "centre_crop"}, 1, ["encoder:", "centre_crop", "center_crop"]),
+    ({"flow__train__optimizer__shape": "cosin"}, 1, ["flow:", "cosin", "cosine"]),
+    ({"flow__time_distribution": "unifrom"}, 1, ["flow:", "unifrom", "uniform"]),
+    ({"decoder__noise_distribution": "gauss"}, 1, ["decoder:", "gauss", "half_normal"]),
+    ({"dtype": "float16"}, 1, ["float16", "bfloat16"]),
+]
+
+
+@pytest.mark.parametrize(("fields", "num_devices", "texts"), BAD, ids=[str(fields) for fields, _, _ in BAD])
+def test_a_config_that_cannot_run_is_refused_by_file_and_field(fields, num_devices, texts):
+    with pytest.raises(ConfigError) as refused:
+        check(changed(**fields), file="configs/x.py", num_devices=num_devices)
+    for text in ["configs/x.py", *texts]:
+        assert text in str(refused.value)
+
+
+def test_a_config_that_can_run_passes():
+    check(digits.get_config("tiny"), file="configs/digits.py", num_devices=8)
+
+
+def test_a_misspelt_field_in_a_config_file_is_an_error():
+    config = digits.get_config()
+    with pytest.raises(AttributeError, match="steps"):
+        config.flow.train.stepz = 5
+
+
+def test_only_what_is_computed_must_be_as_it_was(tmp_path):
+    remember(changed(), tmp_path, file="x.py", write=True)
+    kept = (tmp_path / "config.json").read_text()
+    remember(changed(mesh__fsdp=2, flow__train__log_every=7, data__num_workers=3), tmp_path, file="x.py", write=False)
+    with pytest.raises(ConfigError, match=r"flow\.label_dropout: 0\.1 there, 0\.2 now"):
+        remember(changed(flow__label_dropout=0.2), tmp_path, file="x.py", write=True)
+    assert (tmp_path / "config.json").read_text() == kept
+    assert json.loads(kept)["flow"]["label_dropout"] == 0.1
+
+
+def test_every_field_of_the_base_config_is_read_somewhere():
+    from pathlib import Path
+
+    from configs import base
+
+    root = Path(__file__).resolve().parents[1]
+    code = "\n".join(path.read_text() for path in (root / "rae_jax").rglob("*.py"))
+
+    def names(section):
+        for name, value in section.items():
+            yield name
+            if isinstance(value, ConfigDict):
+                yield from names(value)
+
+    unread = {name for name in names(base.get_config()) if name not in code}
+    assert not unread

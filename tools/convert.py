@@ -1,0 +1,209 @@
+"""Official PyTorch checkpoints into weights directories and back.
+
+    python -m tools.convert list
+    python -m tools.convert import --kind=dit_dh --source=model.pt --output=weights/dit_dh_xl
+    python -m tools.convert export --kind=rae_decoder --source=runs/digits/decoder/weights --output=decoder.safetensors
+
+A weights directory is a config value, `--config.flow.weights=weights/dit_dh_xl`, and so is the official file itself.
+The architecture is told by names and shapes; what they do not tell comes from the published sizes, from `config.json`
+beside the weights, from `--config`, or from an option. README.md beside this file has the table of kinds.
+"""
+
+import argparse
+import importlib.util
+import json
+import math
+import pickle
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flax.traverse_util import unflatten_dict
+from ml_collections import ConfigDict
+
+from rae_jax.interop import kinds, lpips, weights
+from rae_jax.interop.checkpoint_files import PICKLES, read_tensors, write_tensors
+from rae_jax.interop.kinds import KINDS, Model
+from rae_jax.interop.layout import Tensors, flatten
+from rae_jax.training import components
+
+COMPONENTS = ("encoder", "decoder", "flow")
+# Where the configurations of Hugging Face's libraries have what tensors do not tell, by option.
+HUGGING_FACE = {
+    "num_heads": ("num_attention_heads",),
+    "decoder_heads": ("decoder_num_attention_heads",),
+    "num_groups": ("norm_num_groups",),
+    "scaling_factor": ("scaling_factor",),
+}
+
+
+def import_checkpoint(
+    kind: str, source: str, output: str | Path, *, part: str = "", config: str = "", **options: float
+) -> Model:
+    """Writes the official checkpoint `source` as the weights directory `output`, and returns what was in it.
+
+    Args:
+      kind: a key of `KINDS`.
+      source: a file or directory, or several joined by commas whose tensors belong together.
+      output: the directory to write.
+      part: the entry of a training checkpoint, or the prefix of the names, to read.
+      config: an experiment (`configs/dith_xl.py`) or a `config.json` that has what the tensors do not tell.
+      **options: the same, one by one, as the kind lists them.
+
+    Raises:
+      ValueError: whatever is wrong with the files; nothing has been written.
+    """
+    paths = [Path(path) for path in source.split(",")]
+    told = _told(kind, config or next((p / "config.json" for p in paths if (p / "config.json").is_file()), ""))
+    if kind == "lpips" and paths[0].suffix == ".ckpt":
+        network, params = lpips.read_package_file(paths[0])
+        model = Model({"network": network}, params)
+    else:
+        model = kinds.import_model(kind, _read_all(paths, part), **told | options)
+    weights.save_model(output, kind, model)
+    return model
+
+
+def export_checkpoint(kind: str, source: str | Path, output: str | Path) -> Tensors:
+    """Writes the weights directory `source` as the official checkpoint `output`, and returns its tensors.
+
+    Raises:
+      ValueError: the directory holds no weights of that kind, or ones that its files cannot express; nothing has been
+        written.
+    """
+    if Path(output).suffix not in (".safetensors", *PICKLES):
+        raise ValueError(f"{output}: a checkpoint's name ends in .safetensors or one of {', '.join(PICKLES)}")
+    if not weights.is_weights(source):
+        raise ValueError(f"{source} is no weights directory: there is no {weights.DESCRIPTION} in it")
+    description, tensors, _ = weights.read_weights(source)
+    if "kind" in description:
+        model = _as_kind(kind, *weights.read_model(source))
+    else:
+        model = _trained(kind, description, unflatten_dict(tensors, sep="/"), source)
+    exported = kinds.export_model(kind, model)
+    write_tensors(output, exported)
+    return exported
+
+
+def _read_all(paths: list[Path], part: str) -> Tensors:
+    tensors: Tensors = {}
+    for path in paths:
+        more = read_tensors(path, part)
+        if twice := sorted(tensors.keys() & more.keys()):
+            raise ValueError(f"{path} has tensors that another source has too: {', '.join(twice[:5])}")
+        tensors |= more
+    return tensors
+
+
+def _as_kind(kind: str, own: str, model: Model) -> Model:
+    """`model` of kind `own` as one of `kind`: the same, or one part of it."""
+    if kind == own:
+        return model
+    wanted = kinds.find(kind).modules.get("")
+    for part, module in KINDS[own].modules.items():
+        if part and module is wanted and wanted is not None:
+            return Model(model.architecture[part], model.params[part])
+    raise ValueError(f"the weights were imported from kind {own!r} and are none of kind {kind!r}")
+
+
+def _trained(kind: str, description: Mapping[str, Any], params: dict[str, Any], source: str | Path) -> Model:
+    """What a stage of an experiment left, as a model of `kind`."""
+    stage = description["stage"]
+    module = components.module(ConfigDict(description["config"]), stage)
+    offered, wanted = kinds.find(kind).modules, None if module is None else type(module)
+    if "" not in offered or offered[""] is not wanted:
+        raise ValueError(f"{source} holds what stage {stage!r} trained, which is no model of kind {kind!r}")
+    return Model({} if module is None else weights.architecture_of(module), params)
+
+
+def _told(kind: str, config: str | Path) -> dict[str, Any]:
+    """The options of `kind` that a configuration tells."""
+    if not config:
+        return {}
+    if str(config).endswith(".json"):
+        return _hugging_face(kind, json.loads(Path(config).read_text()))
+    experiment = _experiment(str(config))
+    modules = [components.module(experiment, component) for component in COMPONENTS]
+    told: dict[str, Any] = {}
+    for module in modules:
+        if type(module) in kinds.find(kind).modules.values():
+            told |= weights.options_of(kind, module)
+    return told
+
+
+def _hugging_face(kind: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    config = {**config, **config.get("vision_config", {})}
+    options = kinds.find(kind).options
+    names = HUGGING_FACE | ({"num_heads": ("decoder_num_attention_heads",)} if kind == "rae_decoder" else {})
+    found = {option: [config[name] for name in names.get(option, ()) if name in config] for option in options}
+    told = {option: values[0] for option, values in found.items() if values}
+    if "grid_size" in options and {"encoder_input_size", "encoder_patch_size"} <= config.keys():
+        told["grid_size"] = config["encoder_input_size"] // config["encoder_patch_size"]
+    return told
+
+
+def _experiment(name: str) -> ConfigDict:
+    """The config that `configs/x.py` or `configs/x.py:variant` makes."""
+    path, _, variant = name.partition(":")
+    spec = importlib.util.spec_from_file_location("experiment", path)
+    if spec is None or not Path(path).is_file():
+        raise ValueError(f"--config={name}: there is no such experiment or config.json")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(variant) if variant else module.get_config()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "python -m tools.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("list", help="the kinds, what they hold and which options they take")
+    reader = commands.add_parser("import", help="official checkpoint -> weights directory")
+    writer = commands.add_parser("export", help="weights directory -> official checkpoint")
+    for command, source, output in (
+        (reader, "the file or directory; several joined by commas are read as one", "the directory to write"),
+        (writer, "the weights directory", "the file to write; its ending, .safetensors or .pt, says how"),
+    ):
+        command.add_argument("--kind", required=True, help="one of: " + ", ".join(sorted(KINDS)))
+        command.add_argument("--source", required=True, help=source)
+        command.add_argument("--output", required=True, help=output)
+    reader.add_argument("--part", default="", help="entry of a training checkpoint (model, ema) or prefix of names")
+    reader.add_argument("--config", default="", help="experiment or config.json that has what the tensors do not tell")
+    options = {option: kind for kind in KINDS.values() for option in kind.options}
+    for option in options:
+        reader.add_argument(f"--{option}", type=float if option == "scaling_factor" else int)
+    parser.set_defaults(options=tuple(options))
+    return parser
+
+
+def _report(verb: str, kind: str, tensors: Mapping[str, Any], output: str) -> str:
+    count = sum(math.prod(value.shape) for value in tensors.values())
+    return f"{kind}: {verb} {len(tensors)} tensors, {count:,} numbers, to {output}"
+
+
+def main(arguments: list[str]) -> None:
+    flags = _parser().parse_args(arguments)
+    try:
+        if flags.command == "list":
+            for name, kind in sorted(KINDS.items()):
+                options = f"  ({', '.join(f'--{option}' for option in kind.options)})" if kind.options else ""
+                print(f"{name:15} {kind.holds}{options}")
+        elif flags.command == "import":
+            options = {name: getattr(flags, name) for name in flags.options if getattr(flags, name) is not None}
+            model = import_checkpoint(
+                flags.kind, flags.source, flags.output, part=flags.part, config=flags.config, **options
+            )
+            print(json.dumps(model.architecture))
+            print(_report("imported", flags.kind, flatten(model.params), flags.output))
+        else:
+            print(
+                _report("exported", flags.kind, export_checkpoint(flags.kind, flags.source, flags.output), flags.output)
+            )
+    except (ValueError, OSError, pickle.UnpicklingError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
