@@ -2,8 +2,8 @@
 
     python -m rae_jax.main --config=configs/digits_mf_rae.py
 
-To `configs/digits.py` it adds consistency mid-training, which starts a flow map from the 50-step generator, and MeanFlow
-distillation. 1,000 digits are then also sampled in one step and in two: `samples_1step.npz`, `samples_2step.npz`.
+To `configs/digits.py` it adds consistency mid-training, which starts a flow map from the 50-step generator, and
+MeanFlow distillation. 1,000 digits are then also sampled in one step and in two: `samples_1step.npz` and so on.
 """
 
 from ml_collections import ConfigDict

@@ -28,7 +28,7 @@ TIME_LABELS = ("true", "released")
 
 
 def all_pairs(num_points: int) -> np.ndarray:
-    """All pairs (i, j), i > j, of `num_points` points, `[num_points (num_points - 1) / 2, 2]`: (1, 0), (2, 0), (2, 1)..."""
+    """All pairs (i, j), i > j, of `num_points` points, `[P, 2]`: (1, 0), (2, 0), (2, 1), (3, 0)..."""
     return np.array([(i, j) for i in range(1, num_points) for j in range(i)], np.int32)
 
 

@@ -31,7 +31,7 @@ class Objective:
       frozen: components whose trained parameters the step needs in `state.frozen`: name -> function of a key that
         makes parameters of the same structure (traced abstractly only).
       initial: likewise, components whose trained parameters the stage starts from; they are not kept.
-      begin: `(params, {name: initial parameters}) -> params` of the first step. Only called if there are `initial` ones.
+      begin: `(params, {name: initial parameters}) -> params` to start with. Called if there are `initial` ones.
       wanted: likewise, components that only `pictures` needs; without them there are no pictures.
       result: `state -> parameters` that the stage leaves to later ones.
       pictures: `(state, batch) -> {name: images [M, H, W, 3] in [0, 1]}`, or None. Either versions of the same images,
