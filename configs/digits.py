@@ -11,8 +11,6 @@ from ml_collections import ConfigDict
 
 from configs import base
 
-IMAGES = 1437  # the training split
-
 
 def get_config(variant: str = "") -> ConfigDict:
     """The experiment; `configs/digits.py:tiny` is the same pipeline in seconds, for tests: nothing is learnt."""

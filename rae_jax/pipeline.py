@@ -192,14 +192,9 @@ class Pipeline:
 
     def one_epoch(self, split: str, batch_size: int) -> Any:
         """The images of `split` once, in order, whole on every process."""
-        size = self.config.data.image_size
-        name = "none" if self.config.data.source == "digits" else "center_crop"
+        crop = transform("center_crop", self.config.data.image_size)
         return evaluation_batches(
-            self.sources[split],
-            batch_size=batch_size,
-            transform=transform(name, size),
-            process_index=0,
-            process_count=1,
+            self.sources[split], batch_size=batch_size, transform=crop, process_index=0, process_count=1
         )
 
     def evaluate(self) -> dict[str, float]:

@@ -16,6 +16,7 @@ from rae_jax.evaluation.judge import train_judge
 from rae_jax.evaluation.linear_probe import linear_probe_accuracy
 from rae_jax.evaluation.samples import read_samples, write_samples
 from rae_jax.evaluation.sampling import Load, equal_labels, load_components, sample
+from rae_jax.models.autoencoder import to_uint8
 from rae_jax.training import components, sharding
 from rae_jax.training.generator import flow_map_generator, generator
 from rae_jax.training.progress import RunLog
@@ -111,11 +112,10 @@ def evaluate(
     held_out, held_out_labels = _epoch(batches("test", batch_size))
     if wanted.reconstruction:
         reconstructions = _reconstruct(config, load, mesh, held_out, batch_size)
-        values = jax.device_get(psnr(held_out / np.float32(255), reconstructions))
-        results["reconstruction_psnr"] = float(np.mean(values))
-        shown = np.clip(reconstructions[:16] * 255, 0, 255).astype(np.uint8)
+        results["reconstruction_psnr"] = float(np.mean(jax.device_get(psnr(held_out, reconstructions))))
         pictures.save_png(
-            workdir / "reconstructions.png", pictures.reconstruction_grid(held_out[:16], {"reconstruction": shown})
+            workdir / "reconstructions.png",
+            pictures.reconstruction_grid(held_out[:16], {"reconstruction": reconstructions[:16]}),
         )
     if not (wanted.linear_probe or wanted.frechet or wanted.judge):
         return results
@@ -145,13 +145,13 @@ def evaluate(
 def _reconstruct(
     config: ConfigDict, load: Load, mesh: jax.sharding.Mesh, images: np.ndarray, batch_size: int
 ) -> np.ndarray:
-    """Reconstructions `[N, H, W, 3]` in [0, 1], clamped, of uint8 images."""
+    """Reconstructions of uint8 images `[N, H, W, 3]`, in 8 bits too, as published PSNRs are computed."""
     weights = load_components(config, load, "encoder", "decoder")
     autoencoder = components.autoencoder(config)
 
     @jax.jit
     def run(weights: Any, images: jax.Array) -> jax.Array:
-        return jnp.clip(autoencoder.apply({"params": weights}, images.astype(jnp.float32) / 255.0), 0.0, 1.0)
+        return to_uint8(autoencoder.apply({"params": weights}, images.astype(jnp.float32) / 255.0))
 
     rows = sharding.batch_sharding(mesh)
     return _in_batches(lambda x: sharding.to_host(run(weights, sharding.place(x, rows))), images, batch_size)

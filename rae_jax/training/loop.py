@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import jax
 import numpy as np
+from clu import parameter_overview
 from ml_collections import ConfigDict
 
 from rae_jax.training import sharding
@@ -120,6 +121,7 @@ def fit(
             first = jax.jit(lambda k, initial: objective.first_state(k, example, initial), out_shardings=layout)
             state = first(key, load_initial())
         step = int(state.step)
+        log.say(f"{stage}: {parameter_overview.count_parameters(state.params):,} parameters")
         log.rewind(stage, step)
         state = state.replace(frozen=frozen)
         with log.progress(stage, total_steps, step) as display, StopRequest() as stop:
