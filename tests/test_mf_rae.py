@@ -3,12 +3,14 @@
 import json
 
 import numpy as np
+import pytest
 import runs
 
 CONFIG = "configs/digits_mf_rae.py:tiny"
 SHORT = [f"--config.{stage}.train.steps=2" for stage in ("encoder", "decoder", "flow", "mid_training", "flow_map")]
 
 
+@pytest.mark.slow
 def test_one_and_two_step_samples_lie_beside_the_teachers_and_are_judged_likewise(tmp_path):
     status, output = runs.run(tmp_path / "run", *SHORT, "--config.evaluation.linear_probe=False", config=CONFIG)
     assert status == 0, output

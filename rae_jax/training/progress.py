@@ -77,6 +77,7 @@ class StepDisplay:
 
     def __init__(self, console: Console, stage: str, total: int, done: int):
         self._console, self._stage, self._total = console, stage, total
+        self._reported = False
         self._live = console.is_terminal and not console.quiet
         self._progress = Progress(
             TextColumn("[bold]{task.description}"),
@@ -100,12 +101,14 @@ class StepDisplay:
 
     def advance(self, step: int) -> None:
         """The run has made `step` updates."""
-        self._progress.update(self._task, completed=step)
+        waiting = {} if self._reported else {"report": ""}  # the first step is made, so compiling is over
+        self._progress.update(self._task, completed=step, **waiting)
 
     def report(self, step: int, values: dict[str, float]) -> None:
         """Shows the values of a logging step."""
         loss = f"loss {values['loss']:.4f}  " if "loss" in values else ""
         text = f"{loss}{values['images_per_second']:.0f} images/s"
+        self._reported = True
         self._progress.update(self._task, completed=step, report=text)
         if not self._live:
             left = values["seconds_left"]

@@ -1,5 +1,7 @@
 """Samplers against the reference's trajectories and, for Gaussian data, against the distribution they must reach."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,8 +24,8 @@ def gaussian_velocity(z, t):
     return -MEAN + (t - (1 - t) * STD**2) / variance * (z - (1 - t) * MEAN)
 
 
-@pytest.mark.parametrize(("sampler", "name"), [(samplers.euler, "euler"), (samplers.heun, "heun2")])
-def test_trajectories_are_the_references(sampler, name):
+def linear_case(name):
+    """The golden case, its linear velocity and the times of its trajectory by the solver `name`."""
     case = load_case("transport")
     w = case.weights
     call = next(c for c in case.description["calls"] if c["inputs"].get("sampling_method") == name)
@@ -34,9 +36,22 @@ def test_trajectories_are_the_references(sampler, name):
         bias = w["mix.bias"] + t[:, None] * w["tvec"] + w["label.weight"][case.io["ode_y"]]
         return jnp.einsum("nchw,dc->ndhw", x, w["mix.weight"]) + bias[:, :, None, None]
 
+    return case, velocity, times
+
+
+@pytest.mark.parametrize(("sampler", "name"), [(samplers.euler, "euler"), (samplers.heun, "heun2")])
+def test_trajectories_are_the_references(sampler, name):
+    case, velocity, times = linear_case(name)
     states = sampler(velocity, case.io["ode_noise"], times, trajectory=True)
     case.assert_close(states, f"ode_{name}_trajectory")
     np.testing.assert_array_equal(sampler(velocity, case.io["ode_noise"], times), states[-1])
+
+
+def test_small_steps_reach_the_trajectory_of_the_references_adaptive_solver():
+    case, velocity, times = linear_case("dopri5")
+    fine = np.concatenate([np.linspace(a, b, 20, endpoint=False) for a, b in itertools.pairwise(times)])
+    states = samplers.heun(velocity, case.io["ode_noise"], [*fine, times[-1]], trajectory=True)
+    case.assert_close(states[::20], "ode_dopri5_trajectory", atol=1e-3)
 
 
 @pytest.mark.parametrize("name", ["sample_euler_dit_dh", "sample_euler_dit_dh_10_steps"])
