@@ -10,13 +10,13 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from rae_jax.data.transforms import transform
-from rae_jax.evaluation.samples import whole_file
 from rae_jax.flow.flow_map import jump_times
 from rae_jax.objectives import OBJECTIVES
 from rae_jax.objectives.objective import Objective
 from rae_jax.training import components, sharding
 from rae_jax.training.sharding import BATCH_AXES, mesh_shape
 from rae_jax.training.state import TrainState
+from rae_jax.whole_files import whole_file
 
 FILE = "config.json"
 # What may change between two starts of one run: where it runs and how it is watched, not what is computed.

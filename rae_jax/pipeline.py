@@ -22,7 +22,6 @@ from rae_jax.data.sources import Source, open_source
 from rae_jax.data.transforms import transform
 from rae_jax.evaluation import pictures
 from rae_jax.evaluation.evaluate import evaluate, generate
-from rae_jax.evaluation.samples import whole_file
 from rae_jax.interop.weights import load_weights, save_weights
 from rae_jax.models.autoencoder import to_uint8
 from rae_jax.objectives import OBJECTIVES
@@ -31,6 +30,7 @@ from rae_jax.training import components, sharding
 from rae_jax.training.loop import fit
 from rae_jax.training.progress import RunLog
 from rae_jax.training.state import TrainState
+from rae_jax.whole_files import whole_file
 
 FINISHED = "finished.json"
 FLOW_MAPS = ("flow_map", "mid_training")  # the first that is trained makes the one- and few-step samples

@@ -2,16 +2,15 @@
 
 import contextlib
 import dataclasses
-import os
 import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 
 from rae_jax.evaluation.frechet import Gaussian
+from rae_jax.whole_files import whole_file
 
 
 def check_images(images: np.ndarray, name: str) -> None:
@@ -40,20 +39,6 @@ class Samples:
 
     images: np.ndarray
     labels: np.ndarray | None = None
-
-
-@contextlib.contextmanager
-def whole_file(path: str | Path) -> Iterator[IO[bytes]]:
-    """A binary file to write that appears as `path` when the block ends, or not at all if it fails."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_samples(path: str | Path, images: np.ndarray, labels: np.ndarray | None = None) -> None:

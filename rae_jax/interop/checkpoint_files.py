@@ -6,23 +6,21 @@ one file or with shards and their index. Dtypes are the file's own, bfloat16 inc
 """
 
 import argparse
-import contextlib
 import json
 import mmap
-import os
 import pickle
 import re
-import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from rae_jax.interop.layout import Tensors, nearest_names
+from rae_jax.whole_files import whole_file
 
 # What a training checkpoint calls the weights to use, the wanted first.
 ENTRIES = ("ema", "model", "state_dict")
@@ -128,23 +126,6 @@ def read_safetensors(path: str | Path) -> Tensors:
         name: np.ndarray(entry["shape"], DTYPES[entry["dtype"]], data, 8 + length + entry["data_offsets"][0])
         for name, entry in header.items()
     }
-
-
-@contextlib.contextmanager
-def whole_file(path: str | Path) -> Iterator[IO[bytes]]:
-    """A binary file to write that appears as `path` when the block ends, or not at all if it fails."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with open(descriptor, "wb") as file:
-            yield file
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)  # temporary files are made for their owner alone
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
 
 
 def _read_file(path: Path) -> dict[str, Any]:

@@ -3,7 +3,8 @@ import os
 import numpy as np
 import pytest
 
-from rae_jax.evaluation.samples import Samples, read_samples, read_statistics, whole_file, write_samples
+from rae_jax.evaluation.samples import Samples, read_samples, read_statistics, write_samples
+from rae_jax.whole_files import whole_file
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 4, 6, 3), dtype=np.uint8)
 LABELS = np.arange(5)
