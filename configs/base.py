@@ -106,11 +106,11 @@ def get_config() -> ConfigDict:
 
     config.sampling.flow_map_times = ((1.0, 0.0), (1.0, 0.5, 0.0))  # jumps of samples_1step.npz, samples_2step.npz
 
-    config.evaluation = ConfigDict()
+    config.evaluation = ConfigDict()  # when the stages are done; holds all images in memory: for small data sets
     config.evaluation.judge = False  # a scikit-learn classifier of the training images labels the samples
     config.evaluation.linear_probe = False  # of the encoder's mean token
-    config.evaluation.reconstruction = True  # PSNR on held-out images
-    config.evaluation.frechet = True  # distance of samples to held-out images in the encoder's mean tokens
+    config.evaluation.reconstruction = False  # PSNR on held-out images
+    config.evaluation.frechet = False  # distance of samples to held-out images in the encoder's mean tokens
     config.lock()  # a misspelt field is an error that names the nearest one
     return config
 

@@ -49,6 +49,8 @@ def get_config(variant: str = "") -> ConfigDict:
 
     config.evaluation.judge = True
     config.evaluation.linear_probe = True
+    config.evaluation.reconstruction = True
+    config.evaluation.frechet = True
     if variant == "tiny":
         shrink(config)
     elif variant:

@@ -109,6 +109,8 @@ def evaluate(
       flow map's samples also `frechet_samples_1step`, `label_agreement_1step`, and so on.
     """
     wanted, batch_size, results = config.evaluation, config.sampling.batch_size, {}
+    if not any(wanted.values()):
+        return results
     held_out, held_out_labels = _epoch(batches("test", batch_size))
     if wanted.reconstruction:
         reconstructions = _reconstruct(config, load, mesh, held_out, batch_size)
