@@ -58,7 +58,9 @@ def generate(
         path = workdir / f"{name}.npz"
         if jax.process_index() == 0:
             write_samples(path, images, labels)
-            pictures.save_png(path.with_suffix(".png"), pictures.class_grid(images, labels, columns=10))
+            shown = labels < 10  # a row a class: more would not fit on a screen
+            picture = pictures.class_grid(images[shown], labels[shown], columns=10)
+            pictures.save_png(path.with_suffix(".png"), picture)
         log.say(f"{name}: {len(labels)} in {path}, some of them in {path.with_suffix('.png')}")
 
 
