@@ -27,7 +27,6 @@ from rae_jax.training import sharding
 from rae_jax.training.loop import Diverged
 from rae_jax.training.progress import RunLog
 
-EXPERIMENTS = sorted(str(path) for path in Path("configs").glob("*.py") if path.stem not in ("__init__", "base"))
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: a file that defines get_config().")
 WORKDIR = flags.DEFINE_string("workdir", "", "Where the run keeps its files; runs/<config name> by default.")
 MODE = flags.DEFINE_enum("mode", "train", ["train", "sample", "evaluate"], "What to do.")
@@ -108,7 +107,8 @@ def parse(arguments: list[str]) -> list[str]:
     if CONFIG.present:
         path = Path(config_flags.get_config_filename(flags.FLAGS["config"]).split(":")[0])
         if not path.is_file():
-            sys.exit(f"error: --config: there is no file {path}; the experiments are {', '.join(EXPERIMENTS)}")
+            known = sorted(str(p) for p in Path("configs").glob("*.py") if p.stem not in ("__init__", "base"))
+            sys.exit(f"error: --config: there is no file {path}; the experiments are {', '.join(known)}")
     return rest
 
 
