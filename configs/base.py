@@ -19,6 +19,8 @@ def get_config() -> ConfigDict:
     config.stages = ()  # trained in this order: "encoder", "decoder", "stats", "flow", "mid_training", "flow_map"
     config.dtype = "float32"  # of matrix products: "float32" or "bfloat16"; everything delicate is float32 anyway
 
+    config.autoencoder = "rae"  # which latent space the flow lives in: `training/components.py: LATENT_SPACES`
+
     config.data = ConfigDict()
     config.data.source = "tfds:imagenet2012"  # "digits", "folder", or "tfds:<builder>"
     config.data.path = ""  # the folder of images, or the TFDS data directory

@@ -2,6 +2,7 @@
 
 import difflib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -78,16 +79,8 @@ def check(config: ConfigDict, *, file: str, num_devices: int) -> None:
         refuse(f"sampling.flow_map_times: {error}")
     if len(set(num_jumps)) < len(num_jumps):
         refuse("sampling.flow_map_times has two lists of the same length, which would make the same file of samples")
-    encoder, size = config.encoder, config.data.image_size
-    if encoder.input_size % encoder.model.patch_size:
-        patch = encoder.model.patch_size
-        refuse(f"encoder.input_size={encoder.input_size} is not divisible by encoder.model.patch_size={patch}; "
-               f"use {encoder.input_size // patch * patch} or {(encoder.input_size // patch + 1) * patch}")  # fmt: skip
-    decoded = components.latent_grid(config) * config.decoder.model.patch_size
-    if decoded != size:
-        refuse(f"the decoder makes images of {decoded} pixels ({components.latent_grid(config)} x "
-               f"decoder.model.patch_size={config.decoder.model.patch_size}), data.image_size is {size}; "
-               "they must be equal")  # fmt: skip
+    if config.autoencoder == "rae":
+        _check_autoencoder(config, refuse)
     available = set(config.stages) | {name for name in sections if config[name].weights}
     position = {stage: i for i, stage in enumerate(config.stages)}
     for stage in config.stages:
@@ -99,6 +92,20 @@ def check(config: ConfigDict, *, file: str, num_devices: int) -> None:
             if needed not in available or (not config[needed].weights and position[needed] > position[stage]):
                 refuse(f"stage {stage!r} needs trained weights of {needed!r}: put {needed!r} before it in stages, "
                        f"or set {needed}.weights")  # fmt: skip
+
+
+def _check_autoencoder(config: ConfigDict, refuse: Callable[[str], None]) -> None:
+    """Whether the encoder's patches fill its images and the decoder's patches those of the data."""
+    encoder, size = config.encoder, config.data.image_size
+    if encoder.input_size % encoder.model.patch_size:
+        patch = encoder.model.patch_size
+        refuse(f"encoder.input_size={encoder.input_size} is not divisible by encoder.model.patch_size={patch}; "
+               f"use {encoder.input_size // patch * patch} or {(encoder.input_size // patch + 1) * patch}")  # fmt: skip
+    decoded = components.encoder_grid(config) * config.decoder.model.patch_size
+    if decoded != size:
+        refuse(f"the decoder makes images of {decoded} pixels ({components.encoder_grid(config)} x "
+               f"decoder.model.patch_size={config.decoder.model.patch_size}), data.image_size is {size}; "
+               "they must be equal")  # fmt: skip
 
 
 def trace(config: ConfigDict, stage: str) -> Objective:

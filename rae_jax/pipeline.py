@@ -221,7 +221,9 @@ class Pipeline:
     def can_sample(self) -> bool:
         """Whether there are weights for everything that sampling needs."""
         network = any(self.available(name) for name in ("flow", *FLOW_MAPS))
-        return network and all(self.available(name) for name in ("decoder", "stats"))
+        return network and all(
+            self.available(name) for name in ("stats", *components.latent_space(self.config).decoding)
+        )
 
     def _barrier(self, name: str) -> None:
         if jax.process_count() > 1:

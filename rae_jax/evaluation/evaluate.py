@@ -150,12 +150,12 @@ def _reconstruct(
     config: ConfigDict, load: Load, mesh: jax.sharding.Mesh, images: np.ndarray, batch_size: int
 ) -> np.ndarray:
     """Reconstructions of uint8 images `[N, H, W, 3]`, in 8 bits too, as published PSNRs are computed."""
-    weights = load_components(config, load, "encoder", "decoder")
-    autoencoder = components.autoencoder(config)
+    space = components.latent_space(config)
+    weights = load_components(config, load, *(space.encoding | space.decoding))
 
     @jax.jit
     def run(weights: Any, images: jax.Array) -> jax.Array:
-        return to_uint8(autoencoder.apply({"params": weights}, images.astype(jnp.float32) / 255.0))
+        return to_uint8(space.decode(weights, space.encode(weights, images.astype(jnp.float32) / 255.0)))
 
     rows = sharding.batch_sharding(mesh)
     return _in_batches(lambda x: sharding.to_host(run(weights, sharding.place(x, rows))), images, batch_size)

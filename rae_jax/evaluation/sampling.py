@@ -21,15 +21,8 @@ def equal_labels(num_samples: int, num_classes: int) -> np.ndarray:
 
 def load_components(config: ConfigDict, load: Load, *names: str) -> dict[str, Any]:
     """The trained parameters of the named components, on the devices."""
-    inits = {
-        "encoder": components.encoder_init,
-        "decoder": components.decoder_init,
-        "stats": components.stats_init,
-        "flow": components.flow_init,
-        "mid_training": components.flow_map_init,
-        "flow_map": components.flow_map_init,
-    }
-    return {name: load(name, jax.eval_shape(inits[name](config), jax.random.key(0))) for name in names}
+    inits = components.initializers(config)
+    return {name: load(name, jax.eval_shape(inits[name], jax.random.key(0))) for name in names}
 
 
 def sample(
@@ -46,7 +39,8 @@ def sample(
     `generate` makes them with the parameters of the component `network`.
     `on_batch` is told how many samples are done. One compiled program samples and decodes a batch.
     """
-    weights = load_components(config, load, network, "stats", "decoder")
+    decoding = components.latent_space(config).decoding
+    weights = load_components(config, load, network, "stats", *decoding)
     params = weights.pop(network)
     shards = sharding.num_batch_shards(mesh)
     batch_size = -(-min(config.sampling.batch_size, len(labels)) // shards) * shards

@@ -161,6 +161,6 @@ def make(config: ConfigDict, stage: str) -> Objective:
         frozen={"flow": components.flow_init(config)},
         initial=starts_from(config, stage),
         begin=take_over,
-        wanted={"stats": components.stats_init(config), "decoder": components.decoder_init(config)},
+        wanted=components.latent_space(config).decoding | {"stats": components.stats_init(config)},
         pictures=class_samples(config, flow_map_generator(config, (1.0, 0.0))),
     )

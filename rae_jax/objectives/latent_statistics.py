@@ -34,18 +34,16 @@ def merge(moments: Params, values: jax.Array, weight: jax.Array) -> Params:
 def make(config: ConfigDict, stage: str) -> Objective:
     """The objective of `stage`: nothing is optimised; the parameters are the running moments."""
     del stage
-    autoencoder = components.autoencoder(config)
-    shape = components.latent_shape(config)
+    space = components.latent_space(config)
 
     def init(key: jax.Array, batch: Batch) -> TrainState:
         del key, batch
-        moments = {"count": jnp.zeros(()), "mean": jnp.zeros(shape), "squares": jnp.zeros(shape)}
+        moments = {"count": jnp.zeros(()), "mean": jnp.zeros(space.shape), "squares": jnp.zeros(space.shape)}
         return TrainState(step=jnp.zeros((), jnp.int32), params=moments, ema_params={}, opt_state={})
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        encoder = {"params": {"encoder": state.frozen["encoder"]}}
-        tokens = autoencoder.apply(encoder, to_float(batch), method="tokens")
-        moments = merge(state.params, tokens, batch["mask"].astype(jnp.float32))
+        latents = space.encode(state.frozen, to_float(batch))
+        moments = merge(state.params, latents, batch["mask"].astype(jnp.float32))
         metrics = {
             "images_seen": moments["count"],
             "mean_variance": jnp.mean(moments["squares"]) / jnp.maximum(moments["count"], 1.0),
@@ -59,7 +57,7 @@ def make(config: ConfigDict, stage: str) -> Objective:
     return Objective(
         init=init,
         train_step=train_step,
-        frozen={"encoder": components.encoder_init(config)},
+        frozen=space.encoding,
         result=result,
         one_epoch=True,
     )

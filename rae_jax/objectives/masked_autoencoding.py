@@ -37,8 +37,8 @@ def make(config: ConfigDict, stage: str) -> Objective:
     section = config[stage]
     autoencoder = components.autoencoder(config)
     encoder = components.encoder(config)
-    grid = components.latent_grid(config)
-    num_tokens, width = components.latent_shape(config)
+    grid = components.encoder_grid(config)
+    num_tokens, width = components.encoder_shape(config)
     head = ViTDecoder(
         grid_size=grid,
         patch_size=config.encoder.model.patch_size,

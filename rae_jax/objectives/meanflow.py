@@ -107,7 +107,7 @@ def make(config: ConfigDict, stage: str) -> Objective:
     """The objective of `stage`."""
     section = config[stage]
     teacher, student = components.velocity_model(config), components.flow_map_model(config)
-    encode, shift = latent_encoder(config), components.time_shift(config)
+    space, encode, shift = components.latent_space(config), latent_encoder(config), components.time_shift(config)
     if section.derivative not in DERIVATIVES:
         raise ValueError(f"derivative={section.derivative!r} is not one of {DERIVATIVES}")
     if not 0 <= section.eta <= 1:
@@ -139,7 +139,7 @@ def make(config: ConfigDict, stage: str) -> Objective:
         mean_squared_error = jnp.mean(error) / (z.shape[1] * z.shape[2])
         return jnp.mean(adaptive_loss(error, section.adaptive_power)), {"mean_squared_error": mean_squared_error}
 
-    frozen = {"encoder": components.encoder_init(config), "stats": components.stats_init(config)}
+    frozen = space.encoding | {"stats": components.stats_init(config)}
     if section.eta > 0:
         frozen["flow"] = components.flow_init(config)
     return single_network(
@@ -150,7 +150,7 @@ def make(config: ConfigDict, stage: str) -> Objective:
         frozen=frozen,
         initial=starts_from(config, stage),
         begin=take_over,
-        wanted={"decoder": components.decoder_init(config)},
+        wanted=space.decoding,
         pictures=class_samples(config, flow_map_generator(config, (1.0, 0.0))),
         likely_cause=""
         if section.initial == "mid_training"

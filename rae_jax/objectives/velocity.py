@@ -23,12 +23,11 @@ def drop_labels(key: jax.Array, labels: jax.Array, probability: float, null_labe
 
 
 def latent_encoder(config: ConfigDict) -> Callable[[dict[str, Params], Batch], jax.Array]:
-    """`({"encoder", "stats"}, batch) -> z [B, N, C]`, the normalised latents of a batch's images."""
-    autoencoder = components.autoencoder(config)
+    """`(components' parameters, batch) -> z [B, N, C]`, the normalised latents of a batch's images."""
+    space = components.latent_space(config)
 
     def encode(frozen: dict[str, Params], batch: Batch) -> jax.Array:
-        encoder = {"params": {"encoder": frozen["encoder"]}}
-        return autoencoder.apply(encoder, to_float(batch), LatentStatistics(**frozen["stats"]), method="encode")
+        return LatentStatistics(**frozen["stats"]).normalise(space.encode(frozen, to_float(batch)))
 
     return encode
 
@@ -36,7 +35,7 @@ def latent_encoder(config: ConfigDict) -> Callable[[dict[str, Params], Batch], j
 def make(config: ConfigDict, stage: str) -> Objective:
     """The objective of `stage`."""
     section = config[stage]
-    encode = latent_encoder(config)
+    encode, space = latent_encoder(config), components.latent_space(config)
     model = components.velocity_model(config)
     shift = components.time_shift(config)
 
@@ -61,7 +60,7 @@ def make(config: ConfigDict, stage: str) -> Objective:
         loss=loss,
         train=section.train,
         key=stage_key(config.seed, stage),
-        frozen={"encoder": components.encoder_init(config), "stats": components.stats_init(config)},
-        wanted={"decoder": components.decoder_init(config)},
+        frozen=space.encoding | {"stats": components.stats_init(config)},
+        wanted=space.decoding,
         pictures=class_samples(config, generator(config)) if config.sampling.num_steps else None,
     )

@@ -1,5 +1,6 @@
 """The models that a config describes: where configuration values become modules."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -30,19 +31,19 @@ def encoder(config: ConfigDict) -> VisionTransformer:
     return VisionTransformer(**config.encoder.model.to_dict(), dtype=compute_dtype(config))
 
 
-def latent_grid(config: ConfigDict) -> int:
-    """Side of the square grid of latent tokens."""
+def encoder_grid(config: ConfigDict) -> int:
+    """Side of the square grid of the encoder's tokens."""
     return config.encoder.input_size // config.encoder.model.patch_size
 
 
-def latent_shape(config: ConfigDict) -> tuple[int, int]:
-    """Shape `(N, C)` of one latent."""
-    return latent_grid(config) ** 2, config.encoder.model.width
+def encoder_shape(config: ConfigDict) -> tuple[int, int]:
+    """Shape `(N, D)` of the encoder's tokens."""
+    return encoder_grid(config) ** 2, config.encoder.model.width
 
 
 def decoder(config: ConfigDict) -> ViTDecoder:
     """The pixel decoder."""
-    return ViTDecoder(grid_size=latent_grid(config), **config.decoder.model.to_dict(), dtype=compute_dtype(config))
+    return ViTDecoder(grid_size=encoder_grid(config), **config.decoder.model.to_dict(), dtype=compute_dtype(config))
 
 
 def autoencoder(config: ConfigDict) -> RepresentationAutoencoder:
@@ -56,11 +57,66 @@ def autoencoder(config: ConfigDict) -> RepresentationAutoencoder:
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class LatentSpace:
+    """Where the flow lives: how images become latents and latents images.
+
+    Attributes:
+      shape: `(N, C)` of one latent, on a square grid.
+      encoding, decoding: the components whose trained parameters each way needs: name -> initializer.
+      encode: `({name: parameters}, images [B, H, W, 3] in [0, 1]) -> latents [B, N, C]`, not normalised.
+      decode: `({name: parameters}, latents [B, N, C]) -> images [B, H, W, 3]`, not clamped.
+    """
+
+    shape: tuple[int, int]
+    encoding: dict[str, Callable[[jax.Array], Params]]
+    decoding: dict[str, Callable[[jax.Array], Params]]
+    encode: Callable[[dict[str, Params], jax.Array], jax.Array]
+    decode: Callable[[dict[str, Params], jax.Array], jax.Array]
+
+
+def latent_space(config: ConfigDict) -> LatentSpace:
+    """The latent space of the autoencoder that `config.autoencoder` names.
+
+    Raises:
+      ValueError: unknown autoencoder.
+    """
+    if config.autoencoder not in LATENT_SPACES:
+        raise ValueError(f"autoencoder={config.autoencoder!r} is not one of {list(LATENT_SPACES)}")
+    return LATENT_SPACES[config.autoencoder](config)
+
+
+def _tokens_of_the_encoder(config: ConfigDict) -> LatentSpace:
+    model = autoencoder(config)
+
+    def encode(parts: dict[str, Params], images: jax.Array) -> jax.Array:
+        return model.apply({"params": {"encoder": parts["encoder"]}}, images, method="tokens")
+
+    def decode(parts: dict[str, Params], latents: jax.Array) -> jax.Array:
+        return model.apply({"params": {"decoder": parts["decoder"]}}, latents, method="decode")
+
+    return LatentSpace(
+        shape=encoder_shape(config),
+        encoding={"encoder": encoder_init(config)},
+        decoding={"decoder": decoder_init(config)},
+        encode=encode,
+        decode=decode,
+    )
+
+
+LATENT_SPACES = {"rae": _tokens_of_the_encoder}
+
+
+def latent_shape(config: ConfigDict) -> tuple[int, int]:
+    """Shape `(N, C)` of one latent."""
+    return latent_space(config).shape
+
+
 def velocity_model(config: ConfigDict) -> nn.Module:
     """The network that predicts the velocity in latent space."""
-    _, channels = latent_shape(config)
+    num_tokens, channels = latent_shape(config)
     return FLOW_FAMILIES[config.flow.family](
-        grid_size=latent_grid(config),
+        grid_size=math.isqrt(num_tokens),
         in_channels=channels,
         num_classes=config.flow.num_classes,
         dtype=compute_dtype(config),
@@ -112,7 +168,7 @@ def encoder_init(config: ConfigDict) -> Callable[[jax.Array], Params]:
 
 def decoder_init(config: ConfigDict) -> Callable[[jax.Array], Params]:
     """Initializer of the decoder's parameters."""
-    return initializer(decoder(config), spec(*latent_shape(config)))
+    return initializer(decoder(config), spec(*encoder_shape(config)))
 
 
 def stats_init(config: ConfigDict) -> Callable[[jax.Array], Params]:
@@ -130,3 +186,17 @@ def flow_map_init(config: ConfigDict) -> Callable[[jax.Array], Params]:
     """Initializer of the flow map's parameters."""
     latents, time, labels = spec(*latent_shape(config)), spec(), spec(dtype=jnp.int32)
     return initializer(flow_map_model(config), latents, time, labels, time)
+
+
+def initializers(config: ConfigDict) -> dict[str, Callable[[jax.Array], Params]]:
+    """The initializer of every component that sampling and evaluation may need."""
+    space = latent_space(config)
+    return {
+        **space.encoding,
+        **space.decoding,
+        "encoder": encoder_init(config),
+        "stats": stats_init(config),
+        "flow": flow_init(config),
+        "mid_training": flow_map_init(config),
+        "flow_map": flow_map_init(config),
+    }

@@ -16,7 +16,7 @@ from rae_jax.training.state import TrainState
 
 Params = Any
 ODE_SAMPLERS = {"euler": samplers.euler, "heun": samplers.heun}
-# (network's parameters, {"stats", "decoder"}, keys [B], labels [B]) -> images [B, H, W, 3], not clamped
+# (network's parameters, those of "stats" and of what decodes, keys [B], labels [B]) -> images [B, H, W, 3], not clamped
 Generator = Callable[[Params, dict[str, Params], jax.Array, jax.Array], jax.Array]
 
 
@@ -78,14 +78,13 @@ def flow_map_generator(config: ConfigDict, times: Sequence[float]) -> Generator:
 
 
 def _with_noise_and_decoder(config: ConfigDict, to_latents: Callable[..., jax.Array]) -> Generator:
-    autoencoder, shape = components.autoencoder(config), components.latent_shape(config)
+    space = components.latent_space(config)
 
     def generate(params: Params, frozen: dict[str, Params], keys: jax.Array, labels: jax.Array) -> jax.Array:
         noise_keys, path_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
-        noise = jax.vmap(lambda key: jax.random.normal(key, shape))(noise_keys)
+        noise = jax.vmap(lambda key: jax.random.normal(key, space.shape))(noise_keys)
         z = to_latents(params, noise, path_keys, labels)
-        statistics = LatentStatistics(**frozen["stats"])
-        return autoencoder.apply({"params": {"decoder": frozen["decoder"]}}, z, statistics, method="decode")
+        return space.decode(frozen, LatentStatistics(**frozen["stats"]).denormalise(z))
 
     return generate
 
