@@ -165,7 +165,7 @@ def vision_transformer(
 ) -> ConfigDict:
     """Every field of the encoder's architecture; the defaults are a plain ViT with a class token."""
     fields = dict(
-        image_size=image_size,  # of the position table
+        image_size=image_size,  # of the position table; 0: positions are rotary
         patch_size=patch_size,
         width=width,
         depth=depth,
@@ -176,8 +176,10 @@ def vision_transformer(
         layer_scale=False,
         activation="gelu",  # "gelu" (exact), "gelu_tanh", "swiglu"
         qkv_bias=True,
-        positions="learned",  # or "sincos"
+        key_bias=True,  # False: the key alone has none
+        positions="learned",  # or "sincos", "rotary"
         position_interpolation="bicubic",  # or "bicubic_antialias"
+        rope_theta=100.0,  # of rotary positions
         norm_epsilon=1e-6,
         scan=False,  # one stacked block instead of one after the other: compiles faster
         remat="none",  # "full" or "dots": recompute in the backward pass instead of keeping

@@ -24,8 +24,9 @@ from ml_collections import ConfigDict
 
 from rae_jax.interop import kinds, lpips, weights
 from rae_jax.interop.checkpoint_files import PICKLES, read_tensors, write_tensors
-from rae_jax.interop.kinds import KINDS, Model
+from rae_jax.interop.kinds import KINDS
 from rae_jax.interop.layout import Tensors, flatten
+from rae_jax.interop.model import Model
 from rae_jax.training import components
 
 COMPONENTS = ("encoder", "decoder", "flow")

@@ -17,6 +17,7 @@ from rae_jax.interop.layout import (
     linear_from_heads,
     linear_to_heads,
 )
+from rae_jax.interop.model import Model
 from rae_jax.models.bridge import heads_of
 
 ENCODER, DECODER = "vb_feature_encoder.", "vb_feature_decoder."
@@ -101,3 +102,13 @@ def import_bridge(
 def export_bridge(params: Any, architecture: Mapping[str, Mapping[str, Any]]) -> Tensors:
     """The inverse of `import_bridge`, for parameters with unrolled blocks."""
     return export_params(params, rules(architecture))
+
+
+def read(tensors: Mapping[str, np.ndarray], num_heads: int | None = None) -> Model:
+    """A file of the bridge alone."""
+    return Model(*import_bridge(tensors, num_heads))
+
+
+def write(model: Model) -> Tensors:
+    """The inverse of `read`."""
+    return export_bridge(model.params, model.architecture)

@@ -16,8 +16,10 @@ from rae_jax.interop.layout import (
     count_blocks,
     export_params,
     import_params,
+    require,
     without_leading,
 )
+from rae_jax.interop.model import Model
 from rae_jax.interop.vit import block_rules
 from rae_jax.models.embeddings import sincos_table
 
@@ -127,10 +129,22 @@ def import_decoder(
     found = architecture(tensors, grid_size, num_heads)
     params, carried = import_params(tensors, rules(identify(tensors), found), (POSITIONS,), like)
     if POSITIONS in carried:
-        fixed = sincos_table(found["grid_size"], found["width"], class_token=True)[None]
-        if not np.allclose(carried[POSITIONS], fixed, atol=1e-5):
-            raise ValueError(f"{POSITIONS} is not the sine-cosine table of a {found['grid_size']}-patch grid")
+        check_positions(carried, found)
     return found, params, carried
+
+
+def positions(architecture: Mapping[str, Any], prefix: str = "") -> Tensors:
+    """The fixed position table of an official file, whose names start with `prefix`."""
+    spacing = architecture.get("position_spacing", 1.0)
+    table = sincos_table(architecture["grid_size"], architecture["width"], spacing=spacing, class_token=True)
+    return {f"{prefix}{POSITIONS}": table[None]}
+
+
+def check_positions(tensors: Mapping[str, np.ndarray], architecture: Mapping[str, Any], prefix: str = "") -> None:
+    """Raises a ValueError unless the table in `tensors` is the one that `ViTDecoder` computes."""
+    ((name, table),) = positions(architecture, prefix).items()
+    if not np.allclose(tensors[name], table, atol=1e-5):
+        raise ValueError(f"{name} is not the sine-cosine table of a {architecture['grid_size']}-patch grid")
 
 
 def export_decoder(
@@ -152,7 +166,18 @@ def export_decoder(
             f"diffusers computes positions {DIFFUSERS_POSITION_RANGE / grid_size} apart for a grid of {grid_size}, "
             f"but this decoder has them {spacing} apart; export it as 'official'"
         )
-    tensors = export_params(params, rules(source, architecture), carried)
-    if source == "official" and POSITIONS not in tensors:
-        tensors[POSITIONS] = sincos_table(grid_size, architecture["width"], spacing=spacing, class_token=True)[None]
-    return tensors
+    table = positions(architecture) if source == "official" else {}
+    return export_params(params, rules(source, architecture), table | dict(carried or {}))
+
+
+def read(tensors: Mapping[str, np.ndarray], num_heads: int | None = None, grid_size: int | None = None) -> Model:
+    """A file of the decoder alone."""
+    source = identify(tensors)
+    if source == "official":
+        require(tensors, POSITIONS)
+    return Model(*import_decoder(tensors, grid_size, num_heads), {"source": source})
+
+
+def write(model: Model) -> Tensors:
+    """The inverse of `read`."""
+    return export_decoder(model.params, model.architecture, model.carried, model.names.get("source", "official"))

@@ -16,7 +16,9 @@ from rae_jax.interop.layout import (
     import_params,
     linear_from_heads,
     linear_to_heads,
+    require,
 )
+from rae_jax.interop.model import Model
 
 # The attention's projections, by the age of their names.
 PROJECTIONS = {
@@ -156,3 +158,16 @@ def import_kl_vae(
 def export_kl_vae(params: Any, architecture: Mapping[str, Any], names: str = "current") -> Tensors:
     """The inverse of `import_kl_vae`."""
     return export_params(params, rules(architecture, names))
+
+
+def read(tensors: Mapping[str, np.ndarray], num_groups: int = 32, scaling_factor: float = 1.0) -> Model:
+    """A file of `AutoencoderKL`."""
+    ends = ("encoder.down_blocks.0.resnets.0.conv1.weight", "decoder.conv_in.weight", "decoder.conv_out.weight")
+    require(tensors, *ends)
+    found, params = import_kl_vae(tensors, num_groups)
+    return Model({**found, "scaling_factor": scaling_factor}, params, {}, {"names": identify(tensors)})
+
+
+def write(model: Model) -> Tensors:
+    """The inverse of `read`."""
+    return export_kl_vae(model.params, model.architecture, **model.names)

@@ -1,6 +1,7 @@
 """The DINO discriminator from and to its official names: the heads RAE trains, and the published DINO ViT-S/8."""
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,14 +15,18 @@ from rae_jax.interop.layout import (
     Rule,
     Tensors,
     bias_to_heads,
+    count_blocks,
     export_params,
     fused,
     import_params,
     linear_from_heads,
     linear_to_heads,
     patch_embedding,
+    prefixed,
+    under,
     without_leading,
 )
+from rae_jax.interop.model import Model
 
 # DINO's own final norm, which the discriminator does not use, and constants of its input scaling.
 DINO_CARRIED = (r"norm\.(weight|bias)", r"x_scale", r"x_shift")
@@ -129,3 +134,38 @@ def export_heads(variables: Mapping[str, Any]) -> Tensors:
     heads = variables["params"]
     kernel_size = heads["head_0"]["residual"]["kernel"].shape[0]
     return export_params(variables, heads_rules(len(heads), kernel_size, "spectral" in variables))
+
+
+def read(tensors: Mapping[str, np.ndarray], num_heads: int = 6) -> Model:
+    """The DINO ViT alone, under its own names; or the heads, and perhaps the ViT, of a discriminator."""
+    prefix = "" if "patch_embed.proj.weight" in tensors else "dino."
+    architecture: dict[str, Any] = {}
+    if any(name.startswith(f"{prefix}blocks.") for name in tensors):
+        kernel = tensors[f"{prefix}patch_embed.proj.weight"]
+        depth = count_blocks(tensors, f"{prefix}blocks.{{}}.")
+        architecture = {"dino": {"depth": depth, "num_heads": num_heads, "patch_size": kernel.shape[-1]}}
+    if heads := under(tensors, "heads."):
+        spectral_norm = any(name.endswith(".weight_orig") for name in heads)
+        residual = tensors[f"heads.0.1.fn.0.{'weight_orig' if spectral_norm else 'weight'}"]
+        architecture["heads"] = {
+            "num_heads": count_blocks(heads, "{}."),
+            "kernel_size": residual.shape[-1],
+            "spectral_norm": spectral_norm,
+        }
+    carried = [re.escape(prefix) + f"(?:{pattern})" for pattern in DINO_CARRIED]
+    params, unused = import_params(tensors, _rules(architecture, prefix), carried)
+    return Model(architecture, params, unused, {"prefix": prefix})
+
+
+def write(model: Model) -> Tensors:
+    """The inverse of `read`."""
+    return export_params(model.params, _rules(model.architecture, model.names["prefix"]), model.carried)
+
+
+def _rules(architecture: Mapping[str, Mapping[str, Any]], prefix: str) -> list[Rule]:
+    rules = []
+    if dino := architecture.get("dino"):
+        rules += prefixed(dino_rules(**dino), prefix, "dino/")
+    if heads := architecture.get("heads"):
+        rules += prefixed(heads_rules(**heads), "heads.", "heads/")
+    return rules

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from rae_jax.interop import lightning_dit
-from rae_jax.interop.layout import Rule, Tensors, export_params, import_params
+from rae_jax.interop.layout import Rule, Tensors, export_params, import_params, require
 from rae_jax.interop.lightning_dit import CARRIED, POSITIONS
+from rae_jax.interop.model import Model
 from rae_jax.models.dit_dh import HEAD
 from rae_jax.models.embeddings import sincos_table
 
@@ -108,3 +109,21 @@ def export_dit_dh(
     Without the imported tables in `carried` they are computed.
     """
     return export_params(params, rules(architecture), {**tables(architecture), **(carried or {})})
+
+
+def read(tensors: Mapping[str, np.ndarray], head_depth: int | None = None) -> Model:
+    """A velocity network; a flow map is refused."""
+    if any(name.startswith("r_embedder.") for name in tensors):
+        raise ValueError("it has a second time embedder, r_embedder: the kind is 'mf_dit_dh'")
+    return Model(*import_dit_dh(tensors, head_depth))
+
+
+def read_flow_map(tensors: Mapping[str, np.ndarray], head_depth: int | None = None) -> Model:
+    """A flow map, which has a second time embedder."""
+    require(tensors, "r_embedder.W")
+    return Model(*import_dit_dh(tensors, head_depth))
+
+
+def write(model: Model) -> Tensors:
+    """The inverse of `read` and of `read_flow_map`."""
+    return export_dit_dh(model.params, model.architecture, model.carried)

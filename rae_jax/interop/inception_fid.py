@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from rae_jax.interop.layout import CONV, IDENTITY, LINEAR, Rule, import_params
+from rae_jax.interop.layout import CONV, IDENTITY, LINEAR, Rule, Tensors, export_params, import_params
+from rae_jax.interop.model import Model
 
 _STEM = ("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "Conv2d_3b_1x1", "Conv2d_4a_3x3")
 _DOUBLE = ("branch3x3dbl_1", "branch3x3dbl_2", "branch3x3dbl_3")
@@ -50,3 +51,13 @@ INCEPTION_CARRIED = (r"fc\.bias", r".*\.bn\.num_batches_tracked")
 def import_inception(tensors: Mapping[str, np.ndarray], like: Any = None) -> dict[str, Any]:
     """The parameters of `models.inception.Inception` from the official tensors; `like` as in `import_params`."""
     return import_params(tensors, INCEPTION_RULES, INCEPTION_CARRIED, like)[0]
+
+
+def read(tensors: Mapping[str, np.ndarray]) -> Model:
+    """The official file."""
+    return Model({}, *import_params(tensors, INCEPTION_RULES, INCEPTION_CARRIED))
+
+
+def write(model: Model) -> Tensors:
+    """The inverse of `read`."""
+    return export_params(model.params, INCEPTION_RULES, model.carried)

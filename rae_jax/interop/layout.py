@@ -194,6 +194,27 @@ def unstack_blocks(params: Mapping[str, Any]) -> dict[str, Any]:
     return unstacked
 
 
+def under(tensors: Mapping[str, np.ndarray], prefix: str) -> Tensors:
+    """The tensors whose name starts with `prefix`, without it."""
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def prefixed(rules: list[Rule], official: str, ours: str) -> list[Rule]:
+    """The rules with a prefix before every official name and every path of ours."""
+
+    def add(prefix: str, names: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        return prefix + names if isinstance(names, str) else tuple(prefix + name for name in names)
+
+    return [Rule(add(official, rule.official), add(ours, rule.ours), rule.layout) for rule in rules]
+
+
+def require(tensors: Mapping[str, Any], *names: str) -> None:
+    """Raises a KeyError for the first of `names`, without which the architecture cannot be told, that is not there."""
+    for name in names:
+        if name not in tensors:
+            raise KeyError(name)
+
+
 def count_blocks(names: Iterable[str], block: str) -> int:
     """How many blocks there are, from the highest number in names that begin with `block`, as `"encoder.layer.{}."`."""
     pattern = re.compile(re.escape(block).replace(r"\{\}", r"(\d+)"))

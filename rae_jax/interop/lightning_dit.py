@@ -22,6 +22,7 @@ from rae_jax.interop.layout import (
     linear_to_heads,
     patch_embedding,
 )
+from rae_jax.interop.model import Model
 from rae_jax.models.embeddings import rotary_table, sincos_table
 from rae_jax.models.lightning_dit import SIZES
 
@@ -264,3 +265,13 @@ def export_lightning_dit(
     Without the imported tables in `carried` they are computed.
     """
     return export_params(params, rules(architecture), {**tables(architecture), **(carried or {})})
+
+
+def read(tensors: Mapping[str, np.ndarray], num_heads: int | None = None) -> Model:
+    """A file of LightningDiT."""
+    return Model(*import_lightning_dit(tensors, num_heads))
+
+
+def write(model: Model) -> Tensors:
+    """The inverse of `read`."""
+    return export_lightning_dit(model.params, model.architecture, model.carried)

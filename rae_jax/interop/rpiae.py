@@ -5,14 +5,14 @@ bridge, decoder. A checkpoint of RAE, encoder and decoder alone, has the same fo
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from rae_jax.interop import bridge, decoder, vit
-from rae_jax.interop.layout import Rule, Tensors, export_params, import_params
-from rae_jax.models.embeddings import sincos_table
+from rae_jax.interop.layout import Rule, Tensors, export_params, import_params, prefixed, require, under
+from rae_jax.interop.model import Model
 
 # Where the encoder is, by family: the reference wraps each kind under another name.
 ENCODER = {
@@ -39,20 +39,6 @@ def identify(tensors: Mapping[str, np.ndarray]) -> tuple[str, int]:
         f"no tokenizer of RPiAE: no tensor is under {' or '.join(sorted(set(ENCODER.values())))}; "
         f"the first names are {sorted(tensors)[:5]}"
     )
-
-
-def under(tensors: Mapping[str, np.ndarray], prefix: str) -> Tensors:
-    """The tensors whose name starts with `prefix`, without it."""
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-
-def prefixed(rules: list[Rule], official: str, ours: str) -> list[Rule]:
-    """The rules with a prefix before every official name and every path of ours."""
-
-    def add(prefix: str, names: str | tuple[str, ...]) -> str | tuple[str, ...]:
-        return prefix + names if isinstance(names, str) else tuple(prefix + name for name in names)
-
-    return [Rule(add(official, rule.official), add(ours, rule.ours), rule.layout) for rule in rules]
 
 
 def architecture(
@@ -88,12 +74,6 @@ def rules(architecture: Mapping[str, Mapping[str, Any]], family: str, version: i
     return result + (bridge.rules(architecture) if "bridge_encoder" in architecture else [])
 
 
-def positions(architecture: Mapping[str, Mapping[str, Any]]) -> Tensors:
-    """The decoder's fixed position table, which the official file holds."""
-    table = sincos_table(architecture["decoder"]["grid_size"], architecture["decoder"]["width"], class_token=True)
-    return {DECODER + decoder.POSITIONS: table[None]}
-
-
 def import_rpiae(
     tensors: Mapping[str, np.ndarray],
     encoder_heads: int | None = None,
@@ -114,15 +94,13 @@ def import_rpiae(
     family, version = identify(tensors)
     pivot = any(name.startswith(PIVOT) for name in tensors)
     unused = [
-        re.escape(prefix + ENCODER[family]) + f"(?:{pattern})"
+        pattern
         for prefix in ("", PIVOT)
-        for pattern in vit.NAMES[family, version].carried
+        for pattern in vit.carried_names(family, version, found["encoder"], prefix + ENCODER[family])
     ]
-    ((table_name, table),) = positions(found).items()
     every_rule = rules(found, family, version, pivot)
-    params, carried = import_params(tensors, every_rule, (*unused, re.escape(table_name)), like)
-    if not np.allclose(carried[table_name], table, atol=1e-5):
-        raise ValueError(f"{table_name} is not the sine-cosine table of its grid")
+    params, carried = import_params(tensors, every_rule, (*unused, re.escape(DECODER + decoder.POSITIONS)), like)
+    decoder.check_positions(carried, found["decoder"], DECODER)
     return found, params, carried
 
 
@@ -138,4 +116,23 @@ def export_rpiae(
     Without the imported position table in `carried` it is computed.
     """
     every_rule = rules(architecture, family, version, pivot="pivot" in params)
-    return export_params(params, every_rule, {**positions(architecture), **(carried or {})})
+    return export_params(params, every_rule, decoder.positions(architecture["decoder"], DECODER) | dict(carried or {}))
+
+
+def reader(with_bridge: bool) -> Callable[..., Model]:
+    """Reads the tokenizers that have a bridge, or those that have none."""
+
+    def read(tensors: Mapping[str, np.ndarray], **heads: int) -> Model:
+        require(tensors, DECODER + decoder.POSITIONS)
+        found, params, carried = import_rpiae(tensors, **heads)
+        if ("bridge_encoder" in found) != with_bridge:
+            raise ValueError(f"there is {'no' if with_bridge else 'a'} variational bridge in it")
+        family, version = identify(tensors)
+        return Model(found, params, carried, {"family": family, "version": version})
+
+    return read
+
+
+def write(model: Model) -> Tensors:
+    """The inverse of what `reader` does."""
+    return export_rpiae(model.params, model.architecture, model.carried, **model.names)

@@ -7,6 +7,7 @@ import numpy as np
 from einops import rearrange
 
 from rae_jax.interop.layout import Tensors
+from rae_jax.interop.model import Model
 from rae_jax.models.autoencoder import EPSILON, LatentStatistics
 
 # diffusers divides by (std + this), where RAE divides by sqrt(var + EPSILON).
@@ -47,6 +48,29 @@ def export_diffusers_statistics(statistics: LatentStatistics) -> Tensors:
     std = (np.sqrt(variance + EPSILON) - DIFFUSERS_EPSILON).astype(np.float32)
     mean = np.zeros_like(std) if statistics.mean is None else statistics.mean
     return {"_latents_mean": _to_feature_map(mean), "_latents_std": _to_feature_map(std)}
+
+
+def as_params(statistics: LatentStatistics) -> dict[str, np.ndarray]:
+    """As a weights directory has them."""
+    mean = {} if statistics.mean is None else {"mean": statistics.mean}
+    return {**mean, "variance": statistics.variance}
+
+
+def from_params(params: Mapping[str, np.ndarray]) -> LatentStatistics:
+    """The inverse of `as_params`."""
+    return LatentStatistics(params.get("mean"), params["variance"])
+
+
+def read(tensors: Mapping[str, np.ndarray]) -> Model:
+    """An official file of statistics."""
+    if unexpected := sorted(tensors.keys() - {"mean", "var"}):
+        raise ValueError(f"unexpected {', '.join(unexpected)}; latent statistics are 'var' and perhaps 'mean'")
+    return Model({}, as_params(import_statistics(tensors)))
+
+
+def write(model: Model) -> Tensors:
+    """The inverse of `read`."""
+    return export_statistics(from_params(model.params))
 
 
 def _to_tokens(name: str, value: np.ndarray) -> np.ndarray:

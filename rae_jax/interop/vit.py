@@ -1,4 +1,4 @@
-"""Vision encoders from and to Hugging Face checkpoints: DINOv2 (with registers or not), SigLIP and SigLIP 2, MAE.
+"""Vision encoders from and to Hugging Face checkpoints: DINOv2 (with registers or not), DINOv3, SigLIP (2), MAE.
 
 Names are those inside the vision model (`embeddings.cls_token`); what stands before them in a larger file, such as
 `vision_model.` of SigLIP, `vit.` of MAE or `encoder.encoder.` of RAE, is the caller's to strip and to put back.
@@ -8,7 +8,7 @@ Published files use the names of transformers 4; those that transformers 5 keeps
 import dataclasses
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -27,8 +27,11 @@ from rae_jax.interop.layout import (
     linear_from_heads,
     linear_to_heads,
     patch_embedding,
+    prefixed,
+    under,
     without_leading,
 )
+from rae_jax.interop.model import Model
 
 # The checkpoints do not hold the number of heads; these are the published encoders'.
 NUM_HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16, 1280: 16, 1536: 24}
@@ -39,7 +42,7 @@ class Names:
     """Where the tensors of one kind of encoder are. Block tensors stand after `block` with the block's number in it."""
 
     patch: str
-    position: str
+    position: str  # "": there is no table
     position_layout: Layout
     block: str
     attention_norm: str
@@ -98,13 +101,29 @@ _SIGLIP = Names(
         r"head\.(layernorm|mlp\.fc1|mlp\.fc2)\.(weight|bias)",
     ),
 )
+_DINOV3 = Names(
+    patch="embeddings.patch_embeddings",
+    position="",
+    position_layout=IDENTITY,
+    block="layer.{}.",
+    attention_norm="norm1",
+    # Rotary halves are paired there as they are here.
+    query="attention.q_proj",
+    key="attention.k_proj",
+    value="attention.v_proj",
+    out="attention.o_proj",
+    mlp_norm="norm2",
+    up="mlp.up_proj",
+    down="mlp.down_proj",
+    carried=(r"norm\.(weight|bias)", r"embeddings\.mask_token"),
+)
 _PROJECTIONS_5 = {
     "query": "attention.q_proj",
     "key": "attention.k_proj",
     "value": "attention.v_proj",
     "out": "attention.o_proj",
 }
-# By family and major version of transformers.
+# By family and major version of transformers; a family with gates stands before the one without.
 NAMES = {
     ("dinov2", 4): _DINOV2,
     ("dinov2", 5): dataclasses.replace(_DINOV2, **_PROJECTIONS_5),
@@ -112,6 +131,10 @@ NAMES = {
     ("dinov2_swiglu", 5): dataclasses.replace(
         _DINOV2, **_PROJECTIONS_5, gate="mlp.gate_proj", up="mlp.up_proj", down="mlp.down_proj"
     ),
+    ("dinov3_swiglu", 4): dataclasses.replace(_DINOV3, gate="mlp.gate_proj"),
+    ("dinov3_swiglu", 5): dataclasses.replace(_DINOV3, gate="mlp.gate_proj", block="model.layer.{}."),
+    ("dinov3", 4): _DINOV3,
+    ("dinov3", 5): dataclasses.replace(_DINOV3, block="model.layer.{}."),
     ("siglip", 4): _SIGLIP,
     ("siglip", 5): _SIGLIP,
     ("mae", 4): _MAE,
@@ -120,6 +143,8 @@ NAMES = {
 _OPTIONS = {
     "dinov2": {"layer_scale": True},
     "dinov2_swiglu": {"layer_scale": True, "activation": "swiglu"},
+    "dinov3": {"layer_scale": True, "positions": "rotary", "norm_epsilon": 1e-5},
+    "dinov3_swiglu": {"layer_scale": True, "positions": "rotary", "norm_epsilon": 1e-5, "activation": "swiglu"},
     "siglip": {"cls_token": False, "activation": "gelu_tanh"},
     "mae": {"positions": "sincos", "norm_epsilon": 1e-12},
 }
@@ -135,11 +160,11 @@ def identify(names: Iterable[str]) -> tuple[str, int]:
     # Of any block: a file in which a tensor of one block is missing is still known for what it is.
     anywhere = {re.sub(r"\b\d+\b", "{}", name, count=1) for name in names}
     for key, candidate in NAMES.items():
-        parts = (candidate.query, candidate.down, candidate.attention_norm)
+        parts = (candidate.query, candidate.down, candidate.attention_norm, *filter(None, [candidate.gate]))
         if {f"{candidate.block}{part}.weight" for part in parts} <= anywhere:
             return key
     raise ValueError(
-        "the tensors are of no known encoder (DINOv2, SigLIP or MAE as Hugging Face names them, without prefix); "
+        "the tensors are of no known encoder (DINOv2, DINOv3, SigLIP, MAE with Hugging Face's names, without prefix); "
         f"the first names are {sorted(names)[:5]}"
     )
 
@@ -157,23 +182,27 @@ def architecture(tensors: Mapping[str, np.ndarray], num_heads: int | None = None
         raise ValueError(f"no published encoder has width {width}; give num_heads")
     registers = tensors.get("embeddings.register_tokens")
     options = _OPTIONS[family]
-    has_class_token = int(options.get("cls_token", True))
-    num_positions = tensors[names.position].shape[-2] - has_class_token
+    image_size = 0
+    if names.position:
+        num_positions = tensors[names.position].shape[-2] - int(options.get("cls_token", True))
+        image_size = math.isqrt(num_positions) * patch_size
     if family.startswith("dinov2"):
         # Only the checkpoints with registers were made for antialiased positions.
         interpolation = "bicubic" if registers is None else "bicubic_antialias"
         options = {**options, "position_interpolation": interpolation}
     depth = count_blocks(tensors, names.block)
-    down = tensors[f"{names.block.format(0)}{names.down}.weight"]
+    first = names.block.format(0)
+    qkv_bias = f"{first}{names.query}.bias" in tensors
     return {
-        "image_size": math.isqrt(num_positions) * patch_size,
+        "image_size": image_size,
         "patch_size": patch_size,
         "width": width,
         "depth": depth,
         "num_heads": num_heads or NUM_HEADS[width],
-        "mlp_dim": down.shape[1],
+        "mlp_dim": tensors[f"{first}{names.down}.weight"].shape[1],
         "num_registers": 0 if registers is None else registers.shape[1],
-        "qkv_bias": f"{names.block.format(0)}{names.query}.bias" in tensors,
+        "qkv_bias": qkv_bias,
+        "key_bias": not qkv_bias or f"{first}{names.key}.bias" in tensors,
         **options,
     }
 
@@ -185,22 +214,26 @@ def rules(family: str, version: int, architecture: Mapping[str, Any]) -> list[Ru
     result = [
         Rule(f"{names.patch}.weight", "embedding/patch/kernel", patch_embedding(architecture["patch_size"])),
         Rule(f"{names.patch}.bias", "embedding/patch/bias", IDENTITY),
-        Rule(names.position, "embedding/position_embedding", names.position_layout),
     ]
+    if names.position:
+        result.append(Rule(names.position, "embedding/position_embedding", names.position_layout))
     if architecture.get("cls_token", True):
         result.append(Rule("embeddings.cls_token", "embedding/cls_token", token))
     if architecture.get("num_registers", 0):
         result.append(Rule("embeddings.register_tokens", "embedding/register_tokens", token))
     for i in range(architecture["depth"]):
         official, ours = names.block.format(i), f"blocks_{i}"
-        result += block_rules(official, ours, names, architecture["num_heads"], architecture.get("qkv_bias", True))
+        biases = (architecture.get("qkv_bias", True), architecture.get("key_bias", True))
+        result += block_rules(official, ours, names, architecture["num_heads"], *biases)
         if architecture.get("layer_scale", False):
             result.append(Rule(f"{official}layer_scale1.lambda1", f"{ours}/attention_scale", IDENTITY))
             result.append(Rule(f"{official}layer_scale2.lambda1", f"{ours}/mlp_scale", IDENTITY))
     return result
 
 
-def block_rules(official: str, ours: str, names: Any, num_heads: int, qkv_bias: bool) -> list[Rule]:
+def block_rules(
+    official: str, ours: str, names: Any, num_heads: int, qkv_bias: bool, key_bias: bool = True
+) -> list[Rule]:
     """Norms, attention and feed-forward of one block; `names` has the fields of `Names` from `attention_norm` on."""
     result = [
         Rule(f"{official}{names.out}.weight", f"{ours}/attention/out/kernel", linear_from_heads(num_heads)),
@@ -209,7 +242,7 @@ def block_rules(official: str, ours: str, names: Any, num_heads: int, qkv_bias: 
     for projection in ("query", "key", "value"):
         source, target = f"{official}{getattr(names, projection)}", f"{ours}/attention/{projection}"
         result.append(Rule(f"{source}.weight", f"{target}/kernel", linear_to_heads(num_heads)))
-        if qkv_bias:
+        if qkv_bias and (key_bias or projection != "key"):
             result.append(Rule(f"{source}.bias", f"{target}/bias", bias_to_heads(num_heads)))
     for norm in ("attention_norm", "mlp_norm"):
         source = f"{official}{getattr(names, norm)}"
@@ -237,8 +270,17 @@ def import_encoder(
     """
     found = architecture(tensors, num_heads)
     family, version = identify(tensors)
-    params, carried = import_params(tensors, rules(family, version, found), NAMES[family, version].carried, like)
+    unused = carried_names(family, version, found)
+    params, carried = import_params(tensors, rules(family, version, found), unused, like)
     return found, params, carried
+
+
+def carried_names(family: str, version: int, architecture: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Patterns of the tensors of such an encoder, named after `prefix`, that are no parameters here."""
+    patterns = list(NAMES[family, version].carried)
+    if not architecture["num_registers"]:
+        patterns.append(r"embeddings\.register_tokens")  # DINOv3 without registers holds an empty tensor of them
+    return [re.escape(prefix) + f"(?:{pattern})" for pattern in patterns]
 
 
 def export_encoder(
@@ -250,3 +292,52 @@ def export_encoder(
 ) -> Tensors:
     """The inverse of `import_encoder`, for parameters with unrolled blocks."""
     return export_params(params, rules(family, version, architecture), carried)
+
+
+# What stands before the names in published files, and what is beside the encoder in them.
+PREFIXES = {"siglip": "vision_model.", "mae": "vit."}
+BESIDE = {"siglip": (r"text_model\..*", r"logit_scale", r"logit_bias"), "mae": (r"decoder\..*",)}
+# The last norm, which RAE replaces by one without parameters.
+LAST_NORM = {"siglip": "post_layernorm", "dinov3": "norm"}
+
+
+def reader(kind: str) -> Callable[..., Model]:
+    """Reads files of an encoder of `kind`: `dinov2`, `dinov3`, `siglip` or `mae`."""
+
+    def read(tensors: Mapping[str, np.ndarray], num_heads: int | None = None) -> Model:
+        prefix = PREFIXES.get(kind, "")
+        prefix = prefix if any(name.startswith(prefix) for name in tensors) else ""
+        encoder = under(tensors, prefix)
+        family, version = identify(encoder)
+        if family.removesuffix("_swiglu") != kind:
+            raise ValueError(f"the encoder is a {family}")
+        found = architecture(encoder, num_heads)
+        unused = [*carried_names(family, version, found, prefix), *BESIDE.get(kind, ())]
+        params, carried = import_params(tensors, prefixed(rules(family, version, found), prefix, ""), unused)
+        return Model(found, params, carried, {"prefix": prefix, "version": version})
+
+    return read
+
+
+def writer(kind: str) -> Callable[[Model], Tensors]:
+    """Writes what `reader` reads; an encoder that was not imported gets the tensors that it has not and a file must."""
+
+    def write(model: Model) -> Tensors:
+        family = kind + ("_swiglu" if kind != "mae" and model.architecture.get("activation") == "swiglu" else "")
+        prefix = model.names.get("prefix", PREFIXES["siglip"] if kind == "siglip" else "")
+        every_rule = prefixed(rules(family, model.names.get("version", 4), model.architecture), prefix, "")
+        return export_params(model.params, every_rule, model.carried if model.names else computed(kind, model, prefix))
+
+    return write
+
+
+def computed(kind: str, model: Model, prefix: str) -> Tensors:
+    """What a file of `kind` holds beside the parameters of an encoder: a unit norm, a mask token of zeros."""
+    width = model.architecture["width"]
+    norm = prefix + LAST_NORM.get(kind, "layernorm")
+    tensors = {f"{norm}.weight": np.ones(width, np.float32), f"{norm}.bias": np.zeros(width, np.float32)}
+    if kind in ("dinov2", "dinov3"):
+        tensors["embeddings.mask_token"] = np.zeros((1,) * (kind == "dinov3") + (1, width), np.float32)
+    if kind == "dinov3" and not model.architecture["num_registers"]:
+        tensors["embeddings.register_tokens"] = np.zeros((1, 0, width), np.float32)
+    return tensors

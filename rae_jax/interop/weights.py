@@ -21,9 +21,15 @@ from flax.traverse_util import unflatten_dict
 
 from rae_jax.interop import kinds
 from rae_jax.interop.checkpoint_files import read_safetensors, read_tensors, write_safetensors
-from rae_jax.interop.kinds import Model
 from rae_jax.interop.layout import Tensors, flatten, nearest_names, stack_blocks, unstack_blocks
+from rae_jax.interop.model import Model
 
+# Components whose architecture another part of the config describes.
+DESCRIBED_BY = {
+    "stats": "the latents of config.encoder",
+    "mid_training": "config.flow.model",
+    "flow_map": "config.flow.model",
+}
 TENSORS, CARRIED, DESCRIPTION = "weights.safetensors", "carried.safetensors", "weights.json"
 
 
@@ -106,6 +112,7 @@ def load_weights(source: str | Path, structure: Any, component: str, module: nn.
       ValueError: no such weights, or an architecture, names or shapes that differ; all differences are listed.
     """
     where = f"config.{component}.weights={str(source)!r}"
+    described = DESCRIBED_BY.get(component, f"config.{component}.model")
     try:
         if is_weights(source):
             description, stored, _ = read_weights(source)
@@ -123,13 +130,15 @@ def load_weights(source: str | Path, structure: Any, component: str, module: nn.
         prefix = f"{part}/" if part else ""
         stored = {name.removeprefix(prefix): value for name, value in stored.items() if name.startswith(prefix)}
         if module is not None:
-            _check_architecture(module, architecture[part] if part else architecture, where, component)
+            architecture = architecture[part] if part else architecture
+            stored, architecture = _without_unit_scales(stored, architecture, module)
+            _check_architecture(module, architecture, f"{where} does not fit {described}")
     stored = flatten(stack_blocks(unflatten_dict(stored, sep="/"), structure))
     expected = flatten(structure)
     if expected.keys() == {"mean", "variance"}:
         stored = _latent_statistics(stored, expected)
     if problems := _problems(stored, expected):
-        raise ValueError(f"{where} does not fit config.{component}.model:\n  " + "\n  ".join(problems))
+        raise ValueError(f"{where} does not fit {described}:\n  " + "\n  ".join(problems))
     return unflatten_dict({name: np.array(value, np.float32) for name, value in stored.items()}, sep="/")
 
 
@@ -158,12 +167,25 @@ def _part(kind: str, module: nn.Module | None) -> str:
     raise ValueError(f"a checkpoint of kind {kind!r}, which holds no {name}")
 
 
-def _check_architecture(module: nn.Module, architecture: Mapping[str, Any], where: str, component: str) -> None:
+def _check_architecture(module: nn.Module, architecture: Mapping[str, Any], what: str) -> None:
     if found := kinds.differences(type(module), vars(module), architecture):
         raise ValueError(
-            f"{where} does not fit config.{component}:\n  "
+            f"{what}:\n  "
             + "\n  ".join(f"{field} is {ours!r} in the config, {theirs!r} in the file" for field, ours, theirs in found)
         )
+
+
+def _without_unit_scales(
+    stored: Tensors, architecture: Mapping[str, Any], module: nn.Module
+) -> tuple[Tensors, Mapping[str, Any]]:
+    """Parameters and architecture of an encoder without the layer scales that its export added, all of them one."""
+    if getattr(module, "layer_scale", True) or not architecture.get("layer_scale"):
+        return stored, architecture
+    scales = {name for name in stored if name.endswith(("/attention_scale", "/mlp_scale"))}
+    if not all((stored[name] == 1).all() for name in scales):
+        return stored, architecture
+    kept = {name: value for name, value in stored.items() if name not in scales}
+    return kept, {**architecture, "layer_scale": False}
 
 
 def _latent_statistics(stored: Tensors, expected: Mapping[str, Any]) -> Tensors:

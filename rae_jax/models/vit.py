@@ -1,4 +1,4 @@
-"""Vision Transformer encoders: DINOv2, SigLIP 2 and MAE, the representations whose tokens become latents."""
+"""Vision Transformer encoders: DINOv2, DINOv3, SigLIP 2 and MAE, the representations whose tokens become latents."""
 
 import dataclasses
 import functools
@@ -7,6 +7,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 
 from rae_jax.models.embeddings import sincos_table
@@ -31,7 +32,8 @@ def choice(field: str, value: str, table: dict[str, Any]) -> Any:
 class Block(nn.Module):
     """Pre-norm transformer block `x: [B, N, D] -> [B, N, D]` of Vision Transformers.
 
-    `activation` is `gelu`, `gelu_tanh` or `swiglu`; `layer_scale` multiplies each branch by a learned vector.
+    `activation` is `gelu`, `gelu_tanh` or `swiglu`; `layer_scale` multiplies each branch by a learned vector. `rotary`
+    is as in `layers.rotate`.
     """
 
     num_heads: int
@@ -39,11 +41,12 @@ class Block(nn.Module):
     activation: str = "gelu"
     layer_scale: bool = False
     qkv_bias: bool = True
+    key_bias: bool = True
     norm_epsilon: float = 1e-6
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, rotary: tuple[jax.Array, jax.Array] | None = None) -> jax.Array:
         def scaled(branch: jax.Array, name: str) -> jax.Array:
             if not self.layer_scale:
                 return branch
@@ -53,11 +56,16 @@ class Block(nn.Module):
             return LayerNorm(epsilon=self.norm_epsilon, dtype=self.dtype, name=name)
 
         attention = Attention(
-            self.num_heads, qkv_bias=self.qkv_bias, kernel_init=trunc_normal, dtype=self.dtype, name="attention"
+            self.num_heads,
+            qkv_bias=self.qkv_bias,
+            key_bias=self.key_bias,
+            kernel_init=trunc_normal,
+            dtype=self.dtype,
+            name="attention",
         )
         feed_forward = choice("activation", self.activation, FEED_FORWARD)
         mlp = feed_forward(self.mlp_dim, kernel_init=trunc_normal, dtype=self.dtype, name="mlp")
-        x = x + scaled(attention(norm("attention_norm")(x)), "attention_scale")
+        x = x + scaled(attention(norm("attention_norm")(x), rotary), "attention_scale")
         return x + scaled(mlp(norm("mlp_norm")(x)), "mlp_scale")
 
 
@@ -65,7 +73,8 @@ class Embedding(nn.Module):
     """Images `[B, H, W, 3]` -> class token, registers, then one token a patch: `[B, 1 + R + N, D]`.
 
     Positions are added to the class token and the patches, not to the registers. The table belongs to square images of
-    `image_size` and is resampled to other grids. With `keep: [B, M]` only those patches go on, in that order.
+    `image_size` and is resampled to other grids; `positions="rotary"` has none. With `keep: [B, M]` only those patches
+    go on, in that order.
     """
 
     image_size: int
@@ -89,8 +98,8 @@ class Embedding(nn.Module):
         patches = rearrange(images, "b (h p) (w q) c -> b (h w) (p q c)", p=self.patch_size, q=self.patch_size)
         x = dense(self.width, ("patch", "embed"), init=trunc_normal, dtype=self.dtype, name="patch")(patches)
         class_position, patch_positions = self.position_table(grid)
-        # The sum is float32, and so is the residual stream after it.
-        x = x + patch_positions
+        # Float32 from here on: so is the residual stream.
+        x = x.astype(jnp.float32) + patch_positions
         if keep is not None:
             x = jnp.take_along_axis(x, keep[:, :, None], axis=1)
 
@@ -106,7 +115,9 @@ class Embedding(nn.Module):
         return x
 
     def position_table(self, grid: tuple[int, int]) -> tuple[jax.Array, jax.Array]:
-        """Positions of the class token `[1 or 0, D]` and of the patches of a `grid` `[h * w, D]`."""
+        """What is added to the class token `[1 or 0, D]` and to the patches of a `grid` `[h * w, D]`."""
+        if self.positions == "rotary":
+            return jnp.zeros((1, 1)), jnp.zeros((1, 1))
         side, rest = divmod(self.image_size, self.patch_size)
         if rest:
             raise ValueError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
@@ -115,7 +126,7 @@ class Embedding(nn.Module):
         def fixed(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
             return jnp.asarray(sincos_table(side, self.width, class_token=self.cls_token), dtype)
 
-        init = choice("positions", self.positions, {"learned": trunc_normal, "sincos": fixed})
+        init = choice("positions", self.positions, {"learned": trunc_normal, "sincos": fixed, "rotary": None})
         table = self.param("position_embedding", named(init, "tokens", "embed"), (first + side * side, self.width))
         if self.positions == "sincos":
             table = jax.lax.stop_gradient(table)
@@ -135,13 +146,17 @@ class VisionTransformer(nn.Module):
     neither scale nor bias, as RAE has it: every token comes out with mean 0 and variance 1.
 
     Attributes:
-      image_size: side of the images that the position table was made for; others resample the table.
+      image_size: side of the images that the position table was made for; others resample the table. 0 where there is
+        none: rotary positions.
       patch_size, width, depth, num_heads, mlp_dim: the usual. `mlp_dim` is the hidden width, gated or not.
       num_registers: register tokens between the class token and the patches.
       cls_token: whether there is a class token.
       layer_scale: a learned vector on each residual branch (DINOv2).
       activation: `gelu` (exact), `gelu_tanh`, or `swiglu` for a gated feed-forward.
-      positions: `learned`, or `sincos` for a table that starts at `sincos_table` and gets no gradient (MAE).
+      qkv_bias, key_bias: whether the projections have a bias, and whether the key's has one too.
+      positions: `learned`; `sincos` for a table that starts at `sincos_table` and gets no gradient (MAE); or `rotary`
+        for none, and `rotary_positions` in the attention instead (DINOv3).
+      rope_theta: base of the rotary frequencies.
       position_interpolation: `bicubic` or `bicubic_antialias`, both as PyTorch has them.
       norm_epsilon: of every LayerNorm.
       dtype: of matrix products; norms, softmax, the residual stream and the tokens returned are float32.
@@ -159,8 +174,10 @@ class VisionTransformer(nn.Module):
     layer_scale: bool = False
     activation: str = "gelu"
     qkv_bias: bool = True
+    key_bias: bool = True
     positions: str = "learned"
     position_interpolation: str = "bicubic"
+    rope_theta: float = 100.0
     norm_epsilon: float = 1e-6
     dtype: Any = jnp.float32
     scan: bool = False
@@ -173,7 +190,7 @@ class VisionTransformer(nn.Module):
         With `keep: [B, M]`, indices of patches, only those enter the transformer (masked autoencoding): `[B, M, D]`.
 
         Raises:
-          ValueError: the images do not divide into patches.
+          ValueError: the images do not divide into patches; or some are to be kept, and positions are rotary.
         """
         x = Embedding(
             image_size=self.image_size,
@@ -186,9 +203,17 @@ class VisionTransformer(nn.Module):
             dtype=self.dtype,
             name="embedding",
         )(images, keep)
+        num_prefix = int(self.cls_token) + self.num_registers
+        rotary = None
+        if self.positions == "rotary":
+            if keep is not None:
+                raise ValueError("an encoder with positions='rotary' takes all patches: they turn by their place")
+            grid = (images.shape[1] // self.patch_size, images.shape[2] // self.patch_size)
+            rotary = rotary_positions(grid, self.width // self.num_heads, self.rope_theta, num_prefix)
         x = apply_blocks(
             Block,
             x,
+            rotary,
             depth=self.depth,
             scan=self.scan,
             remat=self.remat,
@@ -197,11 +222,33 @@ class VisionTransformer(nn.Module):
             activation=self.activation,
             layer_scale=self.layer_scale,
             qkv_bias=self.qkv_bias,
+            key_bias=self.key_bias,
             norm_epsilon=self.norm_epsilon,
             dtype=self.dtype,
         )
-        patches = x[:, int(self.cls_token) + self.num_registers :]
-        return LayerNorm(epsilon=self.norm_epsilon, affine=False, name="norm")(patches)
+        return LayerNorm(epsilon=self.norm_epsilon, affine=False, name="norm")(x[:, num_prefix:])
+
+
+def rotary_positions(
+    grid: tuple[int, int], head_dim: int, theta: float, num_prefix: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """DINOv3's cosines and sines, each `[num_prefix + h * w, head_dim / 2]`, float32, for `layers.rotate`.
+
+    A patch is where its centre is, each coordinate from -1 to 1 over the image whatever the grid. The first half of the
+    angles turns with the row, the second with the column, by `2 pi` times the coordinate over `theta^(i / (head_dim /
+    4))`. The `num_prefix` tokens before the patches do not turn (Siméoni et al., "DINOv3", 2025).
+
+    Raises:
+      ValueError: `head_dim` is not divisible by 4.
+    """
+    if head_dim % 4:
+        raise ValueError(f"2-D rotary positions need a head width divisible by 4, got {head_dim}")
+    periods = theta ** (np.arange(head_dim // 4) / (head_dim // 4))
+    centres = [2.0 * (np.arange(size) + 0.5) / size - 1.0 for size in grid]
+    row, column = np.meshgrid(*centres, indexing="ij")
+    angle = np.concatenate([2 * np.pi * position.reshape(-1, 1) / periods for position in (row, column)], axis=1)
+    angle = np.concatenate([np.zeros((num_prefix, head_dim // 2)), angle])
+    return np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -267,11 +314,32 @@ def _mae(size: str, width: int, depth: int, num_heads: int, mlp_dim: int) -> Pre
     return PretrainedEncoder(f"facebook/vit-mae-{size}", architecture, 256, IMAGENET_MEAN, IMAGENET_STD)
 
 
+def _dinov3(size: str, width: int, depth: int, num_heads: int) -> PretrainedEncoder:
+    architecture = {
+        "image_size": 0,
+        "patch_size": 16,
+        "width": width,
+        "depth": depth,
+        "num_heads": num_heads,
+        "mlp_dim": 4 * width,
+        "num_registers": 4,
+        "layer_scale": True,
+        "key_bias": False,
+        "positions": "rotary",
+        "norm_epsilon": 1e-5,
+    }
+    name = f"facebook/dinov3-vit{size}16-pretrain-lvd1689m"
+    return PretrainedEncoder(name, architecture, 256, IMAGENET_MEAN, IMAGENET_STD)
+
+
 PRETRAINED = {
     "dinov2_s": _dinov2("small", 384, 12, 6, 1536),
     "dinov2_b": _dinov2("base", 768, 12, 12, 3072),
     "dinov2_l": _dinov2("large", 1024, 24, 16, 4096),
     "dinov2_g": _dinov2("giant", 1536, 40, 24, 4096, activation="swiglu"),
+    "dinov3_s": _dinov3("s", 384, 12, 6),
+    "dinov3_b": _dinov3("b", 768, 12, 12),
+    "dinov3_l": _dinov3("l", 1024, 24, 16),
     "siglip2_b": _siglip2("base", 768, 12, 12, 3072),
     "siglip2_so400m": _siglip2("so400m", 1152, 27, 16, 4304),
     "mae_b": _mae("base", 768, 12, 12, 3072),

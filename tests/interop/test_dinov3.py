@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from rae_jax.interop.dinov3 import NUM_HEADS, architecture, export_encoder, identify, import_encoder
-from rae_jax.models.dinov3 import DinoV3
+from rae_jax.interop.vit import NUM_HEADS, architecture, export_encoder, identify, import_encoder
+from rae_jax.models.vit import PRETRAINED, VisionTransformer
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -42,20 +42,22 @@ def assert_same_files(actual: dict[str, np.ndarray], expected: dict[str, np.ndar
 def test_both_kinds_of_names_come_back_bit_for_bit_and_fit_the_module(options):
     new = hugging_face(**options)
     old = published(new)
-    assert (identify(new), identify(old)) == (5, 4)
+    family = "dinov3_swiglu" if options.get("use_gated_mlp") else "dinov3"
+    assert (identify(new), identify(old)) == ((family, 5), (family, 4))
     found, params, carried = import_encoder(new, num_heads=2)
-    assert_same_files(export_encoder(params, found, carried, version=5), new)
+    assert_same_files(export_encoder(params, family, found, carried, version=5), new)
     same, same_params, _ = import_encoder(old, num_heads=2)
     assert found == same
     jax.tree.map(np.testing.assert_array_equal, params, same_params)
-    assert_same_files(export_encoder(params, found, carried), old)
+    assert_same_files(export_encoder(params, family, found, carried), old)
     images = jax.ShapeDtypeStruct((1, 8, 8, 3), np.float32)
-    like = jax.eval_shape(DinoV3(**found).init, jax.random.key(0), images)["params"]
+    like = jax.eval_shape(VisionTransformer(**found).init, jax.random.key(0), images)["params"]
     import_encoder(new, num_heads=2, like=like)
 
 
 def test_published_heads_are_64_wide_and_other_widths_need_their_number():
-    assert all(width // heads == 64 for width, heads in NUM_HEADS.items())
+    sizes = [PRETRAINED[name].architecture for name in ("dinov3_s", "dinov3_b", "dinov3_l")]
+    assert all(NUM_HEADS[size["width"]] == size["num_heads"] == size["width"] // 64 for size in sizes)
     with pytest.raises(ValueError, match="width 16; give num_heads"):
         architecture(hugging_face())
 
@@ -70,5 +72,5 @@ def test_a_missing_and_an_unexpected_tensor_are_both_named():
 
 
 def test_a_file_of_something_else_is_refused():
-    with pytest.raises(ValueError, match="no DINOv3 encoder"):
+    with pytest.raises(ValueError, match="no known encoder"):
         identify({"embeddings.cls_token": 0, "encoder.layer.0.norm1.weight": 0})

@@ -6,12 +6,15 @@ import numpy as np
 import pytest
 from random_params import random_params
 
-from rae_jax.interop.dinov3 import import_encoder
 from rae_jax.interop.layout import unstack_blocks
-from rae_jax.models.dinov3 import PRETRAINED, DinoV3, rotary_table
+from rae_jax.interop.vit import import_encoder
+from rae_jax.models.vit import PRETRAINED, VisionTransformer, rotary_positions
 from rae_jax.training.sharding import make_mesh, shardings_of
 
-TINY = {"patch_size": 4, "width": 16, "depth": 2, "num_heads": 2, "mlp_dim": 24, "num_registers": 2}
+TINY = {
+    **{"image_size": 0, "patch_size": 4, "width": 16, "depth": 2, "num_heads": 2, "mlp_dim": 24, "num_registers": 2},
+    **{"layer_scale": True, "key_bias": False, "positions": "rotary", "norm_epsilon": 1e-5},
+}
 
 
 def images_of(height: int, width: int) -> np.ndarray:
@@ -48,7 +51,7 @@ def test_tokens_equal_hugging_face_at_several_image_sizes(options, heads):
                 parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
     tensors = {name: value.numpy() for name, value in reference.state_dict().items()}
     architecture, params, _ = import_encoder(tensors, num_heads=heads)
-    model = DinoV3(**architecture, rope_theta=config.rope_theta)
+    model = VisionTransformer(**architecture, rope_theta=config.rope_theta)
     apply = jax.jit(model.apply)
     for size in ((12, 12), (8, 20)):
         images = images_of(*size)
@@ -59,7 +62,7 @@ def test_tokens_equal_hugging_face_at_several_image_sizes(options, heads):
 
 
 def test_the_class_token_and_registers_do_not_turn_and_patches_turn_by_their_place_in_the_image():
-    cos, sin = rotary_table((1, 2), 8, 100.0, num_prefix=3)
+    cos, sin = rotary_positions((1, 2), 8, 100.0, num_prefix=3)
     assert cos.shape == sin.shape == (5, 4)
     np.testing.assert_array_equal(cos[:3], 1)
     np.testing.assert_array_equal(sin[:3], 0)
@@ -71,26 +74,28 @@ def test_the_class_token_and_registers_do_not_turn_and_patches_turn_by_their_pla
 
 def test_scanned_and_rematerialised_blocks_compute_what_unrolled_blocks_do():
     images = images_of(8, 8)
-    scanned = DinoV3(**TINY, scan=True, remat="full")
+    scanned = VisionTransformer(**TINY, scan=True, remat="full")
     params = random_params(scanned, images)
-    expected = jax.jit(DinoV3(**TINY).apply)({"params": unstack_blocks(params)}, images)
+    expected = jax.jit(VisionTransformer(**TINY).apply)({"params": unstack_blocks(params)}, images)
     np.testing.assert_allclose(jax.jit(scanned.apply)({"params": params}, images), expected, atol=1e-5)
 
 
 def test_bfloat16_stays_near_float32_and_returns_float32():
     images = images_of(8, 8)
-    params = {"params": random_params(DinoV3(**TINY), images)}
-    exact = jax.jit(DinoV3(**TINY).apply)(params, images)
-    rounded = jax.jit(DinoV3(**TINY, dtype=jnp.bfloat16).apply)(params, images)
+    params = {"params": random_params(VisionTransformer(**TINY), images)}
+    exact = jax.jit(VisionTransformer(**TINY).apply)(params, images)
+    rounded = jax.jit(VisionTransformer(**TINY, dtype=jnp.bfloat16).apply)(params, images)
     assert rounded.dtype == jnp.float32
     assert 0 < np.abs(exact - rounded).max() < 0.15
 
 
 def test_images_that_do_not_divide_into_patches_and_odd_heads_are_errors():
     with pytest.raises(ValueError, match="multiple of 4"):
-        DinoV3(**TINY).init(jax.random.key(0), images_of(8, 10))
+        VisionTransformer(**TINY).init(jax.random.key(0), images_of(8, 10))
     with pytest.raises(ValueError, match="divisible by 4, got 2"):
-        DinoV3(**{**TINY, "num_heads": 8}).init(jax.random.key(0), images_of(8, 8))
+        VisionTransformer(**{**TINY, "num_heads": 8}).init(jax.random.key(0), images_of(8, 8))
+    with pytest.raises(ValueError, match="takes all patches"):
+        VisionTransformer(**TINY).init(jax.random.key(0), images_of(8, 8), keep=np.zeros((2, 1), np.int32))
 
 
 @pytest.mark.parametrize(("name", "millions"), [("dinov3_s", 21.6), ("dinov3_b", 85.7), ("dinov3_l", 303.1)])
@@ -99,7 +104,7 @@ def test_published_encoders_have_their_published_size_and_every_parameter_has_a_
     encoder = PRETRAINED[name]
     sizes = encoder.architecture
     image = jax.ShapeDtypeStruct((1, encoder.input_size, encoder.input_size, 3), jnp.float32)
-    boxed = jax.eval_shape(DinoV3(**sizes, scan=True).init, jax.random.key(0), image)["params"]
+    boxed = jax.eval_shape(VisionTransformer(**sizes, scan=True).init, jax.random.key(0), image)["params"]
     shardings_of(boxed, make_mesh({"data": 1, "fsdp": 1, "tensor": 1}))
     leaves = jax.tree.leaves(boxed, is_leaf=lambda leaf: hasattr(leaf, "names"))
     # The published files also hold a mask token and the last norm's scale and bias.

@@ -14,9 +14,10 @@ from flax.core import meta
 from golden import load_case
 from runs import ROOT, environment, run
 
-from configs import digits
+from configs import base, digits
 from rae_jax.interop.checkpoint_files import read_tensors, write_safetensors
-from rae_jax.interop.kinds import KINDS, Model, export_model, identify, import_model
+from rae_jax.interop.kinds import KINDS, export_model, identify, import_model
+from rae_jax.interop.model import Model
 from rae_jax.interop.weights import architecture_of, load_weights, read_model, save_weights
 from rae_jax.models.dit_dh import DiTDH
 from rae_jax.training import components
@@ -199,12 +200,36 @@ def test_what_a_stage_trained_is_a_config_value_once_exported_and_once_imported_
     import_checkpoint(kind, str(official), tmp_path / "imported", **untold)
     trained = load_weights(tmp_path / component, structure, component, module)
     jax.tree.map(np.testing.assert_array_equal, trained, params)
-    if component == "encoder":  # a DINOv2 has scales in its blocks, which are one here
-        with pytest.raises(ValueError, match="layer_scale is False in the config, True in the file"):
-            load_weights(official, structure, component, module)
-        return
     for source in (official, tmp_path / "imported"):
         jax.tree.map(np.testing.assert_array_equal, load_weights(source, structure, component, module), params)
+
+
+def test_scales_that_a_module_has_not_are_dropped_only_where_they_are_one(tmp_path):
+    config, params, structure = tiny_weights(tmp_path, "encoder")
+    export_checkpoint("dinov2", tmp_path / "encoder", tmp_path / "x.safetensors")
+    tensors = {name: np.array(value) for name, value in read_tensors(tmp_path / "x.safetensors").items()}
+    tensors["encoder.layer.0.layer_scale1.lambda1"][3] = 1.5
+    write_safetensors(tmp_path / "scaled.safetensors", tensors)
+    module = components.module(config, "encoder")
+    loaded = load_weights(tmp_path / "x.safetensors", structure, "encoder", module)
+    jax.tree.map(np.testing.assert_array_equal, loaded, params)
+    with pytest.raises(ValueError, match="layer_scale is False in the config, True in the file"):
+        load_weights(tmp_path / "scaled.safetensors", structure, "encoder", module)
+
+
+def test_a_dinov3_file_is_a_config_value(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    saved = transformers.DINOv3ViTModel(transformers.DINOv3ViTConfig(**size, num_register_tokens=4))
+    saved.save_pretrained(tmp_path / "hub")
+    config = base.get_config()
+    base.use_pretrained_encoder(config, "dinov3_b")
+    config.encoder.model.update(width=16, depth=1, num_heads=2, mlp_dim=64)
+    structure = meta.unbox(jax.eval_shape(components.encoder_init(config), jax.random.key(0)))
+    module = components.module(config, "encoder")
+    loaded = load_weights(tmp_path / "hub", structure, "encoder", module)
+    tokens = saved.state_dict()["embeddings.register_tokens"][0].numpy()
+    np.testing.assert_array_equal(loaded["embedding"]["register_tokens"], tokens)
 
 
 def test_a_module_that_scans_its_blocks_takes_the_same_file(tmp_path):
@@ -221,7 +246,9 @@ def test_an_official_file_of_another_architecture_is_refused_with_every_differen
     config, _, structure = tiny_weights(tmp_path, "decoder")
     export_checkpoint("rae_decoder", tmp_path / "decoder", tmp_path / "x.safetensors")
     module = components.module(config, "decoder").clone(depth=5, mlp_dim=7)
-    with pytest.raises(ValueError, match=r"(?s)x.safetensors' does not fit config.decoder:.*depth is 5 .*mlp_dim is 7"):
+    with pytest.raises(
+        ValueError, match=r"(?s)x.safetensors' does not fit config.decoder.model:.*depth is 5 .*mlp_dim is 7"
+    ):
         load_weights(tmp_path / "x.safetensors", structure, "decoder", module)
     with pytest.raises(ValueError, match="kind 'rae_decoder', which holds no VisionTransformer"):
         load_weights(tmp_path / "x.safetensors", structure, "encoder", components.module(config, "encoder"))
