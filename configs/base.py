@@ -16,7 +16,7 @@ def get_config() -> ConfigDict:
     """The base experiment: the papers' RAE on ImageNet at 256 pixels, with nothing to train listed yet."""
     config = ConfigDict()
     config.seed = 0
-    config.stages = ()  # trained in this order: "encoder", "decoder", "stats", "flow", "mid_training", "flow_map"
+    config.stages = ()  # trained in this order: "encoder", "decoder", "stats", "flow", "guidance", ...
     config.dtype = "float32"  # of matrix products: "float32" or "bfloat16"; everything delicate is float32 anyway
 
     config.autoencoder = "rae"  # which latent space the flow lives in: `training/components.py: LATENT_SPACES`
@@ -66,12 +66,23 @@ def get_config() -> ConfigDict:
     config.flow.model = ConfigDict()
     config.flow.objective = "velocity"
     config.flow.num_classes = 1000
-    config.flow.label_dropout = 0.1
+    config.flow.label_dropout = 0.1  # share of the labels replaced by the null label; 1: unconditional generation
     config.flow.time_distribution = "uniform"  # or "logit_normal"
     config.flow.logit_normal_mean = 0.0
     config.flow.logit_normal_std = 1.0
     config.flow.shift_base = 4096  # dimension at which the time shift is 1
     config.flow.train = train(transform="center_crop_flip")
+
+    config.guidance = ConfigDict()  # the weak network of AutoGuidance: smaller than "flow", or trained for less
+    config.guidance.weights = ""
+    config.guidance.family = "dit_dh"
+    config.guidance.model = ConfigDict()
+    config.guidance.objective = "velocity"
+    config.guidance.label_dropout = 0.1
+    config.guidance.time_distribution = "uniform"
+    config.guidance.logit_normal_mean = 0.0
+    config.guidance.logit_normal_std = 1.0
+    config.guidance.train = train(transform="center_crop_flip")
 
     config.mid_training = ConfigDict()  # consistency mid-training: a flow map from the velocity network (MF-RAE)
     config.mid_training.weights = ""
@@ -100,10 +111,12 @@ def get_config() -> ConfigDict:
     config.sampling = ConfigDict()
     config.sampling.num_samples = 50_000
     config.sampling.batch_size = 256
+    config.sampling.labels = "equal"  # numbers of each class, "random", or "unconditional": all null
     config.sampling.method = "euler"  # "euler", "heun", or "euler_maruyama"
     config.sampling.num_steps = 50  # network evaluations of an Euler sampler; 0: only the flow map is sampled
     config.sampling.grid = "full"  # "full" ends at t = 0; "released" is the reference's, which ends just above
-    config.sampling.guidance_scale = 1.0  # classifier-free guidance; 1 is none
+    config.sampling.guidance = "classifier_free"  # or "autoguidance", by the component "guidance"
+    config.sampling.guidance_scale = 1.0  # 1 is no guidance
     config.sampling.guidance_interval = (0.0, 1.0)  # times at which guidance acts, both ends included
 
     config.sampling.flow_map_times = ((1.0, 0.0), (1.0, 0.5, 0.0))  # jumps of samples_1step.npz, samples_2step.npz

@@ -11,10 +11,13 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from rae_jax.data.transforms import transform
+from rae_jax.evaluation.sampling import choose_labels
 from rae_jax.flow.flow_map import jump_times
+from rae_jax.interop.weights import check_weights
 from rae_jax.objectives import OBJECTIVES
 from rae_jax.objectives.objective import Objective
 from rae_jax.training import components, sharding
+from rae_jax.training.generator import generator, guiding_component, sample_keys
 from rae_jax.training.sharding import BATCH_AXES, mesh_shape
 from rae_jax.training.state import TrainState
 from rae_jax.whole_files import whole_file
@@ -82,6 +85,11 @@ def check(config: ConfigDict, *, file: str, num_devices: int) -> None:
     if config.autoencoder == "rae":
         _check_autoencoder(config, refuse)
     available = set(config.stages) | {name for name in sections if config[name].weights}
+    try:
+        _check_sampling(config, available)
+        _check_weights(config)
+    except ValueError as error:
+        refuse(str(error))
     position = {stage: i for i, stage in enumerate(config.stages)}
     for stage in config.stages:
         try:
@@ -106,6 +114,48 @@ def _check_autoencoder(config: ConfigDict, refuse: Callable[[str], None]) -> Non
         refuse(f"the decoder makes images of {decoded} pixels ({components.encoder_grid(config)} x "
                f"decoder.model.patch_size={config.decoder.model.patch_size}), data.image_size is {size}; "
                "they must be equal")  # fmt: skip
+
+
+def _check_sampling(config: ConfigDict, available: set[str]) -> None:
+    """Traces generation with the velocity network on abstract values, and raises ValueError for what cannot work."""
+    sampling, flow = config.sampling, config.flow
+    choose_labels(sampling.labels, 1, flow.num_classes, config.seed)
+    guide = guiding_component(config)
+    if "flow" not in available or not sampling.num_steps:
+        return
+    if guide and guide not in available:
+        raise ValueError(f"sampling.guidance='autoguidance' needs trained weights of {guide!r}: put {guide!r} in "
+                         f"stages, or set {guide}.weights, or sampling.guidance_scale=1.0")  # fmt: skip
+    dropouts = {name: config[name].label_dropout for name in ("flow", guide) if name in config.stages}
+    unconditional, guided = sampling.labels == "unconditional", sampling.guidance_scale != 1.0
+    if unconditional and guided and not guide:
+        raise ValueError("sampling.labels='unconditional' leaves classifier-free guidance nothing to push away from; "
+                         "set sampling.guidance='autoguidance', or sampling.guidance_scale=1.0")  # fmt: skip
+    for name, dropout in dropouts.items():
+        if dropout >= 1 and not unconditional:
+            raise ValueError(f"{name}.label_dropout={dropout} trains without classes; "
+                             "set sampling.labels='unconditional'")  # fmt: skip
+        if dropout <= 0 and (unconditional or (guided and not guide)):
+            raise ValueError(f"{name}.label_dropout={dropout} never trains the null label, which "
+                             f"{'unconditional sampling' if unconditional else 'classifier-free guidance'} needs; "
+                             f"set {name}.label_dropout=0.1")  # fmt: skip
+    inits = components.initializers(config)
+    names = ("flow", "stats", *components.latent_space(config).decoding, *([guide] if guide else []))
+
+    def run(key: jax.Array) -> jax.Array:
+        params = {name: sharding.unbox(inits[name](key)) for name in names}
+        keys, labels = sample_keys(config.seed, jnp.arange(1)), jnp.zeros(1, jnp.int32)
+        return generator(config, guide=guide)(params["flow"], params, keys, labels)
+
+    jax.eval_shape(run, jax.random.key(0))
+
+
+def _check_weights(config: ConfigDict) -> None:
+    """Raises ValueError unless the weights that the config names are there and fit the models that it describes."""
+    for name, init in components.initializers(config).items():
+        if config[name].weights:
+            structure = sharding.unbox(jax.eval_shape(init, jax.random.key(0)))
+            check_weights(config[name].weights, structure, name, components.module(config, name))
 
 
 def trace(config: ConfigDict, stage: str) -> Objective:

@@ -179,8 +179,10 @@ class Pipeline:
             if jax.process_index() == 0:
                 labels = drawn.pop("label", None)
                 images = {name: np.asarray(to_uint8(x)) for name, x in drawn.items()}
-                if labels is None:
+                if "original" in images:
                     picture = pictures.reconstruction_grid(images.pop("original"), images)
+                elif labels is None:
+                    picture = pictures.image_grid(images["samples"], columns=8)
                 else:
                     picture = pictures.class_grid(images["samples"], labels)
                 path = self.workdir / stage / f"step_{step}.png"

@@ -1,10 +1,13 @@
 import json
 
+import jax
 import pytest
 from ml_collections import ConfigDict
 
 from configs import digits
 from rae_jax.configuration import ConfigError, check, remember
+from rae_jax.interop.weights import save_weights
+from rae_jax.training import components, sharding
 
 
 def changed(**fields):
@@ -29,6 +32,16 @@ BAD = [
     ({"flow__time_distribution": "unifrom"}, 1, ["flow:", "unifrom", "uniform"]),
     ({"decoder__noise_distribution": "gauss"}, 1, ["decoder:", "gauss", "half_normal"]),
     ({"dtype": "float16"}, 1, ["float16", "bfloat16"]),
+    ({"sampling__guidance": "auto"}, 1, ["sampling.guidance='auto'", "autoguidance"]),
+    ({"sampling__guidance": "autoguidance", "sampling__guidance_scale": 1.4}, 1, ["'guidance' in stages"]),
+    ({"sampling__guidance_scale": 1.4, "sampling__guidance_interval": (0.7, 0.2)}, 1, ["interval (0.7, 0.2) is empty"]),
+    ({"sampling__guidance_scale": 1.4, "flow__label_dropout": 0.0}, 1, ["flow.label_dropout=0.0", "null label"]),
+    ({"sampling__method": "eulr"}, 1, ["sampling.method='eulr'", "heun"]),
+    ({"sampling__labels": "even"}, 1, ["sampling.labels='even'", "random"]),
+    ({"sampling__labels": "unconditional", "sampling__guidance_scale": 2.0}, 1, ["nothing to push away from"]),
+    ({"flow__label_dropout": 1.0}, 1, ["flow.label_dropout=1.0", "sampling.labels='unconditional'"]),
+    ({"flow__family": "dit"}, 1, ["flow.family='dit'", "lightning_dit"]),
+    ({"guidance__weights": "/nowhere"}, 1, ["config.guidance.weights", "/nowhere"]),
 ]
 
 
@@ -42,6 +55,29 @@ def test_a_config_that_cannot_run_is_refused_by_file_and_field(fields, num_devic
 
 def test_a_config_that_can_run_passes():
     check(digits.get_config("tiny"), file="configs/digits.py", num_devices=8)
+
+
+@pytest.mark.parametrize(
+    ("other", "text"),
+    [({"flow__num_classes": 7}, "label_embedding"), ({"encoder__model__width": 24}, "(24,"),
+     ({"guidance__model__head_width": 16}, "head")],
+    ids=["classes", "latents", "width"],
+)  # fmt: skip
+def test_a_guiding_network_of_other_classes_latents_or_width_is_refused_before_any_work(other, text, tmp_path):
+    init = components.flow_init(changed(**other), "guidance")
+    save_weights(tmp_path / "weak", sharding.unbox(init(jax.random.key(0))), {})
+    config = changed(
+        guidance__weights=str(tmp_path / "weak"), sampling__guidance="autoguidance", sampling__guidance_scale=1.4
+    )
+    with pytest.raises(ConfigError, match=r"does not fit config\.guidance\.model") as refused:
+        check(config, file="configs/x.py", num_devices=1)
+    assert text in str(refused.value), refused.value
+    save_weights(tmp_path / "weak", sharding.unbox(components.flow_init(config, "guidance")(jax.random.key(0))), {})
+    check(config, file="configs/x.py", num_devices=1)
+
+
+def test_unconditional_generation_passes():
+    check(changed(flow__label_dropout=1.0, sampling__labels="unconditional"), file="configs/x.py", num_devices=1)
 
 
 def test_a_misspelt_field_in_a_config_file_is_an_error():

@@ -15,10 +15,10 @@ from rae_jax.evaluation.image_quality import psnr
 from rae_jax.evaluation.judge import train_judge
 from rae_jax.evaluation.linear_probe import linear_probe_accuracy
 from rae_jax.evaluation.samples import read_samples, write_samples
-from rae_jax.evaluation.sampling import Load, equal_labels, load_components, sample
+from rae_jax.evaluation.sampling import Load, choose_labels, load_components, sample
 from rae_jax.models.autoencoder import to_uint8
 from rae_jax.training import components, sharding
-from rae_jax.training.generator import flow_map_generator, generator
+from rae_jax.training.generator import flow_map_generator, generator, guiding_component
 from rae_jax.training.progress import RunLog
 
 Batches = Callable[[str, int], Any]  # (split, batch size) -> one epoch of padded batches
@@ -39,15 +39,15 @@ def generate(
     velocity: bool,
     flow_map: str | None,
 ) -> None:
-    """Writes `config.sampling.num_samples` images, equal numbers of each class, and pictures of some.
+    """Writes `config.sampling.num_samples` images of the classes `config.sampling.labels` says, and pictures of some.
 
     `samples.npz` with the velocity network if `velocity` (and `config.sampling.num_steps` is not 0);
     `samples_1step.npz` and so on with the component `flow_map` if there is one.
     """
-    labels = equal_labels(config.sampling.num_samples, config.flow.num_classes)
+    labels = choose_labels(config.sampling.labels, config.sampling.num_samples, config.flow.num_classes, config.seed)
     jobs = {}
     if velocity and config.sampling.num_steps:
-        jobs["samples"] = ("flow", generator(config))
+        jobs["samples"] = ("flow", generator(config, guide=guiding_component(config)))
     if flow_map:
         jobs |= {
             f"samples{end}": (flow_map, flow_map_generator(config, t)) for end, t in few_step_names(config).items()
@@ -57,9 +57,13 @@ def generate(
             images = sample(config, load, mesh, labels, network, generate_batch, display.advance)
         path = workdir / f"{name}.npz"
         if jax.process_index() == 0:
-            write_samples(path, images, labels)
-            shown = labels < 10  # a row a class: more would not fit on a screen
-            picture = pictures.class_grid(images[shown], labels[shown], columns=10)
+            if config.sampling.labels == "unconditional":
+                write_samples(path, images)
+                picture = pictures.image_grid(images[:100], columns=10)
+            else:
+                write_samples(path, images, labels)
+                shown = labels < 10  # a row a class: more would not fit on a screen
+                picture = pictures.class_grid(images[shown], labels[shown], columns=10)
             pictures.save_png(path.with_suffix(".png"), picture)
         log.say(f"{name}: {len(labels)} in {path}, some of them in {path.with_suffix('.png')}")
 
@@ -142,7 +146,8 @@ def evaluate(
         judge = train_judge(train, train_labels, held_out, held_out_labels)
         results["judge_accuracy"] = judge.accuracy
         for end, these in samples.items():
-            results[f"label_agreement{end}"] = judge.agreement(these.images, these.labels)
+            if these.labels is not None:
+                results[f"label_agreement{end}"] = judge.agreement(these.images, these.labels)
     return results
 
 

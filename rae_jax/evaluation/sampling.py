@@ -1,5 +1,6 @@
 """Sampling at scale: any number of images from trained weights, the same ones whatever the batch size or the mesh."""
 
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -9,14 +10,31 @@ from ml_collections import ConfigDict
 
 from rae_jax.models.autoencoder import to_uint8
 from rae_jax.training import components, sharding
-from rae_jax.training.generator import Generator, sample_keys
+from rae_jax.training.generator import Generator, guiding_component, sample_keys
 
 Load = Callable[[str, Any], Any]
+LABELS = ("equal", "random", "unconditional")
 
 
-def equal_labels(num_samples: int, num_classes: int) -> np.ndarray:
-    """Class-ordered labels `[num_samples]`, as many of each class as divide evenly (the first classes get the rest)."""
-    return np.sort(np.arange(num_samples) % num_classes).astype(np.int32)
+def choose_labels(how: str, num_samples: int, num_classes: int, seed: int) -> np.ndarray:
+    """The labels `[num_samples]`, int32, that samples are asked for.
+
+    Args:
+      how: "equal": in order of class, as many of each as divide evenly (the first classes get the rest). "random":
+        each fixed by (seed, sample index). "unconditional": the null label, `num_classes`.
+
+    Raises:
+      ValueError: none of these.
+    """
+    if how == "equal":
+        return np.sort(np.arange(num_samples) % num_classes).astype(np.int32)
+    if how == "unconditional":
+        return np.full(num_samples, num_classes, np.int32)
+    if how != "random":
+        raise ValueError(f"sampling.labels={how!r} is not one of {LABELS}")
+    key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(b"labels"))
+    draw = jax.vmap(lambda index: jax.random.randint(jax.random.fold_in(key, index), (), 0, num_classes))
+    return np.asarray(draw(np.arange(num_samples)), np.int32)
 
 
 def load_components(config: ConfigDict, load: Load, *names: str) -> dict[str, Any]:
@@ -40,7 +58,8 @@ def sample(
     `on_batch` is told how many samples are done. One compiled program samples and decodes a batch.
     """
     decoding = components.latent_space(config).decoding
-    weights = load_components(config, load, network, "stats", *decoding)
+    guide = guiding_component(config)
+    weights = load_components(config, load, network, "stats", *decoding, *([guide] if guide else []))
     params = weights.pop(network)
     shards = sharding.num_batch_shards(mesh)
     batch_size = -(-min(config.sampling.batch_size, len(labels)) // shards) * shards

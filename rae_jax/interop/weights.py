@@ -111,6 +111,15 @@ def load_weights(source: str | Path, structure: Any, component: str, module: nn.
     Raises:
       ValueError: no such weights, or an architecture, names or shapes that differ; all differences are listed.
     """
+    stored = check_weights(source, structure, component, module)
+    return unflatten_dict({name: np.array(value, np.float32) for name, value in stored.items()}, sep="/")
+
+
+def check_weights(source: str | Path, structure: Any, component: str, module: nn.Module | None = None) -> Tensors:
+    """The tensors that `load_weights` would load, by path and still as they are stored; arguments and errors are its.
+
+    A weights directory is memory-mapped, so that a check alone reads little more than names and shapes.
+    """
     where = f"config.{component}.weights={str(source)!r}"
     described = DESCRIBED_BY.get(component, f"config.{component}.model")
     try:
@@ -139,7 +148,7 @@ def load_weights(source: str | Path, structure: Any, component: str, module: nn.
         stored = _latent_statistics(stored, expected)
     if problems := _problems(stored, expected):
         raise ValueError(f"{where} does not fit {described}:\n  " + "\n  ".join(problems))
-    return unflatten_dict({name: np.array(value, np.float32) for name, value in stored.items()}, sep="/")
+    return stored
 
 
 def architecture_of(module: nn.Module) -> dict[str, Any]:

@@ -35,7 +35,7 @@ class Objective:
       wanted: likewise, components that only `pictures` needs; without them there are no pictures.
       result: `state -> parameters` that the stage leaves to later ones.
       pictures: `(state, batch) -> {name: images [M, H, W, 3] in [0, 1]}`, or None. Either versions of the same images,
-        "original" among them, or "samples" with their "label" `[M]`.
+        "original" among them, or "samples", with their "label" `[M]` if they have any.
       likely_cause: what to say first if the stage diverges.
       one_epoch: the stage makes one exact pass over the data in order (with `mask`) instead of `train.steps` steps.
     """

@@ -33,10 +33,10 @@ def latent_encoder(config: ConfigDict) -> Callable[[dict[str, Params], Batch], j
 
 
 def make(config: ConfigDict, stage: str) -> Objective:
-    """The objective of `stage`."""
+    """The objective of `stage`, the section of a velocity network."""
     section = config[stage]
     encode, space = latent_encoder(config), components.latent_space(config)
-    model = components.velocity_model(config)
+    model = components.velocity_model(config, stage)
     shift = components.time_shift(config)
 
     def loss(params: Params, frozen: dict[str, Params], batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
@@ -51,16 +51,16 @@ def make(config: ConfigDict, stage: str) -> Objective:
             shift=shift,
         )
         eps = jax.random.normal(noise_key, z.shape)
-        labels = drop_labels(label_key, batch["label"], section.label_dropout, section.num_classes)
+        labels = drop_labels(label_key, batch["label"], section.label_dropout, config.flow.num_classes)
         v = model.apply({"params": params}, interpolate(z, eps, t), t, labels)
         return jnp.mean(jnp.square(v - velocity_target(z, eps))), {}
 
     return single_network(
-        model_init=components.flow_init(config),
+        model_init=components.flow_init(config, stage),
         loss=loss,
         train=section.train,
         key=stage_key(config.seed, stage),
         frozen=space.encoding | {"stats": components.stats_init(config)},
         wanted=space.decoding,
-        pictures=class_samples(config, generator(config)) if config.sampling.num_steps else None,
+        pictures=class_samples(config, generator(config, stage)) if config.sampling.num_steps else None,
     )

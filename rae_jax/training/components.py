@@ -1,6 +1,7 @@
 """The models that a config describes: where configuration values become modules."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -112,15 +113,24 @@ def latent_shape(config: ConfigDict) -> tuple[int, int]:
     return latent_space(config).shape
 
 
-def velocity_model(config: ConfigDict) -> nn.Module:
-    """The network that predicts the velocity in latent space."""
+def velocity_model(config: ConfigDict, component: str = "flow") -> nn.Module:
+    """The network that predicts the velocity in latent space: "flow", or "guidance", the weak one of AutoGuidance.
+
+    Raises:
+      ValueError: an unknown family, or no architecture.
+    """
     num_tokens, channels = latent_shape(config)
-    return FLOW_FAMILIES[config.flow.family](
+    section = config[component]
+    if section.family not in FLOW_FAMILIES:
+        raise ValueError(f"{component}.family={section.family!r} is not one of {list(FLOW_FAMILIES)}")
+    if not section.model:
+        raise ValueError(f"{component}.model is empty; it is to be what {section.family} of configs/base.py returns")
+    return FLOW_FAMILIES[section.family](
         grid_size=math.isqrt(num_tokens),
         in_channels=channels,
         num_classes=config.flow.num_classes,
         dtype=compute_dtype(config),
-        **config.flow.model.to_dict(),
+        **section.model.to_dict(),
     )
 
 
@@ -135,6 +145,7 @@ def module(config: ConfigDict, component: str) -> nn.Module | None:
         "encoder": encoder,
         "decoder": decoder,
         "flow": velocity_model,
+        "guidance": functools.partial(velocity_model, component="guidance"),
         "mid_training": flow_map_model,
         "flow_map": flow_map_model,
     }
@@ -177,9 +188,9 @@ def stats_init(config: ConfigDict) -> Callable[[jax.Array], Params]:
     return lambda key: {"mean": jnp.zeros(shape), "variance": jnp.ones(shape)}
 
 
-def flow_init(config: ConfigDict) -> Callable[[jax.Array], Params]:
-    """Initializer of the velocity network's parameters."""
-    return initializer(velocity_model(config), spec(*latent_shape(config)), spec(), spec(dtype=jnp.int32))
+def flow_init(config: ConfigDict, component: str = "flow") -> Callable[[jax.Array], Params]:
+    """Initializer of a velocity network's parameters."""
+    return initializer(velocity_model(config, component), spec(*latent_shape(config)), spec(), spec(dtype=jnp.int32))
 
 
 def flow_map_init(config: ConfigDict) -> Callable[[jax.Array], Params]:
@@ -191,7 +202,9 @@ def flow_map_init(config: ConfigDict) -> Callable[[jax.Array], Params]:
 def initializers(config: ConfigDict) -> dict[str, Callable[[jax.Array], Params]]:
     """The initializer of every component that sampling and evaluation may need."""
     space = latent_space(config)
+    guidance = {"guidance": flow_init(config, "guidance")} if config.guidance.model else {}
     return {
+        **guidance,
         **space.encoding,
         **space.decoding,
         "encoder": encoder_init(config),

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from rae_jax.flow import flow_map, samplers
-from rae_jax.flow.guidance import classifier_free_guidance
+from rae_jax.flow.guidance import autoguidance, classifier_free_guidance
 from rae_jax.flow.times import sampling_times
 from rae_jax.models.autoencoder import LatentStatistics
 from rae_jax.training import components
@@ -16,7 +16,8 @@ from rae_jax.training.state import TrainState
 
 Params = Any
 ODE_SAMPLERS = {"euler": samplers.euler, "heun": samplers.heun}
-# (network's parameters, those of "stats" and of what decodes, keys [B], labels [B]) -> images [B, H, W, 3], not clamped
+# (network's parameters, those of "stats" and of what decodes and guides, keys [B], labels [B])
+# -> images [B, H, W, 3], not clamped
 Generator = Callable[[Params, dict[str, Params], jax.Array, jax.Array], jax.Array]
 
 
@@ -25,32 +26,52 @@ def sample_keys(seed: int, indices: jax.Array) -> jax.Array:
     return jax.vmap(lambda index: jax.random.fold_in(jax.random.key(seed), index))(indices)
 
 
-def generator(config: ConfigDict) -> Generator:
-    """Generation with the velocity network, as `config.sampling` says.
+def guiding_component(config: ConfigDict) -> str | None:
+    """The component beside the sampled one whose weights guidance needs, if it needs any.
 
     Raises:
-      ValueError: unknown sampler.
+      ValueError: unknown guidance.
     """
-    model, sampling = components.velocity_model(config), config.sampling
+    sampling = config.sampling
+    if sampling.guidance not in ("classifier_free", "autoguidance"):
+        raise ValueError(f"sampling.guidance={sampling.guidance!r} is not 'classifier_free' or 'autoguidance'")
+    return "guidance" if sampling.guidance == "autoguidance" and sampling.guidance_scale != 1.0 else None
+
+
+def generator(config: ConfigDict, network: str = "flow", *, guide: str | None = None) -> Generator:
+    """Generation with the velocity network of the component `network`, as `config.sampling` says.
+
+    Args:
+      guide: the component whose velocity network gives AutoGuidance, its parameters in the generator's second argument.
+        Without it only classifier-free guidance, which the network gives itself, is heeded.
+
+    Raises:
+      ValueError: unknown sampler or guidance, or an empty guidance interval.
+    """
+    model, sampling = components.velocity_model(config, network), config.sampling
+    weak_model = components.velocity_model(config, guide) if guide else None
+    classifier_free = sampling.guidance == "classifier_free" and sampling.guidance_scale != 1.0
+    strength = dict(scale=sampling.guidance_scale, interval=tuple(sampling.guidance_interval))
     times = sampling_times(sampling.num_steps, shift=components.time_shift(config), grid=sampling.grid)
     if sampling.method not in (*ODE_SAMPLERS, "euler_maruyama"):
         raise ValueError(f"sampling.method={sampling.method!r} is not one of {[*ODE_SAMPLERS, 'euler_maruyama']}")
 
-    def to_latents(flow: Params, noise: jax.Array, path_keys: jax.Array, labels: jax.Array) -> jax.Array:
+    def to_latents(
+        flow: Params, frozen: dict[str, Params], noise: jax.Array, path_keys: jax.Array, labels: jax.Array
+    ) -> jax.Array:
         def conditional(z: jax.Array, t: jax.Array, y: jax.Array) -> jax.Array:
             return model.apply({"params": flow}, z, t, y)
 
         def velocity(z: jax.Array, t: jax.Array) -> jax.Array:
             return conditional(z, t, labels)
 
-        if sampling.guidance_scale != 1.0:
-            velocity = classifier_free_guidance(
-                conditional,
-                labels,
-                config.flow.num_classes,
-                scale=sampling.guidance_scale,
-                interval=tuple(sampling.guidance_interval),
-            )
+        def weak(z: jax.Array, t: jax.Array) -> jax.Array:
+            return weak_model.apply({"params": frozen[guide]}, z, t, labels)
+
+        if guide:
+            velocity = autoguidance(velocity, weak, **strength)
+        elif classifier_free:
+            velocity = classifier_free_guidance(conditional, labels, config.flow.num_classes, **strength)
         if sampling.method in ODE_SAMPLERS:
             return ODE_SAMPLERS[sampling.method](velocity, noise, times)
         return samplers.euler_maruyama(velocity, noise, times, path_keys)
@@ -66,8 +87,10 @@ def flow_map_generator(config: ConfigDict, times: Sequence[float]) -> Generator:
     """
     model, path = components.flow_map_model(config), flow_map.jump_times(times)
 
-    def to_latents(params: Params, noise: jax.Array, path_keys: jax.Array, labels: jax.Array) -> jax.Array:
-        del path_keys  # the path is not random
+    def to_latents(
+        params: Params, frozen: dict[str, Params], noise: jax.Array, path_keys: jax.Array, labels: jax.Array
+    ) -> jax.Array:
+        del frozen, path_keys  # nothing guides, and the path is not random
 
         def u(z: jax.Array, r: jax.Array, t: jax.Array) -> jax.Array:
             return model.apply({"params": params}, z, t, labels, r)
@@ -83,7 +106,7 @@ def _with_noise_and_decoder(config: ConfigDict, to_latents: Callable[..., jax.Ar
     def generate(params: Params, frozen: dict[str, Params], keys: jax.Array, labels: jax.Array) -> jax.Array:
         noise_keys, path_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
         noise = jax.vmap(lambda key: jax.random.normal(key, space.shape))(noise_keys)
-        z = to_latents(params, noise, path_keys, labels)
+        z = to_latents(params, frozen, noise, path_keys, labels)
         return space.decode(frozen, LatentStatistics(**frozen["stats"]).denormalise(z))
 
     return generate
@@ -92,13 +115,16 @@ def _with_noise_and_decoder(config: ConfigDict, to_latents: Callable[..., jax.Ar
 def class_samples(
     config: ConfigDict, generate: Generator
 ) -> Callable[[TrainState, dict[str, jax.Array]], dict[str, jax.Array]]:
-    """A stage's `pictures`: a few samples of each of the first classes, always from the same noise."""
+    """A stage's `pictures`: a few samples of each of the first classes, or of none, always from the same noise."""
+    unconditional = config.sampling.labels == "unconditional"
 
     def pictures(state: TrainState, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         del batch
         per_class, classes = 8, min(config.flow.num_classes, 10)
         labels = jnp.repeat(jnp.arange(classes), per_class)
+        asked = jnp.full_like(labels, config.flow.num_classes) if unconditional else labels
         keys = sample_keys(config.seed, jnp.arange(labels.size))
-        return {"samples": generate(state.ema_params, state.frozen, keys, labels), "label": labels}
+        samples = {"samples": generate(state.ema_params, state.frozen, keys, asked)}
+        return samples if unconditional else samples | {"label": labels}
 
     return pictures
