@@ -142,7 +142,10 @@ def train(*, transform: str) -> ConfigDict:
     section.ema_decay = 0.9999
     section.log_every = 100
     section.checkpoint_every = 5000
-    section.keep_checkpoints = 3
+    section.keep_checkpoints = 3  # the newest
+    section.best_metric = ""  # of the evaluation; the checkpoint that is best by it is kept as well
+    section.evaluate_every = 0  # on held-out images, with averaged weights, then and at the end. 0: never
+    section.evaluation_images = 5000
     section.pictures_every = 0  # 0: only when the stage ends
     section.optimizer = ConfigDict()  # AdamW
     section.optimizer.learning_rate = 2e-4

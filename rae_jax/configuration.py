@@ -29,6 +29,7 @@ MAY_CHANGE = (
 )  # fmt: skip
 MAY_CHANGE_IN_TRAIN = (
     "log_every", "checkpoint_every", "keep_checkpoints", "pictures_every", "max_gradient_norm", "max_loss",
+    "best_metric", "evaluate_every", "evaluation_images",
 )  # fmt: skip
 
 
@@ -96,7 +97,16 @@ def check(config: ConfigDict, *, file: str, num_devices: int) -> None:
             objective = trace(config, stage)
         except ValueError as error:
             refuse(f"{stage}: {error}")
-        for needed in objective.frozen | objective.initial:
+        train, evaluation = config[stage].train, objective.evaluation
+        if train.evaluate_every and evaluation is None:
+            refuse(f"{stage}.train.evaluate_every={train.evaluate_every}, but {config[stage].objective!r} has nothing "
+                   "to evaluate while it trains; set it to 0")  # fmt: skip
+        better = evaluation.better if train.evaluate_every else {}
+        if train.best_metric and train.best_metric not in better:
+            refuse(f"{stage}.train.best_metric={train.best_metric!r} is not one of the metrics that the stage "
+                   f"evaluates, {list(better)}{'' if better else f'; set {stage}.train.evaluate_every'}")  # fmt: skip
+        needs = evaluation.needs if train.evaluate_every else {}
+        for needed in objective.frozen | objective.initial | needs:
             if needed not in available or (not config[needed].weights and position[needed] > position[stage]):
                 refuse(f"stage {stage!r} needs trained weights of {needed!r}: put {needed!r} before it in stages, "
                        f"or set {needed}.weights")  # fmt: skip

@@ -6,9 +6,11 @@ workdir/
   samples.npz  samples.png  reconstructions.png  and, with a flow map, samples_1step.npz  samples_2step.npz ...
 """
 
+import itertools
 import json
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -138,13 +140,14 @@ class Pipeline:
                 key=key,
                 batches=batches,
                 example=batches.example(),
-                frozen=self._frozen(objective, key),
+                frozen=self._frozen(objective, section.train, key),
                 load_initial=lambda: self._load_all(objective.initial, key),
                 mesh=self.mesh,
                 directory=self.workdir / stage,
                 config=self.plain,
                 log=self.log,
                 on_pictures=self._picture_taker(stage, objective),
+                on_evaluation=self._evaluator(objective, section.train),
             )
         finally:
             batches.close()
@@ -156,8 +159,8 @@ class Pipeline:
         self._barrier(stage)
         self.log.say(f"{stage}: finished in {time.monotonic() - began:.0f} s")
 
-    def _frozen(self, objective: Objective, key: jax.Array) -> dict[str, Any]:
-        names = dict(objective.frozen)
+    def _frozen(self, objective: Objective, train: ConfigDict, key: jax.Array) -> dict[str, Any]:
+        names = objective.frozen | (objective.evaluation.needs if train.evaluate_every else {})
         for component, init in objective.wanted.items():
             if self.available(component):
                 names[component] = init
@@ -191,6 +194,28 @@ class Pipeline:
                 self.log.say(f"{stage}: picture {path}")
 
         return take
+
+    def _evaluator(self, objective: Objective, train: ConfigDict) -> Callable[[TrainState], dict[str, float]]:
+        """Measures a state on the first `train.evaluation_images` of the held-out images."""
+        evaluation = objective.evaluation
+        if evaluation is None:
+            return lambda state: {}
+        count = min(train.evaluation_images, len(self.sources["test"]))
+        shards = sharding.num_batch_shards(self.mesh)
+        batch_size = -(-min(self.config.sampling.batch_size, count) // shards) * shards
+        measure = jax.jit(evaluation.measure, out_shardings=sharding.replicated(self.mesh))
+
+        def evaluate(state: TrainState) -> dict[str, float]:
+            rows = []
+            batches = self.one_epoch("test", batch_size)
+            for batch in itertools.islice(batches, -(-count // batch_size)):
+                counted = batch["mask"] & (batch["index"] < count)
+                measured = jax.device_get(measure(state, sharding.place(batch, sharding.batch_sharding(self.mesh))))
+                rows.append({name: np.asarray(values)[counted] for name, values in measured.items()})
+            batches.close()
+            return evaluation.summarise({name: np.concatenate([part[name] for part in rows]) for name in rows[0]})
+
+        return evaluate
 
     def one_epoch(self, split: str, batch_size: int) -> Any:
         """The images of `split` once, in order, whole on every process."""

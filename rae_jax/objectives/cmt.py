@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from rae_jax.flow.path import over
 from rae_jax.flow.times import sampling_times
 from rae_jax.objectives.objective import Batch, Metrics, Objective, Params, single_network, stage_key
+from rae_jax.objectives.sample_quality import sample_evaluation
 from rae_jax.objectives.velocity import drop_labels
 from rae_jax.training import components
 from rae_jax.training.generator import ODE_SAMPLERS, class_samples, flow_map_generator
@@ -153,6 +154,7 @@ def make(config: ConfigDict, stage: str) -> Objective:
         pairs = draw_pairs(pair_key, batch_size, len(times), section.pairs)
         return jnp.mean(errors(flow_map, states, labelled, pairs, labels)), {}
 
+    in_one_step = flow_map_generator(config, (1.0, 0.0))
     return single_network(
         model_init=components.flow_map_init(config),
         loss=loss,
@@ -162,5 +164,6 @@ def make(config: ConfigDict, stage: str) -> Objective:
         initial=starts_from(config, stage),
         begin=take_over,
         wanted=components.latent_space(config).decoding | {"stats": components.stats_init(config)},
-        pictures=class_samples(config, flow_map_generator(config, (1.0, 0.0))),
+        pictures=class_samples(config, in_one_step),
+        evaluation=sample_evaluation(config, stage, in_one_step),
     )

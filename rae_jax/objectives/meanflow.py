@@ -19,6 +19,7 @@ from rae_jax.flow.path import interpolate, over, velocity_target
 from rae_jax.flow.times import shift_times, uniform_times
 from rae_jax.objectives.cmt import starts_from, take_over
 from rae_jax.objectives.objective import Batch, Metrics, Objective, Params, single_network, stage_key
+from rae_jax.objectives.sample_quality import sample_evaluation
 from rae_jax.objectives.velocity import drop_labels, latent_encoder
 from rae_jax.training import components
 from rae_jax.training.generator import class_samples, flow_map_generator
@@ -142,6 +143,7 @@ def make(config: ConfigDict, stage: str) -> Objective:
     frozen = space.encoding | {"stats": components.stats_init(config)}
     if section.eta > 0:
         frozen["flow"] = components.flow_init(config)
+    in_one_step = flow_map_generator(config, (1.0, 0.0))
     return single_network(
         model_init=components.flow_map_init(config),
         loss=loss,
@@ -151,7 +153,8 @@ def make(config: ConfigDict, stage: str) -> Objective:
         initial=starts_from(config, stage),
         begin=take_over,
         wanted=space.decoding,
-        pictures=class_samples(config, flow_map_generator(config, (1.0, 0.0))),
+        pictures=class_samples(config, in_one_step),
+        evaluation=sample_evaluation(config, stage, in_one_step),
         likely_cause=""
         if section.initial == "mid_training"
         else (

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from einops import rearrange
 from ml_collections import ConfigDict
@@ -18,6 +19,24 @@ from rae_jax.training.state import TrainState, update_ema
 Params = Any
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """How a stage is judged on held-out images while it trains.
+
+    Attributes:
+      better: whether each metric should be "higher" or "lower".
+      measure: `(state, batch) -> {name: rows [B, ...]}`, jitted once; the batch is one of `evaluation_batches`, and
+        rows that its mask leaves out are dropped. It should use the averaged parameters.
+      summarise: `{name: rows [N, ...] of all images} -> {metric: value}`, on the host.
+      needs: components whose trained parameters `measure` finds in `state.frozen` beside the objective's own.
+    """
+
+    better: dict[str, str]
+    measure: Callable[[TrainState, Batch], dict[str, jax.Array]]
+    summarise: Callable[[dict[str, np.ndarray]], dict[str, float]]
+    needs: dict[str, Callable[[jax.Array], Params]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +55,7 @@ class Objective:
       result: `state -> parameters` that the stage leaves to later ones.
       pictures: `(state, batch) -> {name: images [M, H, W, 3] in [0, 1]}`, or None. Either versions of the same images,
         "original" among them, or "samples", with their "label" `[M]` if they have any.
+      evaluation: how the stage is judged while it trains, or None.
       likely_cause: what to say first if the stage diverges.
       one_epoch: the stage makes one exact pass over the data in order (with `mask`) instead of `train.steps` steps.
     """
@@ -48,6 +68,7 @@ class Objective:
     wanted: dict[str, Callable[[jax.Array], Params]] = dataclasses.field(default_factory=dict)
     result: Callable[[TrainState], Params] = lambda state: state.ema_params
     pictures: Callable[[TrainState, Batch], dict[str, jax.Array]] | None = None
+    evaluation: Evaluation | None = None
     likely_cause: str = ""
     one_epoch: bool = False
 

@@ -13,6 +13,7 @@ from rae_jax.flow.path import interpolate, velocity_target
 from rae_jax.flow.times import sample_times
 from rae_jax.models.autoencoder import LatentStatistics
 from rae_jax.objectives.objective import Batch, Metrics, Objective, Params, single_network, stage_key, to_float
+from rae_jax.objectives.sample_quality import sample_evaluation
 from rae_jax.training import components
 from rae_jax.training.generator import class_samples, generator
 
@@ -55,6 +56,7 @@ def make(config: ConfigDict, stage: str) -> Objective:
         v = model.apply({"params": params}, interpolate(z, eps, t), t, labels)
         return jnp.mean(jnp.square(v - velocity_target(z, eps))), {}
 
+    generate = generator(config, stage) if config.sampling.num_steps else None
     return single_network(
         model_init=components.flow_init(config, stage),
         loss=loss,
@@ -62,5 +64,6 @@ def make(config: ConfigDict, stage: str) -> Objective:
         key=stage_key(config.seed, stage),
         frozen=space.encoding | {"stats": components.stats_init(config)},
         wanted=space.decoding,
-        pictures=class_samples(config, generator(config, stage)) if config.sampling.num_steps else None,
+        pictures=class_samples(config, generate) if generate else None,
+        evaluation=sample_evaluation(config, stage, generate) if generate else None,
     )

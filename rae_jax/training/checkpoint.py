@@ -1,12 +1,14 @@
 """Checkpoints: the whole state, the position in the data and the config, written while training goes on."""
 
 import logging
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as policies
 
 from rae_jax.training.state import TrainState
 
@@ -14,16 +16,29 @@ log = logging.getLogger(__name__)
 
 
 class Checkpoints:
-    """The last few checkpoints of one stage, a directory per step under `directory`.
+    """The last few checkpoints of one stage, and the best by a metric, a directory per step under `directory`.
 
     Saving returns at once and goes on in the background; `close` waits for it.
+
+    Args:
+      keep: how many of the newest are kept.
+      best: the metric by which one more is kept, and whether "higher" or "lower" values of it are better.
     """
 
-    def __init__(self, directory: Path, *, keep: int, config: dict[str, Any]):
+    def __init__(self, directory: Path, *, keep: int, config: dict[str, Any], best: tuple[str, str] | None = None):
         self._config = config
+        # Apart from each other: a newest checkpoint that is not the best is still the one to continue from.
+        kept = [policies.LatestN(keep)]
+        goodness = None if best is None else _goodness(*best)
+        if goodness is not None:
+            kept.append(policies.BestN(get_metric_fn=goodness, n=1, keep_checkpoints_without_metrics=False))
         self._manager = ocp.CheckpointManager(
             directory.absolute(),
-            options=ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True),
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=policies.AnyPreservationPolicy(kept),
+                best_fn=goodness,  # without it the metrics of checkpoints made before this start are not read
+                enable_async_checkpointing=True,
+            ),
         )
 
     @property
@@ -31,10 +46,11 @@ class Checkpoints:
         """The newest step on disk, or None."""
         return self._manager.latest_step()
 
-    def save(self, state: TrainState, step: int, data_position: dict[str, Any]) -> None:
-        """Saves `state` (without its frozen parts) and where the data stands after `step` updates."""
+    def save(self, state: TrainState, step: int, data_position: dict[str, Any], metrics: dict[str, float]) -> None:
+        """Saves `state` (without its frozen parts), where the data stands after `step` updates, and its `metrics`."""
         self._manager.save(
             step,
+            metrics=metrics,
             args=ocp.args.Composite(
                 state=ocp.args.StandardSave(_trained_parts(state)),
                 data=ocp.args.JsonSave(data_position),
@@ -79,6 +95,16 @@ class Checkpoints:
         """Waits for the save under way."""
         self._manager.wait_until_finished()
         self._manager.close()
+
+
+def _goodness(metric: str, better: str) -> Callable[[dict[str, float]], float]:
+    """What is largest for the best checkpoint; one that was not evaluated is worse than any."""
+
+    def goodness(metrics: dict[str, float]) -> float:
+        value = metrics.get(metric, math.nan)
+        return -math.inf if math.isnan(value) else value if better == "higher" else -value
+
+    return goodness
 
 
 def _trained_parts(state: TrainState) -> dict[str, Any]:

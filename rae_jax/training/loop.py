@@ -87,6 +87,7 @@ def fit(
     config: dict[str, Any],
     log: RunLog,
     on_pictures: Callable[[TrainState, int], None],
+    on_evaluation: Callable[[TrainState], dict[str, float]],
 ) -> TrainState:
     """Trains one stage to `total_steps`, continuing from its newest checkpoint if there is one.
 
@@ -102,6 +103,7 @@ def fit(
       directory: checkpoints go below it.
       config: the whole configuration, kept in each checkpoint.
       on_pictures: called with the state every `train.pictures_every` steps, and at the end.
+      on_evaluation: gives the state's metrics every `train.evaluate_every` steps and after the last, if that is not 0.
 
     Raises:
       Diverged: a loss that is not finite, or a loss or gradient norm beyond its bound, was seen. No checkpoint has been
@@ -110,7 +112,8 @@ def fit(
     """
     shapes = jax.eval_shape(objective.init, key, example)
     layout = sharding.shardings_of(shapes, mesh)
-    checkpoints = Checkpoints(directory / "checkpoints", keep=train.keep_checkpoints, config=config)
+    best = (train.best_metric, objective.evaluation.better[train.best_metric]) if train.best_metric else None
+    checkpoints = Checkpoints(directory / "checkpoints", keep=train.keep_checkpoints, config=config, best=best)
     try:
         restored = checkpoints.restore(structure_of(sharding.unbox(shapes), layout), log.warn)
         if restored is not None:
@@ -137,7 +140,8 @@ def fit(
                 display.advance(step)
                 watch.see(metrics)
                 stopping = (jax.process_count() == 1 or step % train.log_every == 0) and stop.agreed()
-                saving = stopping or step % train.checkpoint_every == 0 or step == total_steps
+                evaluating = train.evaluate_every and (step % train.evaluate_every == 0 or step == total_steps)
+                saving = stopping or evaluating or step % train.checkpoint_every == 0 or step == total_steps
                 logging = step % train.log_every == 0 or step == total_steps
                 if saving or logging:
                     # Before the checkpoint, so that none is made of a state that has diverged.
@@ -146,9 +150,17 @@ def fit(
                     values |= window.close(step, batches, train.batch_size, total_steps)
                     log.metrics(stage, step, values)
                     display.report(step, values)
+                measured = {}
+                if evaluating:
+                    began = time.monotonic()
+                    measured = on_evaluation(state)
+                    log.metrics(stage, step, {f"evaluation/{name}": value for name, value in measured.items()})
+                    shown = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in measured.items())
+                    log.say(f"{stage}: held-out images at step {step}: {shown}")
+                    window.leave_out(time.monotonic() - began)
                 # After the step and before the next batch, so that state and data position agree.
                 if saving:
-                    checkpoints.save(state, step, batches.state())
+                    checkpoints.save(state, step, batches.state(), measured)
                 if stopping and step < total_steps:
                     log.say(f"{stage}: asked to stop; saving step {step}. The same command continues from there")
                     raise Interrupted
@@ -222,6 +234,10 @@ class _Window:
 
     def _open(self, step: int, batches: Batches) -> None:
         self._step, self._time, self._waited = step, time.monotonic(), batches.seconds_waited
+
+    def leave_out(self, seconds: float) -> None:
+        """The run has spent `seconds` on something else."""
+        self._time += seconds
 
     def close(self, step: int, batches: Batches, batch_size: int, total_steps: int) -> dict[str, float]:
         steps, seconds = step - self._step, time.monotonic() - self._time

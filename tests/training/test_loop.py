@@ -11,7 +11,7 @@ import pytest
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from rae_jax.objectives.objective import Objective
+from rae_jax.objectives.objective import Evaluation, Objective
 from rae_jax.training import sharding
 from rae_jax.training.loop import Diverged, Interrupted, fit
 from rae_jax.training.progress import RunLog
@@ -57,12 +57,12 @@ def regression(loss=lambda w, x: jnp.mean((x @ w - 1.0) ** 2)):
 
 def run(
     workdir: Path, *, steps=12, batches=None, objective=None, max_gradient_norm=0.0, log_every=1, load_initial=dict,
-    pictures=lambda state, step: None,
+    pictures=lambda state, step: None, evaluate=lambda state: {}, **changes,
 ):  # fmt: skip
     workdir.mkdir(exist_ok=True)
     train = ConfigDict(
         dict(batch_size=4, log_every=log_every, checkpoint_every=4, keep_checkpoints=3, pictures_every=0, steps=steps,
-             max_gradient_norm=max_gradient_norm, max_loss=0.0)
+             max_gradient_norm=max_gradient_norm, max_loss=0.0, evaluate_every=0, best_metric="") | changes
     )  # fmt: skip
     log = RunLog(workdir, active=True)
     mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
@@ -70,7 +70,7 @@ def run(
         return fit(
             objective or regression(), train, stage="toy", total_steps=steps, key=jax.random.key(0),
             batches=batches or CountedBatches(), example=EXAMPLE, frozen={}, load_initial=load_initial, mesh=mesh,
-            directory=workdir / "toy", config={}, log=log, on_pictures=pictures,
+            directory=workdir / "toy", config={}, log=log, on_pictures=pictures, on_evaluation=evaluate,
         )  # fmt: skip
 
 
@@ -157,6 +157,49 @@ def test_the_last_pictures_are_taken_once_and_at_the_end(tmp_path):
     taken = []
     run(tmp_path, pictures=lambda state, step: taken.append((int(state.step), step)))
     assert taken == [(12, 12)]
+
+
+def judged(better):
+    """The toy objective, judged by the "quality" that a test's `evaluate` gives."""
+    plain = regression()
+    return Objective(
+        init=plain.init, train_step=plain.train_step, frozen={},
+        evaluation=Evaluation(better={"quality": better}, measure=None, summarise=None),
+    )  # fmt: skip
+
+
+def kept(workdir):
+    return sorted(int(path.name) for path in (workdir / "toy" / "checkpoints").iterdir() if path.name.isdigit())
+
+
+@pytest.mark.parametrize(("better", "best"), [("higher", 4), ("lower", 6)])
+def test_the_best_checkpoint_is_kept_beside_the_newest_and_a_resumed_run_remembers_it(better, best, tmp_path):
+    quality = {2: 0.3, 4: 0.9, 6: 0.1, 8: 0.5, 10: 0.6, 12: 0.4, 14: 0.5, 16: 0.6}
+    arguments = dict(
+        objective=judged(better), evaluate=lambda state: {"quality": quality[int(state.step)]}, evaluate_every=2,
+        best_metric="quality", keep_checkpoints=2, checkpoint_every=100,
+    )  # fmt: skip
+    run(tmp_path, **arguments)
+    assert kept(tmp_path) == [best, 10, 12]
+    assert int(run(tmp_path, steps=16, **arguments).step) == 16
+    assert kept(tmp_path) == [best, 14, 16]
+
+
+def test_evaluations_are_recorded_at_their_period_and_the_end_once_however_the_run_is_cut(tmp_path):
+    def die(position):
+        if position == 7:
+            raise KeyboardInterrupt
+
+    seen = []
+    arguments = dict(objective=judged("higher"), evaluate_every=5, evaluate=lambda state: seen.append(state.step) or
+                     {"quality": float(state.params["w"][0])})  # fmt: skip
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, batches=CountedBatches(die), **arguments)
+    final = run(tmp_path, **arguments)
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    evaluated = {r["step"]: r["evaluation/quality"] for r in records if "evaluation/quality" in r}
+    assert list(evaluated) == [5, 10, 12] == [int(step) for step in seen]
+    assert evaluated[12] == float(final.params["w"][0])
 
 
 def test_a_gradient_norm_beyond_its_bound_stops_the_run_before_the_next_checkpoint_with_the_likely_cause(tmp_path):

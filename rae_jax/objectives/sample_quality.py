@@ -1,0 +1,51 @@
+"""How a generator is judged while it trains: a few samples against held-out images, in the autoencoder's own features.
+
+The objectives of velocity networks and flow maps hand it to the loop as their `Evaluation`.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from rae_jax.evaluation.frechet import Moments, frechet_distance, require_samples
+from rae_jax.models.autoencoder import to_uint8
+from rae_jax.objectives.objective import Batch, Evaluation, to_float
+from rae_jax.training import components
+from rae_jax.training.generator import Generator, sample_keys
+from rae_jax.training.state import TrainState
+
+
+def sample_evaluation(config: ConfigDict, stage: str, generate: Generator) -> Evaluation | None:
+    """The Fréchet distance of samples to held-out images over the mean of their latents' tokens; None if not asked for.
+
+    There is a sample for each held-out image, of its class, always from the same noise.
+
+    Raises:
+      ValueError: there are to be too few images for a covariance.
+    """
+    space, train = components.latent_space(config), config[stage].train
+    if not train.evaluate_every:
+        return None
+    require_samples(train.evaluation_images, space.shape[1], f"{stage}.train.evaluation_images: the Fréchet distance")
+    unconditional = config.sampling.labels == "unconditional"
+
+    def measure(state: TrainState, batch: Batch) -> dict[str, jax.Array]:
+        labels = jnp.full_like(batch["label"], config.flow.num_classes) if unconditional else batch["label"]
+        keys = sample_keys(config.seed, batch["index"])
+        samples = generate(state.ema_params, state.frozen, keys, labels)
+
+        def feature(images: jax.Array) -> jax.Array:
+            return jnp.mean(space.encode(state.frozen, images), axis=1)
+
+        return {
+            "of_samples": feature(to_uint8(samples).astype(jnp.float32) / 255.0),
+            "of_images": feature(to_float(batch)),
+        }
+
+    def summarise(rows: dict[str, np.ndarray]) -> dict[str, float]:
+        samples, images = (Moments.of(rows[name]).gaussian() for name in ("of_samples", "of_images"))
+        return {"frechet": frechet_distance(samples, images)}
+
+    needs = space.encoding | space.decoding | {"stats": components.stats_init(config)}
+    return Evaluation(better={"frechet": "lower"}, measure=measure, summarise=summarise, needs=needs)
