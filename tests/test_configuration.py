@@ -80,6 +80,12 @@ def test_a_guiding_network_of_other_classes_latents_or_width_is_refused_before_a
     check(config, file="configs/x.py", num_devices=1)
 
 
+def test_a_config_without_a_flow_passes():
+    config = changed(stages=("encoder", "decoder"))
+    config.flow.model = ConfigDict()
+    check(config, file="configs/x.py", num_devices=1)
+
+
 def test_unconditional_generation_passes():
     check(changed(flow__label_dropout=1.0, sampling__labels="unconditional"), file="configs/x.py", num_devices=1)
 

@@ -200,16 +200,18 @@ def flow_map_init(config: ConfigDict) -> Callable[[jax.Array], Params]:
 
 
 def initializers(config: ConfigDict) -> dict[str, Callable[[jax.Array], Params]]:
-    """The initializer of every component that sampling and evaluation may need."""
+    """The initializer of every component that sampling and evaluation may need.
+
+    One that the config does not describe fails only when it is called.
+    """
     space = latent_space(config)
-    guidance = {"guidance": flow_init(config, "guidance")} if config.guidance.model else {}
-    return {
-        **guidance,
-        **space.encoding,
-        **space.decoding,
-        "encoder": encoder_init(config),
-        "stats": stats_init(config),
-        "flow": flow_init(config),
-        "mid_training": flow_map_init(config),
-        "flow_map": flow_map_init(config),
+    makers = {
+        "encoder": encoder_init,
+        "stats": stats_init,
+        "flow": flow_init,
+        "guidance": functools.partial(flow_init, component="guidance"),
+        "mid_training": flow_map_init,
+        "flow_map": flow_map_init,
     }
+    deferred = {name: lambda key, make=make: make(config)(key) for name, make in makers.items()}
+    return deferred | space.encoding | space.decoding
