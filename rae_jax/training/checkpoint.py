@@ -108,7 +108,8 @@ def _goodness(metric: str, better: str) -> Callable[[dict[str, float]], float]:
 
 
 def _trained_parts(state: TrainState) -> dict[str, Any]:
-    return {name: getattr(state, name) for name in ("step", "params", "ema_params", "opt_state")}
+    parts = {name: getattr(state, name) for name in ("step", "params", "ema_params", "opt_state", "discriminator")}
+    return {name: value for name, value in parts.items() if value is not None}
 
 
 def _first_line(error: Exception) -> str:

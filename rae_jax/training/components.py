@@ -14,11 +14,14 @@ from ml_collections import ConfigDict
 from rae_jax.flow.times import dimension_shift
 from rae_jax.models.autoencoder import RepresentationAutoencoder
 from rae_jax.models.decoder import ViTDecoder
+from rae_jax.models.discriminator import DinoDiscriminator, DinoFeatures, Heads
 from rae_jax.models.dit_dh import DiTDH
 from rae_jax.models.lightning_dit import LightningDiT
+from rae_jax.models.lpips import LPIPS
 from rae_jax.models.vit import VisionTransformer
 
 Params = Any
+RANDOM = "random"  # as a component's weights: untrained ones
 FLOW_FAMILIES = {"dit_dh": DiTDH, "lightning_dit": LightningDiT}
 
 
@@ -113,6 +116,18 @@ def latent_shape(config: ConfigDict) -> tuple[int, int]:
     return latent_space(config).shape
 
 
+def lpips(config: ConfigDict) -> LPIPS:
+    """The perceptual distance."""
+    return LPIPS(config.lpips.network)
+
+
+def discriminator(config: ConfigDict) -> DinoDiscriminator:
+    """The discriminator of the adversarial loss; the component of its name is the frozen part, the DINO."""
+    section = config.discriminator
+    dino = DinoFeatures(**section.model.to_dict(), dtype=compute_dtype(config))
+    return DinoDiscriminator(dino, Heads(section.kernel_size, section.spectral_norm))
+
+
 def velocity_model(config: ConfigDict, component: str = "flow") -> nn.Module:
     """The network that predicts the velocity in latent space: "flow", or "guidance", the weak one of AutoGuidance.
 
@@ -144,6 +159,8 @@ def module(config: ConfigDict, component: str) -> nn.Module | None:
     makers = {
         "encoder": encoder,
         "decoder": decoder,
+        "lpips": lpips,
+        "discriminator": lambda config: discriminator(config).dino,
         "flow": velocity_model,
         "guidance": functools.partial(velocity_model, component="guidance"),
         "mid_training": flow_map_model,
@@ -182,6 +199,18 @@ def decoder_init(config: ConfigDict) -> Callable[[jax.Array], Params]:
     return initializer(decoder(config), spec(*encoder_shape(config)))
 
 
+def lpips_init(config: ConfigDict) -> Callable[[jax.Array], Params]:
+    """Initializer of LPIPS's parameters."""
+    images = spec(64, 64, 3)  # no parameter depends on the size
+    return initializer(lpips(config), images, images)
+
+
+def discriminator_init(config: ConfigDict) -> Callable[[jax.Array], Params]:
+    """Initializer of the discriminator's frozen part, the DINO."""
+    dino = discriminator(config).dino
+    return initializer(dino, spec(dino.image_size, dino.image_size, 3))
+
+
 def stats_init(config: ConfigDict) -> Callable[[jax.Array], Params]:
     """Structure of the latent statistics."""
     shape = latent_shape(config)
@@ -200,13 +229,15 @@ def flow_map_init(config: ConfigDict) -> Callable[[jax.Array], Params]:
 
 
 def initializers(config: ConfigDict) -> dict[str, Callable[[jax.Array], Params]]:
-    """The initializer of every component that sampling and evaluation may need.
+    """The initializer of every component whose weights the config may name.
 
     One that the config does not describe fails only when it is called.
     """
     space = latent_space(config)
     makers = {
         "encoder": encoder_init,
+        "lpips": lpips_init,
+        "discriminator": discriminator_init,
         "stats": stats_init,
         "flow": flow_init,
         "guidance": functools.partial(flow_init, component="guidance"),

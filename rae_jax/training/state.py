@@ -15,6 +15,8 @@ class TrainState(struct.PyTreeNode):
       params: trained parameters, float32.
       ema_params: their exponential moving average, same structure.
       opt_state: the optimizer's state.
+      discriminator: a second network that is trained against the first, with all that its training carries: heads,
+        power iteration and optimizer (`objectives/image_loss.py`). None in an objective without one.
       frozen: parameters that the step reads and never changes, by component name. They ride in the state so that the
         step sees them as arguments, and are left out of checkpoints.
     """
@@ -23,6 +25,7 @@ class TrainState(struct.PyTreeNode):
     params: Any
     ema_params: Any
     opt_state: Any
+    discriminator: Any = None
     frozen: Any = None
 
     @classmethod

@@ -1,10 +1,18 @@
 """Discriminator checkpoints come back bit for bit."""
 
+import math
+
+import jax
 import numpy as np
 import pytest
 from golden import load_case
 
+from configs import base
+from rae_jax.interop.checkpoint_files import write_safetensors
 from rae_jax.interop.dino_disc import export_dino, export_heads, import_dino, import_heads
+from rae_jax.interop.layout import flatten
+from rae_jax.interop.weights import load_weights
+from rae_jax.training import components, sharding
 
 
 def assert_same_files(actual, expected):
@@ -40,3 +48,29 @@ def test_files_of_something_else_are_refused():
         import_dino({"x": np.zeros(1)})
     with pytest.raises(ValueError, match="not the heads"):
         import_heads({"x": np.zeros(1)})
+
+
+def test_a_config_takes_the_frozen_network_from_the_official_file_and_refuses_another_architecture(tmp_path):
+    case = load_case("dino_disc")
+    tensors = case.weights_under("dino.")
+    write_safetensors(tmp_path / "dino.safetensors", tensors)
+    params, _ = import_dino(tensors, num_heads=2)
+    width, _, patch, _ = tensors["patch_embed.proj.weight"].shape
+    config = base.get_config()
+    config.discriminator.model.update(
+        image_size=math.isqrt(params["embedding"]["position_embedding"].shape[0]) * patch, patch_size=patch,
+        width=width,
+        depth=sum(name.startswith("blocks_") for name in params), num_heads=2,
+        mlp_dim=params["blocks_0"]["mlp"]["up"]["bias"].shape[0], key_depths=(0,),
+    )  # fmt: skip
+    init = components.discriminator_init(config)
+    structure = sharding.unbox(jax.eval_shape(init, jax.random.key(0)))
+    module = components.module(config, "discriminator")
+    loaded = load_weights(tmp_path / "dino.safetensors", structure, "discriminator", module)
+    assert_same_files(flatten(loaded), flatten(params))
+    config.discriminator.model.num_heads = 4
+    config.discriminator.model.depth += 1
+    module = components.module(config, "discriminator")
+    structure = sharding.unbox(jax.eval_shape(components.discriminator_init(config), jax.random.key(0)))
+    with pytest.raises(ValueError, match=r"config\.discriminator\.model:\n  depth is"):
+        load_weights(tmp_path / "dino.safetensors", structure, "discriminator", module)

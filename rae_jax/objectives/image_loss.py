@@ -1,0 +1,184 @@
+"""The loss of decoded images: mean absolute error, LPIPS and the adversarial loss, and the discriminator's own step.
+
+    L = L_rec + gan_weight * lambda * L_GAN,  L_rec = |x^ - x|_1 + lpips_weight * LPIPS(x^, x)
+
+with lambda, the adaptive weight, the ratio of the gradients' norms of L_rec and L_GAN (RAE, Section 3). The loss is
+given as its gradient by the images `x^`, so that an objective pulls it back once through whatever it trains: the
+decoder alone (RAE) or encoder and decoder (RPiAE). Before a term's first step nothing of it is computed.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from rae_jax.models import diffaug
+from rae_jax.objectives import adversarial
+from rae_jax.objectives.objective import Metrics, Params
+from rae_jax.training import components
+from rae_jax.training.optimizer import make_optimizer
+from rae_jax.training.state import TrainState
+
+DISCRIMINATOR_LOSSES = {
+    "hinge": adversarial.hinge_discriminator_loss,
+    "vanilla": adversarial.vanilla_discriminator_loss,
+}
+FAKES = ("clean", "noisy")
+BALANCED_BY = ("last_layer", "pixels")
+
+
+class ImageLoss:
+    """The loss that `section`, a `loss` section of the config, describes.
+
+    Attributes:
+      frozen: the networks that it needs in `state.frozen`, as in `Objective.frozen`.
+      adversarial: whether there is a discriminator; its part of the state is `state.discriminator`.
+      noisy_fakes: whether the discriminator sees the images that the decoder's step made, instead of new ones.
+
+    Raises:
+      ValueError: a field has a value that means nothing.
+    """
+
+    def __init__(self, config: ConfigDict, section: ConfigDict):
+        for field, known in (("discriminator_fakes", FAKES), ("adaptive_weight", BALANCED_BY)):
+            if section[field] not in known:
+                raise ValueError(f"loss.{field}={section[field]!r} is not one of {list(known)}")
+        if (name := config.discriminator.loss) not in DISCRIMINATOR_LOSSES:
+            raise ValueError(f"discriminator.loss={name!r} is not one of {sorted(DISCRIMINATOR_LOSSES)}")
+        if section.gan_from_step < section.discriminator_from_step:
+            raise ValueError(
+                f"loss.gan_from_step={section.gan_from_step} is before loss.discriminator_from_step="
+                f"{section.discriminator_from_step}: the decoder would learn from an untrained discriminator"
+            )
+        self._section, self._networks = section, config.discriminator
+        self._lpips, self._discriminator = components.lpips(config), components.discriminator(config)
+        self._discriminator_loss = DISCRIMINATOR_LOSSES[name]
+        self.adversarial = section.gan_weight > 0
+        self.noisy_fakes = section.discriminator_fakes == "noisy"
+        self.frozen: dict[str, Callable[[jax.Array], Params]] = {}
+        if section.lpips_weight > 0:
+            self.frozen["lpips"] = components.lpips_init(config)
+        if self.adversarial:
+            self.frozen["discriminator"] = components.discriminator_init(config)
+            self._optimizer, self._learning_rate = make_optimizer(config.discriminator.optimizer)
+
+    def init_discriminator(self, key: jax.Array) -> dict[str, Any] | None:
+        """`state.discriminator` before the first step: `heads`, `spectral` and `opt_state`; None without one."""
+        if not self.adversarial:
+            return None
+        size = self._discriminator.dino.image_size
+        variables = self._discriminator.init(key, jnp.zeros((1, size, size, 3)))
+        heads = variables["params"]["heads"]
+        return {
+            "heads": heads,
+            "spectral": variables.get("spectral", {}),
+            "opt_state": self._optimizer.init(heads),
+        }
+
+    def gradient(
+        self,
+        state: TrainState,
+        images: jax.Array,
+        decoded: jax.Array,
+        key: jax.Array,
+        by_last_layer: Callable[[jax.Array], Any],
+    ) -> tuple[jax.Array, Metrics]:
+        """The gradient of the loss by `decoded: [B, H, W, 3]`, and what it was.
+
+        Args:
+          state: its `step`, `frozen` and `discriminator` are read.
+          images: what `decoded` should be, `[B, H, W, 3]` in [0, 1].
+          key: draws the augmentation.
+          by_last_layer: pulls a gradient by `decoded` back to the decoder's last kernel. What it computes beyond that
+            kernel's gradient is never used, and the compiler drops it.
+
+        Returns:
+          The gradient, and `loss`, `l1` and, where they are part of it, `lpips`, `gan_loss` and `adaptive_weight`;
+          those are 0 before their first step.
+        """
+        section, step = self._section, state.step
+
+        def from_step(first: int, loss: Callable[[jax.Array], jax.Array]) -> tuple[jax.Array, jax.Array]:
+            """Value and gradient of a term, or zeros before its first step."""
+            zeros = (jnp.zeros(()), jnp.zeros_like(decoded))
+            return jax.lax.cond(step >= first, jax.value_and_grad(loss), lambda _: zeros, decoded)
+
+        value, gradient = jax.value_and_grad(lambda x: jnp.mean(jnp.abs(x - images)))(decoded)
+        metrics = {"l1": value}
+        if section.lpips_weight > 0:
+            lpips, by_pixel = from_step(section.lpips_from_step, lambda x: self._lpips_loss(x, images, state))
+            value, gradient = value + section.lpips_weight * lpips, gradient + section.lpips_weight * by_pixel
+            metrics["lpips"] = lpips
+        if self.adversarial:
+            gan, by_pixel = from_step(section.gan_from_step, lambda x: self._gan_loss(x, state, key))
+            measure = by_last_layer if section.adaptive_weight == "last_layer" else lambda pixels: pixels
+            adaptive = adversarial.adaptive_weight(
+                measure(gradient), measure(by_pixel), maximum=section.adaptive_maximum
+            )
+            adaptive = jnp.where(step >= section.gan_from_step, adaptive, 0.0)
+            weight = section.gan_weight * adaptive
+            value, gradient = value + weight * gan, gradient + weight * by_pixel
+            metrics |= {"gan_loss": gan, "adaptive_weight": adaptive}
+        return gradient, {"loss": value, **metrics}
+
+    def _lpips_loss(self, decoded: jax.Array, images: jax.Array, state: TrainState) -> jax.Array:
+        low, high = self._section.lpips_range
+        a, b = (x * (high - low) + low for x in (images, decoded))
+        return jnp.mean(self._lpips.apply({"params": state.frozen["lpips"]}, a, b))
+
+    def _gan_loss(self, decoded: jax.Array, state: TrainState, key: jax.Array) -> jax.Array:
+        """The decoder's adversarial loss; the discriminator stays as it is, power iteration included."""
+        variables = {
+            "params": {"dino": state.frozen["discriminator"], "heads": state.discriminator["heads"]},
+            "spectral": state.discriminator["spectral"],
+        }
+        return adversarial.generator_loss(self._discriminator.apply(variables, self._augment(key, decoded * 2.0 - 1.0)))
+
+    def _augment(self, key: jax.Array, images: jax.Array) -> jax.Array:
+        networks = self._networks
+        return diffaug.augment(key, images, probability=networks.augmentation_probability, cutout=networks.cutout)
+
+    def train_discriminator(
+        self, state: TrainState, images: jax.Array, decode: Callable[[], jax.Array], key: jax.Array
+    ) -> tuple[dict[str, Any], Metrics]:
+        """`state.discriminator` after one update, from `discriminator_from_step` on, and the metrics of it.
+
+        Args:
+          state: its `step` is that of the batch: the update before which the images were seen.
+          images: the real ones, `[B, H, W, 3]` in [0, 1].
+          decode: gives the decoded ones; called only when the update is made.
+          key: draws the augmentation, for real and fake images apart.
+
+        Returns:
+          The new `state.discriminator`, and `discriminator_loss`, `discriminator_accuracy` (share of judgements that
+          rate the real image above the decoded one) and `discriminator_learning_rate`; all 0 before the first update.
+        """
+        before, first = state.discriminator, self._section.discriminator_from_step
+        fake_key, real_key = jax.random.split(key)
+
+        def loss(heads: Params, fakes: jax.Array) -> tuple[jax.Array, tuple[Any, jax.Array]]:
+            def judge(spectral: Any, side_key: jax.Array, side: jax.Array) -> tuple[jax.Array, Any]:
+                variables = {"params": {"dino": state.frozen["discriminator"], "heads": heads}, "spectral": spectral}
+                pixels = self._augment(side_key, side)
+                logits, new = self._discriminator.apply(variables, pixels, update=True, mutable=["spectral"])
+                return logits, new.get("spectral", {})
+
+            # The fakes first, as in the reference: each judgement renews the power iteration.
+            fake, spectral = judge(before["spectral"], fake_key, fakes)
+            real, spectral = judge(spectral, real_key, images * 2.0 - 1.0)
+            return self._discriminator_loss(real, fake), (spectral, adversarial.discriminator_accuracy(real, fake))
+
+        def update() -> tuple[dict[str, Any], tuple[jax.Array, ...]]:
+            fakes = adversarial.to_8_bits(decode() * 2.0 - 1.0)
+            (value, (spectral, accuracy)), gradient = jax.value_and_grad(loss, has_aux=True)(before["heads"], fakes)
+            updates, opt_state = self._optimizer.update(gradient, before["opt_state"], before["heads"])
+            heads = optax.apply_updates(before["heads"], updates)
+            after = {"heads": heads, "spectral": spectral, "opt_state": opt_state}
+            return after, (value, accuracy, self._learning_rate(state.step - first))
+
+        after, values = jax.lax.cond(state.step >= first, update, lambda: (before, (jnp.zeros(()),) * 3))
+        names = ("discriminator_loss", "discriminator_accuracy", "discriminator_learning_rate")
+        return after, dict(zip(names, values, strict=True))

@@ -1,0 +1,242 @@
+"""RAE's stage 1 against its equations written out, and its schedule; both on a tiny decoder and discriminator."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from configs import digits
+from rae_jax.models import diffaug
+from rae_jax.models.autoencoder import noise_augmentation
+from rae_jax.models.lpips import NETWORKS
+from rae_jax.objectives import adversarial, reconstruction
+from rae_jax.objectives.image_loss import ImageLoss
+from rae_jax.objectives.objective import stage_key
+from rae_jax.training import components, sharding
+from rae_jax.training.checkpoint import Checkpoints
+
+# A network for LPIPS that compiles in no time; the published ones are in tests/models/test_lpips.py.
+NETWORKS["two convolutions"] = (("conv", 4, 3, 1, 1), ("tap",), ("pool", 2, 2), ("conv", 8, 3, 1, 1), ("tap",))
+BATCH = 4
+LPIPS_FROM, DISCRIMINATOR_FROM, GAN_FROM = 1, 2, 3
+
+
+def tiny(**changes):
+    """The digits' decoder with every term, the terms starting one after the other."""
+    config = digits.get_config("tiny")
+    config.lpips.network = "two convolutions"
+    config.discriminator.model.update(
+        image_size=32, patch_size=8, width=16, depth=1, num_heads=2, mlp_dim=32, key_depths=()
+    )
+    config.discriminator.kernel_size = 3
+    config.decoder.loss.update(
+        lpips_weight=1.0, lpips_from_step=LPIPS_FROM, gan_weight=0.75, gan_from_step=GAN_FROM,
+        discriminator_from_step=DISCRIMINATOR_FROM,
+    )  # fmt: skip
+    config.discriminator.optimizer.update(warmup_steps=10, warmup_from_zero=True)
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+def a_batch():
+    rng = np.random.default_rng(0)
+    return {"image": jnp.asarray(rng.integers(0, 256, (BATCH, 32, 32, 3), dtype=np.uint8))}
+
+
+@functools.cache
+def prepared(*changes):
+    config = tiny(**dict(changes))
+    objective = reconstruction.make(config, "decoder")
+    frozen = {name: sharding.unbox(init(jax.random.key(i))) for i, (name, init) in enumerate(objective.frozen.items())}
+    state = sharding.unbox(objective.init(jax.random.key(1), a_batch())).replace(frozen=frozen)
+    return config, objective, state, jax.jit(objective.train_step)
+
+
+def at_step(state, step):
+    return state.replace(step=jnp.asarray(step, jnp.int32))
+
+
+def same(a, b):
+    return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+LAST_LAYER = ()
+PIXELS = (("decoder.loss.adaptive_weight", "pixels"), ("decoder.loss.discriminator_fakes", "noisy"),
+          ("decoder.loss.lpips_range", (0.0, 1.0)))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [pytest.param(LAST_LAYER, id="released"), pytest.param(PIXELS, id="paper", marks=pytest.mark.slow)],
+)
+def test_a_step_is_the_gradient_of_the_weighted_sum_and_then_the_discriminator_learns_from_what_was_decoded(changes):
+    config, _, state, step = prepared(*changes)
+    state, batch = at_step(state, GAN_FROM), a_batch()
+    images, loss = batch["image"] / 255.0, config.decoder.loss
+    decoder_key, discriminator_key = jax.random.split(jax.random.fold_in(stage_key(config.seed, "decoder"), GAN_FROM))
+    noise_key, augment_key = jax.random.split(decoder_key)
+    autoencoder, lpips = components.autoencoder(config), components.lpips(config)
+    discriminator, frozen, before = components.discriminator(config), state.frozen, state.discriminator
+    low, high = loss.lpips_range
+
+    def decode(params, tokens):
+        return autoencoder.apply({"params": {"decoder": params}}, tokens, method="decode")
+
+    def reconstruction_loss(decoded):
+        distance = lpips.apply({"params": frozen["lpips"]}, *(x * (high - low) + low for x in (images, decoded)))
+        return jnp.mean(jnp.abs(decoded - images)) + jnp.mean(distance)
+
+    def judge(heads, spectral, key, images, **options):
+        variables = {"params": {"dino": frozen["discriminator"], "heads": heads}, "spectral": spectral}
+        return discriminator.apply(variables, diffaug.augment(key, images), **options)
+
+    def gan_loss(decoded):
+        return -jnp.mean(judge(before["heads"], before["spectral"], augment_key, 2 * decoded - 1))
+
+    @jax.jit
+    def expected(params):
+        tokens = autoencoder.apply({"params": {"encoder": frozen["encoder"]}}, images, method="tokens")
+        noisy = noise_augmentation(noise_key, tokens, config.decoder.noise_tau)
+        of_reconstruction, of_gan = (
+            jax.grad(lambda p, f=f: f(decode(p, noisy)))(params) for f in (reconstruction_loss, gan_loss)
+        )
+        if changes == LAST_LAYER:
+            norms = [jnp.linalg.norm(g["pixels"]["kernel"]) for g in (of_reconstruction, of_gan)]
+        else:
+            norms = [jnp.linalg.norm(jax.grad(f)(decode(params, noisy))) for f in (reconstruction_loss, gan_loss)]
+        weight = norms[0] / (norms[1] + 1e-6)
+        gradient = jax.tree.map(lambda a, b: a + 0.75 * weight * b, of_reconstruction, of_gan)
+        return weight, optax.tree.norm(gradient), decode(params, noisy), tokens
+
+    weight, norm, decoded, tokens = expected(state.params)
+    new, metrics = step(state, batch)
+    assert metrics["adaptive_weight"] == pytest.approx(float(weight), rel=1e-4)
+    assert metrics["gradient_norm"] == pytest.approx(float(norm), rel=1e-4)
+    total = reconstruction_loss(decoded) + 0.75 * weight * gan_loss(decoded)
+    assert metrics["loss"] == pytest.approx(float(total), rel=1e-4)
+
+    fakes = decode(new.params, tokens) if changes == LAST_LAYER else decoded
+    fakes = jnp.round(jnp.clip(fakes, 0, 1) * 255) / 127.5 - 1
+    fake_key, real_key = jax.random.split(discriminator_key)
+
+    def discriminator_loss(heads):
+        options = {"update": True, "mutable": ["spectral"]}
+        fake, once = judge(heads, before["spectral"], fake_key, fakes, **options)
+        real, twice = judge(heads, once["spectral"], real_key, 2 * images - 1, **options)
+        return adversarial.hinge_discriminator_loss(real, fake), (twice["spectral"], jnp.mean(real > fake))
+
+    (value, (spectral, accuracy)), gradient = jax.jit(jax.value_and_grad(discriminator_loss, has_aux=True))(
+        before["heads"]
+    )
+    assert metrics["discriminator_loss"] == pytest.approx(float(value), rel=1e-4)
+    assert metrics["discriminator_accuracy"] == pytest.approx(float(accuracy), abs=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), new.discriminator["spectral"], spectral)
+    # Adam's first moment after one update from zero is (1 - beta1) times the clipped gradient.
+    clip = min(1.0, config.discriminator.optimizer.clip_norm / float(optax.tree.norm(gradient)))
+    beta1 = config.discriminator.optimizer.beta1
+    (moment,) = [s.mu for s in jax.tree.leaves(new.discriminator["opt_state"], is_leaf=_is_adam) if _is_adam(s)]
+    jax.tree.map(
+        lambda m, g: np.testing.assert_allclose(m, (1 - beta1) * clip * g, rtol=2e-3, atol=1e-7), moment, gradient
+    )
+
+
+def _is_adam(x):
+    return isinstance(x, optax.ScaleByAdamState)
+
+
+def test_each_term_is_nothing_before_its_first_step():
+    _, _, state, step = prepared()
+    seen = {}
+    for number in range(GAN_FROM + 1):
+        new, seen[number] = step(at_step(state, number), a_batch())
+        for part in ("heads", "spectral", "opt_state"):
+            moved = not same(new.discriminator[part], state.discriminator[part])
+            assert moved == (number >= DISCRIMINATOR_FROM)
+    for name, first in (
+        ("lpips", LPIPS_FROM),
+        ("discriminator_loss", DISCRIMINATOR_FROM),
+        ("gan_loss", GAN_FROM),
+        ("adaptive_weight", GAN_FROM),
+    ):
+        assert [float(seen[number][name]) != 0 for number in seen] == [number >= first for number in seen], name
+    assert seen[0]["loss"] == pytest.approx(float(seen[0]["l1"]), rel=1e-6)
+
+
+def test_the_average_follows_the_decoder_and_the_heads_follow_their_own_schedule():
+    config, _, state, step = prepared()
+    new, metrics = step(at_step(state, DISCRIMINATOR_FROM + 4), a_batch())
+    decay = config.decoder.train.ema_decay
+    expected = jax.tree.map(lambda a, b: decay * a + (1 - decay) * b, state.params, new.params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), new.ema_params, expected)
+    rate = config.discriminator.optimizer.learning_rate
+    assert metrics["discriminator_learning_rate"] == pytest.approx(rate * 5 / 10)
+
+
+@pytest.mark.slow
+def test_balancing_by_the_last_layer_costs_no_second_backward_pass():
+    def operations(changes):
+        _, _, state, step = prepared(*changes)
+        return step.lower(state, a_batch()).compile().cost_analysis()["flops"]
+
+    decoder = prepared()[0].decoder.model
+    by_layer = operations(LAST_LAYER)
+    by_pixels = operations((("decoder.loss.adaptive_weight", "pixels"),))
+    kernel_gradient = 2 * BATCH * 16 * decoder.width * 3 * decoder.patch_size**2  # 16 tokens, multiply and add
+    assert 0 < by_layer - by_pixels < 1.1 * 2 * kernel_gradient
+
+
+def test_without_weights_there_is_neither_lpips_nor_discriminator():
+    objective = reconstruction.make(digits.get_config("tiny"), "decoder")
+    state = jax.eval_shape(objective.init, jax.random.key(0), a_batch())
+    assert state.discriminator is None and objective.frozen.keys() == {"encoder"}
+
+
+@pytest.mark.slow
+def test_accumulated_parts_update_the_decoder_as_the_whole_batch_does_without_noise():
+    changes = (("decoder.noise_tau", 0.0), ("decoder.loss.gan_weight", 0.0), ("decoder.loss.lpips_from_step", 0))
+    _, _, state, whole = prepared(*changes)
+    _, _, _, parts = prepared(*changes, ("decoder.train.gradient_accumulation", 2))
+    (_, a), (_, b) = whole(state, a_batch()), parts(state, a_batch())
+    for name in ("loss", "lpips", "gradient_norm"):
+        assert a[name] == pytest.approx(float(b[name]), rel=1e-4)
+
+
+def test_a_checkpoint_brings_back_the_discriminator(tmp_path):
+    _, _, state, step = prepared()
+    new, _ = step(at_step(state, GAN_FROM), a_batch())
+    saved = Checkpoints(tmp_path, keep=1, config={})
+    saved.save(new, 4, {"position": 0}, {})
+    saved.close()
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    structure = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), state)
+    opened = Checkpoints(tmp_path, keep=1, config={})
+    restored, _ = opened.restore(structure.replace(frozen=None), lambda text: None)
+    opened.close()
+    assert same(restored.discriminator, new.discriminator)
+    again, _ = step(restored.replace(frozen=state.frozen), a_batch())
+    expected, _ = step(new, a_batch())
+    assert same(again, expected)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "text"),
+    [
+        ("decoder.loss.adaptive_weight", "last", r"adaptive_weight='last'.*last_layer"),
+        ("decoder.loss.discriminator_fakes", "fresh", r"discriminator_fakes='fresh'.*clean"),
+        ("discriminator.loss", "wasserstein", r"discriminator.loss='wasserstein'.*hinge"),
+        ("decoder.loss.gan_from_step", 1, r"gan_from_step=1 is before .*discriminator_from_step=2"),
+    ],
+)
+def test_a_loss_that_means_nothing_is_refused(field, value, text):
+    config = tiny(**{field: value})
+    with pytest.raises(ValueError, match=text):
+        ImageLoss(config, config.decoder.loss)
+
+
+def test_parts_of_a_batch_are_refused_where_the_discriminator_needs_the_whole():
+    changes = {"decoder.loss.discriminator_fakes": "noisy", "decoder.train.gradient_accumulation": 2}
+    with pytest.raises(ValueError, match="gradient_accumulation=2"):
+        reconstruction.make(tiny(**changes), "decoder")
