@@ -15,12 +15,15 @@ from rae_jax.models.decoder import SIZES as DECODERS
 from rae_jax.models.dit_dh import SIZES
 
 
-def get_config(backbone: str = "XL") -> ConfigDict:
+def get_config(backbone: str = "XL", *, image_size: int = 256) -> ConfigDict:
+    """The experiment; at 512 pixels the encoder sees 448 and gives 32 x 32 tokens instead of 16 x 16."""
     config = base.get_config()
     config.stages = ("flow",)
     config.dtype = "bfloat16"
 
     base.use_pretrained_encoder(config, "dinov2_b")
+    config.data.image_size = image_size
+    config.encoder.input_size = image_size // 16 * config.encoder.model.patch_size
     config.decoder.model = base.vit_decoder(patch_size=16, **DECODERS["xl"])
 
     if backbone not in ("S", "B", "L", "XL"):

@@ -1,3 +1,4 @@
+import importlib
 import json
 
 import jax
@@ -5,7 +6,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import digits
-from rae_jax.configuration import ConfigError, check, remember
+from rae_jax.configuration import ConfigError, check, remember, trace
 from rae_jax.interop.weights import save_weights
 from rae_jax.training import components, sharding
 
@@ -122,3 +123,33 @@ def test_every_field_of_the_base_config_is_read_somewhere():
 
     unread = {name for name in names(base.get_config()) if name not in code}
     assert not unread
+
+
+def of_mf_rae(name):
+    return importlib.import_module(f"configs.mf_rae_{name}").get_config("S")
+
+
+@pytest.mark.parametrize(
+    ("name", "batch_size", "ema_decay"),
+    [
+        ("cmt_256", 8, 0.999), ("cmt_512", 8, 0.999),
+        ("mfd_256", 256, 0.9999), ("mfd_512", 128, 0.9995), ("mft_256", 256, 0.9999), ("mft_512", 128, 0.9995),
+    ],
+)  # fmt: skip
+def test_mf_raes_configs_have_the_released_numbers(name, batch_size, ema_decay):
+    config = of_mf_rae(name)
+    (stage,) = config.stages
+    train = config[stage].train
+    assert stage == ("mid_training" if "cmt" in name else "flow_map")
+    assert (train.batch_size, train.ema_decay, train.optimizer.learning_rate) == (batch_size, ema_decay, 1e-4)
+    assert config.flow_map.eta == (0 if "mft" in name else 1)
+    assert config.data.image_size == int(name[-3:])
+    assert components.latent_shape(config) == ((16 if name.endswith("256") else 32) ** 2, 768)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["cmt_512", "mfd_512"])
+def test_a_step_of_mf_raes_configs_can_be_traced(name):
+    config = of_mf_rae(name)
+    assert config.stages[0] in ("mid_training", "flow_map")
+    assert "flow" in trace(config, config.stages[0]).frozen
