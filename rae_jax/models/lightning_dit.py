@@ -27,16 +27,12 @@ from rae_jax.models.layers import (
     gelu_tanh,
 )
 
-# Backbones of the RAE paper; XXL and larger are those of its scaling study.
+# Backbones of the RAE paper.
 SIZES = {
     "S": {"width": 384, "depth": 12, "num_heads": 6},
     "B": {"width": 768, "depth": 12, "num_heads": 12},
     "L": {"width": 1024, "depth": 24, "num_heads": 16},
     "XL": {"width": 1152, "depth": 28, "num_heads": 16},
-    "XXL": {"width": 1280, "depth": 32, "num_heads": 16},
-    "H": {"width": 1536, "depth": 32, "num_heads": 16},
-    "G": {"width": 2048, "depth": 40, "num_heads": 16},
-    "T": {"width": 2688, "depth": 40, "num_heads": 21},
 }
 
 

@@ -71,14 +71,11 @@ def test_scanned_blocks_compute_what_unrolled_blocks_do():
     np.testing.assert_allclose(scanned.apply({"params": params}, z), expected, atol=1e-5)
 
 
-def test_the_bridge_of_dinov2_b_has_its_published_size_and_every_parameter_has_a_place_on_the_mesh():
+def test_every_parameter_of_the_bridge_has_a_place_on_the_mesh():
     mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1})
-    counts = []
     for model, channels in ((BridgeEncoder(latent_channels=64), 768), (BridgeDecoder(width=768), 64)):
         x = jax.ShapeDtypeStruct((1, 256, channels), jnp.float32)
         boxed = jax.eval_shape(model.init, jax.random.key(0), x)["params"]
         shardings_of(boxed, mesh)
         leaves = jax.tree.leaves(boxed, is_leaf=lambda leaf: hasattr(leaf, "names"))
         assert all(hasattr(leaf, "names") for leaf in leaves)
-        counts.append(sum(leaf.value.size for leaf in leaves) / 1e6)
-    assert counts == pytest.approx([4.24, 43.17], abs=0.005)
