@@ -62,7 +62,7 @@ def run(config, file: str) -> None:
     if DISTRIBUTED.value:
         jax.distributed.initialize(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
     check(config, file=file, num_devices=jax.device_count())
-    sources = open_sources(config)
+    sources = {} if MODE.value == "sample" else open_sources(config)  # generation needs no images
     workdir = Path(WORKDIR.value or Path("runs") / re.sub(r"\.py:?", "_", Path(file).name).strip("_"))
     plain = remember(config, workdir, file=file, write=jax.process_index() == 0)
     log = RunLog(workdir, active=jax.process_index() == 0)

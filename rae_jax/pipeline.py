@@ -251,7 +251,17 @@ class Pipeline:
         return results
 
     def sample(self) -> None:
-        """Writes `samples.npz`, `samples_1step.npz`, ..., as far as there are networks, with a picture of each."""
+        """Writes `samples.npz`, `samples_1step.npz`, ..., as far as there are networks, with a picture of each.
+
+        Raises:
+          ValueError: there are no weights of a network, or of what turns its latents into images.
+        """
+        if not self.can_sample:
+            needed = " and ".join(("'flow' or a flow map", "'stats'", *map(repr, self._decoding)))
+            raise ValueError(
+                f"sampling needs trained weights of {needed}: train these stages in {self.workdir}, "
+                "or set weights in their sections of the config"
+            )
         flow_maps = [name for name in FLOW_MAPS if self.available(name)]
         generate(
             self.config, self.load, self.mesh, self.workdir, self.log,
@@ -262,9 +272,11 @@ class Pipeline:
     def can_sample(self) -> bool:
         """Whether there are weights for everything that sampling needs."""
         network = any(self.available(name) for name in ("flow", *FLOW_MAPS))
-        return network and all(
-            self.available(name) for name in ("stats", *components.latent_space(self.config).decoding)
-        )
+        return network and all(self.available(name) for name in ("stats", *self._decoding))
+
+    @property
+    def _decoding(self) -> list[str]:
+        return list(components.latent_space(self.config).decoding)
 
     def _barrier(self, name: str) -> None:
         if jax.process_count() > 1:
