@@ -177,7 +177,8 @@ def _read_pickle(path: Path) -> dict[str, Any]:
             "Ask whoever made it for a safetensors file, or a plain state dict"
         ) from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
-        raise ValueError(f"{path} is no readable torch checkpoint: {str(error).splitlines()[0]}") from None
+        reason = (str(error).splitlines() or [""])[0]
+        raise ValueError(f"{path} is no readable torch checkpoint ({type(error).__name__}: {reason})") from None
     content = _to_numpy(torch, content)
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} holds no state dict")

@@ -83,6 +83,9 @@ def import_model(name: str, tensors: Mapping[str, np.ndarray], **options: float)
         raise ValueError(
             f"kind {name!r} takes no {', '.join(sorted(unknown))}; it takes {list(kind.options) or 'none'}"
         )
+    for option, value in options.items():
+        if value <= 0:
+            raise ValueError(f"{option}={value}: it has to be above 0")
     try:
         return kind.read(tensors, **options)
     except KeyError as error:

@@ -82,6 +82,8 @@ def read_weights(directory: str | Path) -> tuple[dict[str, Any], Tensors, Tensor
         description = json.loads((directory / DESCRIPTION).read_text())
     except json.JSONDecodeError as error:
         raise ValueError(f"{directory / DESCRIPTION} is damaged: {error}") from None
+    if not isinstance(description, dict) or not description.keys() & {"kind", "stage"}:
+        raise ValueError(f"{directory / DESCRIPTION} says neither which kind was imported nor which stage was trained")
     carried = read_safetensors(directory / CARRIED) if (directory / CARRIED).exists() else {}
     return description, read_safetensors(directory / TENSORS), carried
 

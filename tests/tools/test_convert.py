@@ -15,7 +15,7 @@ from golden import load_case
 from runs import ROOT, environment, run
 
 from configs import base, digits
-from rae_jax.interop.checkpoint_files import read_tensors, write_safetensors
+from rae_jax.interop.checkpoint_files import read_tensors, write_safetensors, write_tensors
 from rae_jax.interop.kinds import KINDS, export_model, identify, import_model
 from rae_jax.interop.model import Model
 from rae_jax.interop.weights import architecture_of, load_weights, read_model, save_weights
@@ -284,6 +284,24 @@ def test_a_model_that_the_files_cannot_express_is_not_exported(tmp_path):
     assert not (tmp_path / "x.safetensors").exists()
 
 
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_half_a_file_and_an_empty_one_are_refused_and_nothing_is_written(tmp_path, suffix):
+    pytest.importorskip("torch")
+    file = tmp_path / f"file{suffix}"
+    write_tensors(file, load_case("rae_decoder").weights)
+    for content in (file.read_bytes()[: file.stat().st_size // 2], b"", b"hello"):
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match=f"file{suffix} is no readable"):
+            import_checkpoint("rae_decoder", str(file), tmp_path / "weights", num_heads=4)
+    assert [path.name for path in tmp_path.iterdir()] == [file.name]
+
+
+def test_a_weights_directory_that_does_not_say_what_it_holds_is_refused(tmp_path):
+    save_weights(tmp_path / "weights", {"a": np.ones(3)}, {})
+    with pytest.raises(ValueError, match="says neither which kind"):
+        export_checkpoint("rae_decoder", tmp_path / "weights", tmp_path / "x.safetensors")
+
+
 def test_a_directory_of_something_else_is_not_overwritten(tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
     write_safetensors(tmp_path / "in.safetensors", STATISTICS)
@@ -309,6 +327,7 @@ def test_the_command_line_lists_imports_exports_and_fails_in_one_message(tmp_pat
             "(?s)error: not a checkpoint of kind 'dit_dh'.*like those of kind 'rae_dec",
         ),
         (["import", "--kind=rae_decoder", "--head_depth=2", *command], "takes no head_depth"),
+        (["import", "--kind=rae_decoder", "--num_heads=0", *command], "num_heads=0: it has to be above 0"),
     ):
         with pytest.raises(SystemExit, match=message):
             main(arguments)
