@@ -1,0 +1,110 @@
+"""The coder's states, and the module that walks between them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from random_params import random_params
+
+from rae_jax.models.coder import (
+    SCALES,
+    RectifiedCoder,
+    image_of,
+    image_state,
+    latent_state,
+    pooled_latent,
+)
+
+RNG = np.random.default_rng(0)
+TINY = {"latent_channels": 4, "scale": 4, "channels": (8, 8, 8), "blocks_per_level": 1, "num_groups": 4}
+
+
+def latents(channels: int, h: int = 2, w: int = 3) -> np.ndarray:
+    return RNG.normal(size=(2, h, w, channels)).astype(np.float32)
+
+
+def test_the_images_state_is_the_image_in_minus_one_to_one_with_further_channels_at_one_half():
+    images = RNG.random((2, 4, 6, 3), np.float32)
+    state = image_state(images, 5)
+    np.testing.assert_allclose(state[..., :3], 2 * images - 1, rtol=1e-6)
+    assert (np.asarray(state[..., 3:]) == 0.5).all()
+    np.testing.assert_allclose(image_of(state), images, atol=1e-6)
+
+
+def test_the_latents_state_repeats_each_position_and_pads_with_one_half():
+    z = latents(3)
+    state = latent_state(z, scale=2, state_channels=4)
+    np.testing.assert_array_equal(state[..., :3], np.repeat(np.repeat(z, 2, axis=1), 2, axis=2))
+    assert (np.asarray(state[..., 3]) == 0.5).all()
+
+
+@pytest.mark.parametrize("channels, scale", [(4, 8), (3, 2), (4, 1), (16, 16), (32, 16), (5, 2)])
+def test_average_pooling_gives_back_every_latent(channels, scale):
+    z = latents(channels)
+    state = latent_state(z, scale, 4)
+    assert state.shape == (2, 2 * scale, 3 * scale, 4)
+    np.testing.assert_allclose(pooled_latent(state, scale, channels), z, atol=1e-6)
+
+
+def test_a_latent_with_more_channels_than_the_state_lies_side_by_side():
+    z = latents(6, 1, 1)
+    state = np.asarray(latent_state(z, scale=2, state_channels=4))
+    np.testing.assert_array_equal(state[0, 0, 0], z[0, 0, 0, :4])
+    np.testing.assert_array_equal(state[0, 0, 1], [*z[0, 0, 0, 4:], 0.5, 0.5])
+    assert (state[0, 1] == 0.5).all()
+
+
+def test_a_latent_that_does_not_fit_is_refused():
+    with pytest.raises(ValueError, match=r"does not fit into 4 state channels; use at least 8"):
+        latent_state(latents(32), scale=2, state_channels=4)
+
+
+def test_the_field_depends_on_state_and_time_and_on_the_place_only_if_it_is_told():
+    tiny = TINY | {"middle_attention": False}
+    told, untold = RectifiedCoder(**tiny, positions=True), RectifiedCoder(**tiny)
+    state, t = np.zeros((2, 16, 16, 4), np.float32), np.array([0.0, 0.75], np.float32)
+    params = random_params(told, state, t)
+    velocity = jax.jit(told.apply, static_argnames="method")
+    v = np.asarray(velocity({"params": params}, state, t, method="velocity"))
+    assert v.shape == state.shape and np.abs(v[0] - v[1]).max() > 1e-3
+    assert np.abs(velocity({"params": params}, state + 0.1, t, method="velocity") - v).max() > 1e-3
+
+    kernel = params["field"]["conv_in"]["kernel"]  # the state's 4 x 4 pixels of 4 channels, the time, the place
+    assert kernel.shape[2] == 64 + 1 + 2
+    params["field"]["conv_in"]["kernel"] = kernel[:, :, :-2]
+    without = jax.jit(untold.apply, static_argnames="method")({"params": params}, state, t, method="velocity")
+    assert np.abs(without - v).max() > 1e-3
+    params["field"]["conv_in"]["kernel"] = np.concatenate([kernel[:, :, :-2], 0 * kernel[:, :, -2:]], axis=2)
+    np.testing.assert_allclose(velocity({"params": params}, state, t, method="velocity"), without, atol=1e-5)
+
+
+def test_the_learned_projector_starts_as_average_pooling_and_is_learned():
+    for channels in (4, 7):
+        small = TINY | {"latent_channels": channels, "channels": (4,), "middle_attention": False}
+        learned, pooling = RectifiedCoder(**small), RectifiedCoder(**small, learned_projector=False)
+        state = RNG.normal(size=(2, 8, 8, 4)).astype(np.float32)
+        params = jax.jit(learned.init)(jax.random.key(0), state, jnp.zeros(2))["params"]
+        assert params["projector"]["kernel"].value.shape == (64, channels)
+        projected = learned.apply({"params": params}, state, method="project")
+        np.testing.assert_allclose(projected, pooling.apply({}, state, method="project"), atol=1e-5)
+
+
+def test_the_named_scales_have_the_papers_shares_of_stable_diffusions_decoder():
+    decoder = 49_490_179  # parameters of the published decoder, with its map before
+    for name, architecture in SCALES.items():
+        model = RectifiedCoder(latent_channels=4, scale=8, **architecture)
+        shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 64, 64, 4)), jnp.zeros(1))
+        count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+        assert count / decoder == pytest.approx(float(name.removesuffix("x")), rel=0.06)
+
+
+def test_the_full_scale_coder_saves_the_papers_41_percent_of_the_autoencoders_parameters():
+    model = RectifiedCoder(latent_channels=4, scale=8, **SCALES["1x"])
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 64, 64, 4)), jnp.zeros(1))
+    saving = 1 - sum(leaf.size for leaf in jax.tree.leaves(shapes)) / 83_653_863
+    assert 0.38 < saving < 0.42
+
+
+def test_states_that_cannot_be_folded_are_refused():
+    with pytest.raises(ValueError, match="takes 4 channels and sides that are multiples of 4"):
+        RectifiedCoder(**TINY).init(jax.random.key(0), jnp.zeros((1, 6, 8, 4)), jnp.zeros(1))
