@@ -71,6 +71,32 @@ def get_config() -> ConfigDict:
     config.discriminator.cutout = 0.0  # side of the hole that DiffAug cuts, as a share of the image's; 0: none
     config.discriminator.optimizer = optimizer()  # its steps are the discriminator's own updates
 
+    config.teacher = ConfigDict()  # the KL-VAE in whose latent space a rectified coder decodes (RAC)
+    config.teacher.weights = ""
+    config.teacher.model = ConfigDict()
+    config.teacher.objective = "kl_autoencoding"
+    config.teacher.kl_weight = 1e-3
+    config.teacher.train = train(transform="random_crop")
+
+    config.coder = ConfigDict()  # the rectified flow auto coder (RAC)
+    config.coder.weights = ""
+    config.coder.model = ConfigDict()
+    config.coder.objective = "rectified_coder"
+    config.coder.num_steps = 4  # in training, each way
+    config.coder.random_times = True  # of the steps in training; False: equal steps
+    config.coder.noise = 0.05  # standard deviation, on the state before each step in training
+    config.coder.path_weight = 0.1  # Eq. 9
+    config.coder.latent_weight = 1.0
+    config.coder.pixel_weight = 1.0  # of what the teacher decodes from the coder's latent
+    config.coder.round_trip_weight = 1.0  # Eq. 10
+    config.coder.mean_velocity_weight = 0.0  # Eq. 11
+    config.coder.round_trip = "latent"  # what lies between the two ways: "latent", or the whole "state"
+    config.coder.encodes = False  # whether the flow's latents are the coder's own, rather than the teacher's
+    config.coder.recompute = False  # the field in the backward pass, one step at a time, instead of keeping its layers
+    config.coder.train = train(transform="random_crop")
+    config.coder.train.optimizer.learning_rate = 3e-4
+    config.coder.train.optimizer.beta2 = 0.99
+
     config.stats = ConfigDict()
     config.stats.weights = ""
     config.stats.objective = "latent_statistics"
@@ -134,6 +160,8 @@ def get_config() -> ConfigDict:
     config.sampling.guidance = "classifier_free"  # or "autoguidance", by the component "guidance"
     config.sampling.guidance_scale = 1.0  # 1 is no guidance
     config.sampling.guidance_interval = (0.0, 1.0)  # times at which guidance acts, both ends included
+
+    config.sampling.coder_steps = 4  # of the rectified coder, each way
 
     config.sampling.flow_map_times = ((1.0, 0.0), (1.0, 0.5, 0.0))  # jumps of samples_1step.npz, samples_2step.npz
 
@@ -253,6 +281,37 @@ def vit_decoder(
         norm_epsilon=1e-12,
         scan=False,
         remat="none",
+    )
+    return _with(fields, changes)
+
+
+def kl_vae(*, channels: tuple[int, ...], latent_channels: int, **changes: object) -> ConfigDict:
+    """Every field of the KL-VAE's architecture; the defaults are Stable Diffusion's."""
+    fields = dict(
+        channels=channels,  # of each level; the latent's side is the image's, halved between levels
+        latent_channels=latent_channels,
+        blocks_per_level=2,
+        encoder_attention_levels=(),
+        decoder_attention_levels=(),
+        middle_attention=True,
+        num_groups=32,
+        quant=True,
+        post_quant=True,
+        scaling_factor=1.0,
+    )
+    return _with(fields, changes)
+
+
+def rectified_coder(*, channels: tuple[int, ...], **changes: object) -> ConfigDict:
+    """Every field of the rectified coder's architecture; `models/coder.py: SCALES` names the papers' sizes."""
+    fields = dict(
+        channels=channels,
+        state_channels=4,
+        learned_projector=True,  # or average pooling
+        positions=False,
+        blocks_per_level=2,
+        middle_attention=True,
+        num_groups=32,
     )
     return _with(fields, changes)
 

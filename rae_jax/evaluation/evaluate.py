@@ -20,6 +20,7 @@ from rae_jax.models.autoencoder import to_uint8
 from rae_jax.training import components, sharding
 from rae_jax.training.generator import flow_map_generator, generator, guiding_component
 from rae_jax.training.progress import RunLog
+from rae_jax.whole_files import whole_file
 
 Batches = Callable[[str, int], Any]  # (split, batch size) -> one epoch of padded batches
 
@@ -121,6 +122,8 @@ def evaluate(
     if wanted.reconstruction:
         reconstructions = _reconstruct(config, load, mesh, held_out, batch_size)
         results["reconstruction_psnr"] = float(np.mean(jax.device_get(psnr(held_out, reconstructions))))
+        with whole_file(workdir / "reconstructions.npz") as file:
+            np.savez(file, originals=held_out, reconstructions=reconstructions)
         pictures.save_png(
             workdir / "reconstructions.png",
             pictures.reconstruction_grid(held_out[:16], {"reconstruction": reconstructions[:16]}),

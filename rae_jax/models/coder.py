@@ -14,7 +14,9 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange, reduce, repeat
 
-from rae_jax.models.kl_vae import ConvDecoder
+from rae_jax.flow import both_ways
+from rae_jax.flow.samplers import VelocityFunction
+from rae_jax.models.kl_vae import ConvDecoder, to_map
 from rae_jax.models.layers import dense
 
 PADDING = 0.5  # the value of channels that carry nothing
@@ -90,10 +92,10 @@ def fold(state: jax.Array, scale: int) -> jax.Array:
 
 
 class RectifiedCoder(nn.Module):
-    """The velocity field of a latent of `latent_channels` channels, and the projector from state to latent.
+    """The velocity field between a latent of `latent_channels` channels and its image, and the projector to latents.
 
-    `model.apply({"params": p}, s, t, method="velocity")`, with states `s: [B, H, W, C_s]` and times `t: [B]` (0: latent,
-    1: image) -> `[B, H, W, C_s]` float32.
+    `model.apply({"params": p}, s, t, method="velocity")`, with states `s: [B, H, W, C_s]` and times `t: [B]`, 0 at the
+    latent and 1 at the image -> `[B, H, W, C_s]` float32.
 
     The field sees the state at `2^(levels - 1)` pixels a position, folded, with a channel that holds t and with
     `positions` two more that hold row and column from -1 to 1; then it is a `ConvDecoder`.
@@ -177,3 +179,22 @@ class RectifiedCoder(nn.Module):
         del key
         unit = jnp.eye(shape[0], dtype=dtype).reshape(shape[0], self.scale, self.scale, self.state_channels)
         return pooled_latent(unit, self.scale, self.latent_channels).reshape(shape)
+
+
+def velocity_function(model: RectifiedCoder, params: Any) -> VelocityFunction:
+    """The field with these parameters, for `flow/both_ways.py`."""
+    return lambda state, t: model.apply({"params": params}, state, t, method="velocity")
+
+
+def decode(model: RectifiedCoder, params: Any, z: jax.Array, num_steps: int) -> jax.Array:
+    """Images `[B, H, W, 3]`, in the scale of [0, 1] but not clamped, of latents `[B, N, C]`, in equal steps."""
+    first = model.latent_state(to_map(z))
+    times = both_ways.uniform_grid(num_steps)
+    return image_of(both_ways.decode(velocity_function(model, params), first, times))
+
+
+def encode(model: RectifiedCoder, params: Any, images: jax.Array, num_steps: int, iterations: int = 1) -> jax.Array:
+    """Latents `[B, N, C]` of images `[B, H, W, 3]` in [0, 1]: the flow reversed, in equal steps, and projected."""
+    velocity, times = velocity_function(model, params), both_ways.uniform_grid(num_steps)
+    state = both_ways.encode(velocity, model.image_state(images), times, iterations=iterations)
+    return rearrange(model.apply({"params": params}, state, method="project"), "b h w c -> b (h w) c")

@@ -12,10 +12,13 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from rae_jax.flow.times import dimension_shift
+from rae_jax.models import coder as rectified_coder
 from rae_jax.models.autoencoder import RepresentationAutoencoder
+from rae_jax.models.coder import RectifiedCoder
 from rae_jax.models.decoder import ViTDecoder
 from rae_jax.models.discriminator import DinoDiscriminator, DinoFeatures, Heads
 from rae_jax.models.dit_dh import DiTDH
+from rae_jax.models.kl_vae import KLVAE
 from rae_jax.models.lightning_dit import LightningDiT
 from rae_jax.models.lpips import LPIPS
 from rae_jax.models.vit import VisionTransformer
@@ -58,6 +61,21 @@ def autoencoder(config: ConfigDict) -> RepresentationAutoencoder:
         encoder_input_size=config.encoder.input_size,
         image_mean=tuple(config.encoder.image_mean),
         image_std=tuple(config.encoder.image_std),
+    )
+
+
+def teacher(config: ConfigDict) -> KLVAE:
+    """The KL-VAE."""
+    return KLVAE(**config.teacher.model.to_dict(), dtype=compute_dtype(config))
+
+
+def coder(config: ConfigDict) -> RectifiedCoder:
+    """The rectified flow auto coder of the teacher's latents."""
+    return RectifiedCoder(
+        latent_channels=config.teacher.model.latent_channels,
+        scale=_pixels_a_latent(config),
+        **config.coder.model.to_dict(),
+        dtype=compute_dtype(config),
     )
 
 
@@ -108,7 +126,48 @@ def _tokens_of_the_encoder(config: ConfigDict) -> LatentSpace:
     )
 
 
-LATENT_SPACES = {"rae": _tokens_of_the_encoder}
+def _latents_of_the_teacher(config: ConfigDict) -> LatentSpace:
+    model, part = teacher(config), {"teacher": teacher_init(config)}
+    side = config.data.image_size // _pixels_a_latent(config)
+
+    def encode(parts: dict[str, Params], images: jax.Array) -> jax.Array:
+        return model.apply({"params": parts["teacher"]}, images, method="encode").mode()
+
+    def decode(parts: dict[str, Params], latents: jax.Array) -> jax.Array:
+        return model.apply({"params": parts["teacher"]}, latents, method="decode")
+
+    return LatentSpace(
+        shape=(side**2, config.teacher.model.latent_channels),
+        encoding=part,
+        decoding=part,
+        encode=encode,
+        decode=decode,
+    )
+
+
+def _pixels_a_latent(config: ConfigDict) -> int:
+    return 2 ** (len(config.teacher.model.channels) - 1)
+
+
+def _latents_decoded_by_the_coder(config: ConfigDict) -> LatentSpace:
+    space, model, part = _latents_of_the_teacher(config), coder(config), {"coder": coder_init(config)}
+    num_steps = config.sampling.coder_steps
+
+    def encode(parts: dict[str, Params], images: jax.Array) -> jax.Array:
+        return rectified_coder.encode(model, parts["coder"], images, num_steps)
+
+    def decode(parts: dict[str, Params], latents: jax.Array) -> jax.Array:
+        return rectified_coder.decode(model, parts["coder"], latents, num_steps)
+
+    space = dataclasses.replace(space, decoding=part, decode=decode)
+    return dataclasses.replace(space, encoding=part, encode=encode) if config.coder.encodes else space
+
+
+LATENT_SPACES = {
+    "rae": _tokens_of_the_encoder,
+    "kl": _latents_of_the_teacher,
+    "rac": _latents_decoded_by_the_coder,
+}
 
 
 def latent_shape(config: ConfigDict) -> tuple[int, int]:
@@ -161,6 +220,8 @@ def module(config: ConfigDict, component: str) -> nn.Module | None:
         "decoder": decoder,
         "lpips": lpips,
         "discriminator": lambda config: discriminator(config).dino,
+        "teacher": teacher,
+        "coder": coder,
         "flow": velocity_model,
         "guidance": functools.partial(velocity_model, component="guidance"),
         "mid_training": flow_map_model,
@@ -209,6 +270,18 @@ def discriminator_init(config: ConfigDict) -> Callable[[jax.Array], Params]:
     """Initializer of the discriminator's frozen part, the DINO."""
     dino = discriminator(config).dino
     return initializer(dino, spec(dino.image_size, dino.image_size, 3))
+
+
+def teacher_init(config: ConfigDict) -> Callable[[jax.Array], Params]:
+    """Initializer of the KL-VAE's parameters."""
+    size = config.data.image_size
+    return initializer(teacher(config), spec(size, size, 3))
+
+
+def coder_init(config: ConfigDict) -> Callable[[jax.Array], Params]:
+    """Initializer of the rectified coder's parameters."""
+    size = config.data.image_size
+    return initializer(coder(config), spec(size, size, config.coder.model.state_channels), spec())
 
 
 def stats_init(config: ConfigDict) -> Callable[[jax.Array], Params]:

@@ -1,5 +1,7 @@
 """The coder's flow in both directions, in closed form."""
 
+from itertools import pairwise
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -82,13 +84,13 @@ def test_eulers_reversal_error_falls_in_proportion_to_the_number_of_steps():
         return error(encode(linear, decode(linear, START, times), times), START)
 
     errors = [reversal(num_steps) for num_steps in (4, 8, 16, 32)]
-    for coarse, fine in zip(errors, errors[1:], strict=False):
+    for coarse, fine in pairwise(errors):
         assert 1.7 < coarse / fine < 2.3
 
 
 def test_many_steps_approach_the_exact_solution():
     exact = START @ scipy.linalg.expm(MATRIX)
-    assert error(decode(linear, START, uniform_grid(400)), exact) < 2e-3
+    assert error(decode(linear, START, uniform_grid(100)), exact) < 8e-3
 
 
 def test_noise_enters_each_state_before_its_step():

@@ -8,20 +8,26 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from configs import digits_mf_rae
+from configs import digits_mf_rae, digits_rac
 from rae_jax.objectives import OBJECTIVES
 from rae_jax.training import sharding
 
-STAGES = ("encoder", "decoder", "stats", "flow", "mid_training", "flow_map")
+CONFIGS = {stage: digits_mf_rae for stage in ("encoder", "decoder", "stats", "flow", "mid_training", "flow_map")}
+CONFIGS |= {stage: digits_rac for stage in ("teacher", "coder")}
+STAGES = tuple(CONFIGS)
 TRAINED = tuple(stage for stage in STAGES if stage != "stats")
 BATCH = 8
 
 
-def batch_of(seed: int) -> dict[str, jax.Array]:
+def config_of(stage: str):
+    return CONFIGS[stage].get_config("tiny")
+
+
+def batch_of(seed: int, size: int) -> dict[str, jax.Array]:
     rng = np.random.default_rng(seed)
     stripes = rng.integers(0, 256, (BATCH, 4, 1, 1), dtype=np.uint8)  # something that a network can learn
     return {
-        "image": jnp.asarray(np.broadcast_to(stripes.repeat(8, axis=1), (BATCH, 32, 32, 3))),
+        "image": jnp.asarray(np.broadcast_to(stripes.repeat(size // 4, axis=1), (BATCH, size, size, 3))),
         "label": jnp.asarray(rng.integers(0, 10, BATCH, dtype=np.int32)),
         "mask": jnp.ones(BATCH, bool),
     }
@@ -40,21 +46,22 @@ def error(metrics) -> float:
 
 @functools.cache
 def prepared(stage: str):
-    """The objective of a stage, its first state and its compiled step."""
-    config = digits_mf_rae.get_config("tiny")
+    """The objective of a stage, its first state, its compiled step, and a batch."""
+    config = config_of(stage)
     objective = OBJECTIVES[config[stage].objective](config, stage)
     frozen = {
         name: varied(sharding.unbox(init(jax.random.key(i))))
         for i, (name, init) in enumerate({**objective.frozen, **objective.wanted}.items())
     }
-    state = sharding.unbox(objective.init(jax.random.key(1), batch_of(0))).replace(frozen=frozen)
-    return objective, state, jax.jit(objective.train_step)
+    batch = batch_of(0, config.data.image_size)
+    state = sharding.unbox(objective.init(jax.random.key(1), batch)).replace(frozen=frozen)
+    return objective, state, jax.jit(objective.train_step), batch
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_step_keeps_structure_shapes_and_dtypes(stage):
-    _, state, step = prepared(stage)
-    new, metrics = step(state, batch_of(0))
+    _, state, step, batch = prepared(stage)
+    new, metrics = step(state, batch)
     assert jax.tree.structure(new) == jax.tree.structure(state)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), new) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
     assert int(new.step) == 1
@@ -64,8 +71,8 @@ def test_a_step_keeps_structure_shapes_and_dtypes(stage):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_step_changes_the_parameters_and_nothing_frozen(stage):
-    _, state, step = prepared(stage)
-    new, _ = step(state, batch_of(0))
+    _, state, step, batch = prepared(stage)
+    new, _ = step(state, batch)
     assert not all(
         np.array_equal(a, b) for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(new.params), strict=True)
     )
@@ -74,19 +81,19 @@ def test_a_step_changes_the_parameters_and_nothing_frozen(stage):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_same_step_and_batch_give_the_same_metrics_and_another_step_other_noise(stage):
-    _, state, step = prepared(stage)
-    _, once = step(state, batch_of(0))
-    _, again = step(state, batch_of(0))
+    _, state, step, batch = prepared(stage)
+    _, once = step(state, batch)
+    _, again = step(state, batch)
     assert jax.tree.map(float, once) == jax.tree.map(float, again)
     if stage != "stats":
-        _, later = step(state.replace(step=state.step + 1), batch_of(0))
+        _, later = step(state.replace(step=state.step + 1), batch)
         assert error(once) != error(later)
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_result_is_what_other_stages_take_as_frozen(stage):
-    objective, state, step = prepared(stage)
-    state, _ = step(state, batch_of(0))
+    objective, state, step, batch = prepared(stage)
+    state, _ = step(state, batch)
     takers = {
         name: init
         for other in STAGES
@@ -101,18 +108,18 @@ def test_the_result_is_what_other_stages_take_as_frozen(stage):
 
 @pytest.mark.parametrize("stage", TRAINED)
 def test_the_loss_falls_on_one_batch(stage):
-    _, state, step = prepared(stage)
+    _, state, step, batch = prepared(stage)
     losses = []
     for _ in range(100):
-        state, metrics = step(state, batch_of(0))
+        state, metrics = step(state, batch)
         losses.append(error(metrics))
     assert np.mean(losses[-10:]) < 0.9 * np.mean(losses[:5])
 
 
 @pytest.mark.parametrize("stage", TRAINED)
 def test_every_matrix_has_a_place_in_the_sharding_rules(stage):
-    objective, _, _ = prepared(stage)
-    boxed = jax.eval_shape(objective.init, jax.random.key(0), batch_of(0))
+    objective, _, _, batch = prepared(stage)
+    boxed = jax.eval_shape(objective.init, jax.random.key(0), batch)
     mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
     sharding.shardings_of(boxed, mesh)
     leaves = jax.tree.leaves(boxed.params, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
@@ -122,9 +129,9 @@ def test_every_matrix_has_a_place_in_the_sharding_rules(stage):
 
 @pytest.mark.parametrize("stage", ["mid_training", "flow_map"])
 def test_a_stage_starts_from_the_initial_parameters_average_included(stage):
-    objective, fresh, _ = prepared(stage)
+    objective, fresh, _, batch = prepared(stage)
     initial = {name: varied(sharding.unbox(init(jax.random.key(5)))) for name, init in objective.initial.items()}
-    state = objective.first_state(jax.random.key(1), batch_of(0), initial)
+    state = objective.first_state(jax.random.key(1), batch, initial)
     ((name, source),) = initial.items()
     assert jax.tree.structure(state) == jax.tree.structure(fresh.replace(frozen=None))
     for params in (state.params, state.ema_params):

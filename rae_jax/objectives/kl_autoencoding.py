@@ -1,0 +1,43 @@
+"""KL autoencoding: trains the small KL-VAE of the laptop experiment, where no published one can serve as the teacher.
+
+Kingma & Welling, "Auto-Encoding Variational Bayes" (2014), with the mean absolute error as reconstruction loss.
+"""
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from rae_jax.models.posterior import DiagonalGaussian
+from rae_jax.objectives.objective import Batch, Metrics, Objective, Params, single_network, stage_key, to_float
+from rae_jax.training import components
+from rae_jax.training.state import TrainState
+
+
+def make(config: ConfigDict, stage: str) -> Objective:
+    """The objective of `stage`: mean absolute error from a drawn latent, plus `kl_weight` times the posterior's KL."""
+    section = config[stage]
+    model = components.teacher(config)
+
+    def encode(params: Params, images: jax.Array) -> DiagonalGaussian:
+        return model.apply({"params": params}, images, method="encode")
+
+    def loss(params: Params, frozen: dict[str, Params], batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
+        del frozen
+        images = to_float(batch)
+        posterior = encode(params, images)
+        decoded = model.apply({"params": params}, posterior.sample(key), method="decode")
+        reconstruction, kl = jnp.mean(jnp.abs(decoded - images)), posterior.kl_mean()
+        return reconstruction + section.kl_weight * kl, {"reconstruction": reconstruction, "kl": kl}
+
+    def pictures(state: TrainState, batch: Batch) -> dict[str, jax.Array]:
+        images = to_float(batch)
+        return {"original": images, "reconstruction": model.apply({"params": state.ema_params}, images)}
+
+    return single_network(
+        model_init=components.teacher_init(config),
+        loss=loss,
+        train=section.train,
+        key=stage_key(config.seed, stage),
+        frozen={},
+        pictures=pictures,
+    )

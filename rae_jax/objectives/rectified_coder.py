@@ -1,0 +1,102 @@
+"""Rectified coder: one velocity field that decodes a frozen teacher's latents in steps, and reversed encodes (RAC).
+
+Fang et al., "RAC: Rectified Flow Auto Coder" (2026), Section 3. Every squared norm is a mean over elements, of
+states in the scale of [-1, 1].
+"""
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from rae_jax.flow.both_ways import decode, encode, mean_velocity_loss, path_loss, random_grid, uniform_grid
+from rae_jax.models import coder as rectified_coder
+from rae_jax.models.coder import velocity_function
+from rae_jax.models.kl_vae import to_map
+from rae_jax.objectives.objective import Batch, Metrics, Objective, Params, single_network, stage_key, to_float
+from rae_jax.training import components
+from rae_jax.training.state import TrainState
+
+ROUND_TRIPS = ("latent", "state")
+
+
+def mean_square(x: jax.Array) -> jax.Array:
+    """A scalar."""
+    return jnp.mean(jnp.square(x))
+
+
+def make(config: ConfigDict, stage: str) -> Objective:
+    """The objective of `stage`.
+
+    Decoding the teacher's latent gives the terms `reconstruction` (its weight is 1), `path` (Eq. 9) and `mean_velocity`
+    (Eq. 11); encoding the image gives `latent`, against the teacher's, and `pixel`, what the teacher decodes from it;
+    and decoding what has been encoded gives `round_trip` (Eq. 10). Terms of weight 0 are not computed. With
+    `round_trip="state"` what is decoded again is the encoded state itself rather than its latent enlarged: the coder as
+    an autoencoder without a bottleneck, as in the paper's Fig. 6 and Table 3.
+
+    Raises:
+      ValueError: unknown `round_trip`.
+    """
+    section = config[stage]
+    model, teacher = components.coder(config), components.teacher(config)
+    if section.round_trip not in ROUND_TRIPS:
+        raise ValueError(f"round_trip={section.round_trip!r} is not one of {ROUND_TRIPS}")
+    weights = {
+        "reconstruction": 1.0,
+        "path": section.path_weight,
+        "latent": section.latent_weight,
+        "pixel": section.pixel_weight,
+        "round_trip": section.round_trip_weight,
+        "mean_velocity": section.mean_velocity_weight,
+    }
+
+    def loss(params: Params, frozen: dict[str, Params], batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
+        images = to_float(batch)
+        z = to_map(teacher.apply({"params": frozen["teacher"]}, images, method="encode").mode())
+        first, last = model.latent_state(z), model.image_state(images)
+        velocity = velocity_function(model, params)
+        if section.recompute:
+            velocity = jax.checkpoint(velocity)
+        time_key, *noise_keys = jax.random.split(key, 4)
+        times = random_grid(time_key, section.num_steps) if section.random_times else uniform_grid(section.num_steps)
+        down, up, again = (
+            section.noise * jax.random.normal(noise_key, (section.num_steps, *last.shape)) for noise_key in noise_keys
+        )
+
+        states = decode(velocity, first, times, noise=down, trajectory=True)
+        terms = {"reconstruction": mean_square(states[-1] - last), "path": path_loss(states, last, times)}
+        if weights["mean_velocity"]:
+            velocities = jax.vmap(lambda s, t: velocity(s, jnp.full(s.shape[0], t)))(
+                states[:-1], jnp.asarray(times[:-1])
+            )
+            terms["mean_velocity"] = mean_velocity_loss(velocities, first, last)
+        if weights["latent"] or weights["pixel"] or weights["round_trip"]:
+            encoded = encode(velocity, last, times, noise=up)
+            latent = model.apply({"params": params}, encoded, method="project")
+            terms["latent"] = mean_square(latent - z)
+            if weights["pixel"]:
+                decoded = teacher.apply({"params": frozen["teacher"]}, latent, method="decode")
+                terms["pixel"] = mean_square(2 * (decoded - images))
+            if weights["round_trip"]:
+                start = encoded if section.round_trip == "state" else model.latent_state(latent)
+                terms["round_trip"] = mean_square(decode(velocity, start, times, noise=again) - last)
+        return sum(weights[name] * value for name, value in terms.items()), terms
+
+    def pictures(state: TrainState, batch: Batch) -> dict[str, jax.Array]:
+        images, num_steps = to_float(batch), config.sampling.coder_steps
+        z = teacher.apply({"params": state.frozen["teacher"]}, images, method="encode").mode()
+        own = rectified_coder.encode(model, state.ema_params, images, num_steps)
+        return {
+            "original": images,
+            "teacher": teacher.apply({"params": state.frozen["teacher"]}, z, method="decode"),
+            "coder": rectified_coder.decode(model, state.ema_params, z, num_steps),
+            "round trip": rectified_coder.decode(model, state.ema_params, own, num_steps),
+        }
+
+    return single_network(
+        model_init=components.coder_init(config),
+        loss=loss,
+        train=section.train,
+        key=stage_key(config.seed, stage),
+        frozen={"teacher": components.teacher_init(config)},
+        pictures=pictures,
+    )
