@@ -19,9 +19,9 @@ def test_samples_and_reconstructions_are_the_coders_and_the_teachers_when_asked(
     assert {"reconstruction_psnr", "label_agreement", "frechet_samples"} <= results.keys()
     with np.load(tmp_path / "run" / "samples.npz") as samples:
         coders = samples["arr_0"]
-        assert coders.shape == (20, 16, 16, 3) and coders.dtype == np.uint8
+        assert coders.shape == (20, 8, 8, 3) and coders.dtype == np.uint8
     with np.load(tmp_path / "run" / "reconstructions.npz") as pairs:
-        assert pairs["originals"].shape == pairs["reconstructions"].shape == (359, 16, 16, 3)
+        assert pairs["originals"].shape == pairs["reconstructions"].shape == (359, 8, 8, 3)
 
     # The number of decoding steps belongs to sampling: the same working directory, other images.
     status, output = runs.run(
