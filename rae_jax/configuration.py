@@ -171,20 +171,27 @@ def _check_weights(config: ConfigDict) -> None:
             check_weights(config[name].weights, structure, name, components.module(config, name))
 
 
+def example_batch(config: ConfigDict, stage: str, *, latents: bool = False) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes of one global batch of `stage`; of latents computed before instead of images, if asked."""
+    rows, size = config[stage].train.batch_size, config.data.image_size
+    if latents:
+        content = {"latent": jax.ShapeDtypeStruct((rows, *components.latent_shape(config)), jnp.bfloat16)}
+    else:
+        content = {"image": jax.ShapeDtypeStruct((rows, size, size, 3), jnp.uint8)}
+    return content | {
+        "label": jax.ShapeDtypeStruct((rows,), jnp.int32),
+        "mask": jax.ShapeDtypeStruct((rows,), jnp.bool_),
+    }
+
+
 def trace(config: ConfigDict, stage: str) -> Objective:
     """The objective of `stage`, once its whole step has been traced on abstract values: nothing is computed.
 
     Raises:
       ValueError: what any part of it found wrong with its arguments.
     """
-    train, size = config[stage].train, config.data.image_size
-    transform(train.transform, size)
+    transform(config[stage].train.transform, config.data.image_size)
     objective = OBJECTIVES[config[stage].objective](config, stage)
-    batch = {
-        "image": jax.ShapeDtypeStruct((train.batch_size, size, size, 3), jnp.uint8),
-        "label": jax.ShapeDtypeStruct((train.batch_size,), jnp.int32),
-        "mask": jax.ShapeDtypeStruct((train.batch_size,), jnp.bool_),
-    }
 
     def run(key: jax.Array, batch: dict[str, jax.Array]) -> TrainState:
         initial, frozen = (
@@ -194,7 +201,7 @@ def trace(config: ConfigDict, stage: str) -> Objective:
         state = objective.first_state(key, batch, initial).replace(frozen=frozen)
         return objective.train_step(state, batch)
 
-    jax.eval_shape(run, jax.random.key(0), batch)
+    jax.eval_shape(run, jax.random.key(0), example_batch(config, stage))
     return objective
 
 

@@ -43,6 +43,16 @@ def load_components(config: ConfigDict, load: Load, *names: str) -> dict[str, An
     return {name: load(name, jax.eval_shape(inits[name], jax.random.key(0))) for name in names}
 
 
+def sampling_program(config: ConfigDict, generate: Generator) -> Callable[..., jax.Array]:
+    """The compiled function `(params, frozen, indices [B], labels [B]) -> images [B, H, W, 3]` uint8."""
+
+    @jax.jit
+    def run(params: Any, frozen: Any, indices: jax.Array, labels: jax.Array) -> jax.Array:
+        return to_uint8(generate(params, frozen, sample_keys(config.seed, indices), labels))
+
+    return run
+
+
 def sample(
     config: ConfigDict,
     load: Load,
@@ -64,11 +74,7 @@ def sample(
     shards = sharding.num_batch_shards(mesh)
     batch_size = -(-min(config.sampling.batch_size, len(labels)) // shards) * shards
     rows = sharding.batch_sharding(mesh)
-
-    @jax.jit
-    def run(params: Any, frozen: Any, indices: jax.Array, labels: jax.Array) -> jax.Array:
-        return to_uint8(generate(params, frozen, sample_keys(config.seed, indices), labels))
-
+    run = sampling_program(config, generate)
     images = []
     for start in range(0, len(labels), batch_size):
         indices = np.arange(start, start + batch_size, dtype=np.int32)

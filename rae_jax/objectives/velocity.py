@@ -24,11 +24,15 @@ def drop_labels(key: jax.Array, labels: jax.Array, probability: float, null_labe
 
 
 def latent_encoder(config: ConfigDict) -> Callable[[dict[str, Params], Batch], jax.Array]:
-    """`(components' parameters, batch) -> z [B, N, C]`, the normalised latents of a batch's images."""
+    """`(components' parameters, batch) -> z [B, N, C]`, the normalised latents of a batch.
+
+    The batch has an "image" to encode, or the "latent" that encoding it would give.
+    """
     space = components.latent_space(config)
 
     def encode(frozen: dict[str, Params], batch: Batch) -> jax.Array:
-        return LatentStatistics(**frozen["stats"]).normalise(space.encode(frozen, to_float(batch)))
+        latents = batch["latent"].astype(jnp.float32) if "latent" in batch else space.encode(frozen, to_float(batch))
+        return LatentStatistics(**frozen["stats"]).normalise(latents)
 
     return encode
 

@@ -130,7 +130,7 @@ def fit(
         with log.progress(stage, total_steps, step) as display, StopRequest() as stop:
             if step < total_steps:
                 began = time.monotonic()
-                compiled = compile_step(objective.train_step, state, example, mesh)
+                compiled = lower_step(objective.train_step, state, example, mesh).compile()
                 log.metrics(stage, step, {"compile_seconds": time.monotonic() - began})
             window, watch = _Window(step, batches), _Watch(objective, train, stage, step)
             while step < total_steps:
@@ -172,12 +172,12 @@ def fit(
         checkpoints.close()
 
 
-def compile_step(
+def lower_step(
     train_step: Callable[..., Any], state: TrainState, example: dict[str, jax.ShapeDtypeStruct], mesh: jax.sharding.Mesh
-) -> Callable[..., Any]:
-    """The step as one executable for exactly these shapes and shardings: it cannot be compiled a second time.
+) -> jax.stages.Lowered:
+    """The step as one program for exactly these shapes and shardings: it cannot be compiled a second time.
 
-    The state is donated, and comes back laid out as it went in.
+    The state is donated, and comes back laid out as it went in. It may be shapes with shardings only.
     """
     layout = jax.tree.map(lambda x: x.sharding, state)
     rows = sharding.batch_sharding(mesh)
@@ -187,7 +187,7 @@ def compile_step(
         out_shardings=(layout, sharding.replicated(mesh)),
         donate_argnums=0,
     )
-    return step.lower(state, example).compile()
+    return step.lower(state, example)
 
 
 class _Watch:
