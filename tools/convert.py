@@ -110,6 +110,8 @@ def _as_kind(kind: str, own: str, model: Model) -> Model:
 
 def _trained(kind: str, description: Mapping[str, Any], params: dict[str, Any], source: str | Path) -> Model:
     """What a stage of an experiment left, as a model of `kind`."""
+    if not description.keys() >= {"stage", "config"}:
+        raise ValueError(f"{source}: {weights.DESCRIPTION} says neither which kind was imported nor what was trained")
     stage = description["stage"]
     module = components.module(ConfigDict(description["config"]), stage)
     offered, wanted = kinds.find(kind).modules, None if module is None else type(module)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
+import jax
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
@@ -82,8 +83,6 @@ def read_weights(directory: str | Path) -> tuple[dict[str, Any], Tensors, Tensor
         description = json.loads((directory / DESCRIPTION).read_text())
     except json.JSONDecodeError as error:
         raise ValueError(f"{directory / DESCRIPTION} is damaged: {error}") from None
-    if not isinstance(description, dict) or not description.keys() & {"kind", "stage"}:
-        raise ValueError(f"{directory / DESCRIPTION} says neither which kind was imported nor which stage was trained")
     carried = read_safetensors(directory / CARRIED) if (directory / CARRIED).exists() else {}
     return description, read_safetensors(directory / TENSORS), carried
 
@@ -115,13 +114,18 @@ def load_weights(source: str | Path, structure: Any, component: str, module: nn.
       ValueError: no such weights, or an architecture, names or shapes that differ; all differences are listed.
     """
     stored = check_weights(source, structure, component, module)
-    return unflatten_dict({name: np.array(value, np.float32) for name, value in stored.items()}, sep="/")
+    stacked = flatten(stack_blocks(unflatten_dict(stored, sep="/"), structure))
+    # What stacking has made is in memory already; the rest is a view of the file.
+    mine = {name: value.flags.owndata and value.dtype == np.float32 for name, value in stacked.items()}
+    return unflatten_dict(
+        {name: value if mine[name] else np.array(value, np.float32) for name, value in stacked.items()}, sep="/"
+    )
 
 
 def check_weights(source: str | Path, structure: Any, component: str, module: nn.Module | None = None) -> Tensors:
-    """The tensors that `load_weights` would load, by path and still as they are stored; arguments and errors are its.
+    """The tensors that `load_weights` would load, by path and still as they are stored, blocks one by one.
 
-    A weights directory is memory-mapped, so that a check alone reads little more than names and shapes.
+    Arguments and errors are its. Files are memory-mapped: a check alone reads little more than names and shapes.
     """
     where = f"config.{component}.weights={str(source)!r}"
     described = DESCRIBED_BY.get(component, f"config.{component}.model")
@@ -149,8 +153,8 @@ def check_weights(source: str | Path, structure: Any, component: str, module: nn
             architecture = architecture[part] if part else architecture
             stored, architecture = _without_unit_scales(stored, architecture, module)
             _check_architecture(module, architecture, f"{where} does not fit {described}")
-    stored = flatten(stack_blocks(unflatten_dict(stored, sep="/"), structure))
-    expected = flatten(structure)
+    shapes = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), structure)  # without memory
+    expected = flatten(unstack_blocks(shapes))
     if expected.keys() == {"mean", "variance"}:
         stored = _latent_statistics(stored, expected)
     if problems := _problems(stored, expected):
