@@ -1,0 +1,94 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from tools.compile_report import contradiction, matrix_flops, read_schedule
+
+ROOT = Path(__file__).resolve().parents[2]
+
+SCHEDULE = """HloModule toy, is_scheduled=true
+
+%fused (p: bf16[8,4]) -> bf16[32,4] {
+  ROOT %gather.1 = bf16[32,4]{1,0:T(8,128)(2,1)} all-gather(%p), dimensions={0}
+}
+
+%condition (c: (s32[], f32[4])) -> pred[] {
+  %limit = s32[] constant(5)
+  ROOT %less = pred[] compare(%i, %limit), direction=LT
+}
+
+%body (c: (s32[], f32[4])) -> (s32[], f32[4]) {
+  %work = f32[4]{0} fusion(%x), kind=kLoop, calls=%sum, backend_config={"estimated_cycles":"100"}
+  %reduced = f32[1024]{0:T(128)} all-reduce(%y), to_apply=%sum
+  %kernel = f32[4]{0} custom-call(%x), custom_call_target="tpu_custom_call"
+}
+
+ENTRY %main (a: f32[4]) -> f32[4] {
+  %first = f32[4]{0} fusion(%a), kind=kLoop, calls=%sum, backend_config={"estimated_cycles":"7"}
+  %loop = (s32[], f32[4]{0}) while(%t), condition=%condition, body=%body
+  %big = f32[64]{0} broadcast(%first), dimensions={}
+  %scattered = f32[16]{0} reduce-scatter(%big), dimensions={0}, to_apply=%sum
+  %started = (f32[4]{0}, f32[16]{0}) all-gather-start(%first), dimensions={0}
+  %fused_gather = bf16[32,4]{1,0} fusion(%q), kind=kCustom, calls=%fused
+}
+"""
+
+
+def test_loop_bodies_count_as_often_as_they_run_and_collectives_by_the_bytes_they_move():
+    schedule = read_schedule(SCHEDULE)
+    assert schedule.cycles == 7 + 5 * 100 and schedule.cycles_once == 107
+    assert schedule.custom_calls == {"tpu_custom_call": 5} and schedule.custom_calls_once == {"tpu_custom_call": 1}
+    assert schedule.collectives == [
+        ("all-reduce", False, 4096.0, 5),
+        ("reduce-scatter", False, 256.0, 1),
+        ("all-gather", True, 64.0, 1),
+        ("all-gather", False, 256.0, 1),
+    ]
+
+
+def test_matrix_flops_count_loops_branches_and_gradients():
+    a, b = jax.ShapeDtypeStruct((8, 16), jnp.float32), jax.ShapeDtypeStruct((16, 16), jnp.float32)
+
+    def five_times(a, b):
+        return jax.lax.scan(lambda x, _: (x @ b, None), a, length=5)[0]
+
+    once = 2 * 8 * 16 * 16
+    assert matrix_flops(five_times, a, b) == 5 * once
+    assert matrix_flops(jax.grad(lambda b, a: jnp.sum(five_times(a, b))), b, a) == 15 * once
+    assert matrix_flops(lambda a, b: jax.lax.cond(a[0, 0] > 0, lambda: a @ b @ b, lambda: a @ b), a, b) == 2 * once
+
+
+def test_an_estimate_that_misses_part_of_the_program_counts_for_nothing():
+    assert contradiction(2.0, 2.1, 1.0) is None and contradiction(2.0, None, 1.0) is None
+    assert "at peak" in contradiction(0.9, 2.0, 1.0)
+    assert "threefold apart" in contradiction(2.0, 60.0, 1.0)
+
+
+def run(*options: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "tools.compile_report", *options]
+    return subprocess.run(command, cwd=ROOT, text=True, capture_output=True, timeout=900)
+
+
+def test_a_topology_of_no_known_generation_is_one_line():
+    done = run("--config=configs/digits.py:tiny", "--topology=v99:2x2x1")
+    assert done.returncode == 1 and done.stderr.strip().splitlines()[-1].startswith("error: topology 'v99:2x2x1'")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("topology, chips", [("v5p:2x2x1", 4), ("v6e:2x2", 4)])
+def test_the_training_step_compiles_for_tpu_and_its_report_adds_up(tmp_path, topology, chips):
+    pytest.importorskip("libtpu")
+    done = run("--config=configs/digits.py:tiny", "--stage=flow", f"--topology={topology}", f"--json={tmp_path / 'r'}")
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "r").read_text())
+    assert result["chips"] == chips and 0 < result["hbm_bytes_per_chip"] < result["hbm_limit_bytes"]
+    slower = max(result["compiler_step_seconds"], result["optimal_seconds"] or 0)
+    assert 1 / result["steps_per_second"] == pytest.approx(slower + result["collective_seconds"])
+    assert 0 < result["mfu"] < 1 and result["compile_seconds"] > 0
+    assert any(name.startswith("all-reduce") for name in result["collectives"])
+    assert result["flops_per_chip"] * chips > 0.9 * result["model_flops"] or result["flops_counted_once"]
