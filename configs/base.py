@@ -153,6 +153,7 @@ def get_config() -> ConfigDict:
     config.sampling = ConfigDict()
     config.sampling.num_samples = 50_000
     config.sampling.batch_size = 256
+    config.sampling.png = False  # also a folder of PNG files
     config.sampling.labels = "equal"  # numbers of each class, "random", or "unconditional": all null
     config.sampling.method = "euler"  # "euler", "heun", or "euler_maruyama"
     config.sampling.num_steps = 50  # network evaluations of an Euler sampler; 0: only the flow map is sampled

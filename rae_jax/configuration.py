@@ -134,6 +134,9 @@ def _check_sampling(config: ConfigDict, available: set[str]) -> None:
     sampling, flow = config.sampling, config.flow
     choose_labels(sampling.labels, 1, flow.num_classes, config.seed)
     guide = guiding_component(config)
+    for name in ("num_samples", "batch_size"):
+        if sampling[name] < 1:
+            raise ValueError(f"sampling.{name}={sampling[name]}; it must be at least 1")
     if "flow" not in available or not sampling.num_steps:
         return
     if guide and guide not in available:

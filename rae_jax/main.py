@@ -7,7 +7,8 @@
 Modes:
   train     trains the config's stages in order (those that have not finished in the working directory), then samples
             and evaluates. Run again after an interruption, the same command continues.
-  sample    samples with the weights that the working directory or the config names: samples.npz, samples.png.
+  sample    samples with the weights that the working directory or the config names: samples.npz, samples.png; goes on
+            where a killed one stopped. --seed_grid=3,207 makes only a picture of these classes.
   evaluate  evaluates what the working directory holds: summary.json.
 """
 
@@ -40,6 +41,9 @@ COORDINATOR = flags.DEFINE_string("coordinator_address", None, "HOST:PORT of the
 NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes there are.")
 PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
 NUM_SAMPLES = flags.DEFINE_integer("num_samples", 0, "How many images to sample; the config's number by default.")
+SEED_GRID = flags.DEFINE_list(
+    "seed_grid", [], "With --mode=sample: only a picture of these classes, as in 3,207; a column a noise."
+)
 
 
 def main(arguments: list[str]) -> None:
@@ -57,6 +61,14 @@ def main(arguments: list[str]) -> None:
 def run(config, file: str) -> None:
     """Runs `config`, read from `file`, as the flags say."""
     logging.set_verbosity(logging.WARNING)  # the libraries' own progress; the run reports its own
+    try:
+        classes = [int(label) for label in SEED_GRID.value]
+    except ValueError:
+        raise ConfigError(f"--seed_grid={','.join(SEED_GRID.value)}: classes are numbers, as in 3,207") from None
+    if classes and MODE.value != "sample":
+        raise ConfigError("--seed_grid goes with --mode=sample")
+    if NUM_SAMPLES.value < 0:
+        raise ConfigError(f"--num_samples={NUM_SAMPLES.value} is negative")
     if NUM_SAMPLES.value:
         config.sampling.num_samples = NUM_SAMPLES.value
     if DISTRIBUTED.value:
@@ -73,7 +85,7 @@ def run(config, file: str) -> None:
             if MODE.value == "train":
                 pipeline.train()
             if MODE.value == "sample" or (MODE.value == "train" and pipeline.can_sample):
-                pipeline.sample()
+                pipeline.sample(classes)
             if MODE.value in ("train", "evaluate"):
                 show(pipeline.evaluate(), workdir)
     finally:

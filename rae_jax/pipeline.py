@@ -10,7 +10,7 @@ import itertools
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from rae_jax.data.pipeline import evaluation_batches, training_batches
 from rae_jax.data.sources import Source, open_source
 from rae_jax.data.transforms import transform
 from rae_jax.evaluation import pictures
-from rae_jax.evaluation.evaluate import evaluate, generate
+from rae_jax.evaluation.evaluate import evaluate, generate, seed_grid
 from rae_jax.interop.weights import load_weights, save_weights
 from rae_jax.models.autoencoder import to_uint8
 from rae_jax.objectives import OBJECTIVES
@@ -98,6 +98,12 @@ class Pipeline:
                 f"and config.{component}.weights is empty"
             )
         return self.workdir / component / "weights"
+
+    def _identity(self, component: str) -> str:
+        """Tells one version of a component's weights from another."""
+        path = self.weights_directory(component)
+        files = sorted(path.iterdir()) if path.is_dir() else [path]
+        return f"{path}: " + ", ".join(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files)
 
     def load(self, component: str, structure: Any) -> Any:
         """A component's weights on the devices; `structure` is its abstract, boxed parameters."""
@@ -250,8 +256,10 @@ class Pipeline:
             _write_json(self.workdir / "summary.json", {"results": results, "stage_seconds": seconds})
         return results
 
-    def sample(self) -> None:
+    def sample(self, classes: Sequence[int] = ()) -> None:
         """Writes `samples.npz`, `samples_1step.npz`, ..., as far as there are networks, with a picture of each.
+
+        With `classes` only `seed_grid.png` of them.
 
         Raises:
           ValueError: there are no weights of a network, or of what turns its latents into images.
@@ -263,9 +271,13 @@ class Pipeline:
                 "or set weights in their sections of the config"
             )
         flow_maps = [name for name in FLOW_MAPS if self.available(name)]
+        networks = dict(velocity=self.available("flow"), flow_map=flow_maps[0] if flow_maps else None)
+        if classes:
+            seed_grid(self.config, self.load, self.mesh, self.workdir, self.log, classes, **networks)
+            return
         generate(
-            self.config, self.load, self.mesh, self.workdir, self.log,
-            velocity=self.available("flow"), flow_map=flow_maps[0] if flow_maps else None,
+            self.config, self.load, self.mesh, self.workdir, self.log, self._identity,
+            **networks,
         )  # fmt: skip
 
     @property

@@ -42,6 +42,7 @@ BAD = [
     ({"sampling__guidance_scale": 1.4, "sampling__guidance_interval": (0.7, 0.2)}, 1, ["interval (0.7, 0.2) is empty"]),
     ({"sampling__guidance_scale": 1.4, "flow__label_dropout": 0.0}, 1, ["flow.label_dropout=0.0", "null label"]),
     ({"sampling__method": "eulr"}, 1, ["sampling.method='eulr'", "heun"]),
+    ({"sampling__num_samples": 0}, 1, ["sampling.num_samples=0", "at least 1"]),
     ({"sampling__labels": "even"}, 1, ["sampling.labels='even'", "random"]),
     ({"sampling__labels": "unconditional", "sampling__guidance_scale": 2.0}, 1, ["nothing to push away from"]),
     ({"flow__label_dropout": 1.0}, 1, ["flow.label_dropout=1.0", "sampling.labels='unconditional'"]),

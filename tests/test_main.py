@@ -2,10 +2,12 @@
 
 import json
 import subprocess
+import time
 
 import numpy as np
 import pytest
 import runs
+from PIL import Image
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +61,51 @@ def test_sampling_alone_makes_as_many_as_asked_and_the_first_are_the_same(finish
         after, labels = samples["arr_0"], samples["labels"]
     assert len(after) == 30 and np.bincount(labels).tolist() == [3] * 10
     np.testing.assert_array_equal(after[:2], before[:2])  # both are zeros drawn from the first two noises
+
+
+def test_sampling_continues_after_a_kill_and_equals_sampling_in_one_go(finished):
+    workdir, _ = finished
+    options = ("--mode=sample", "--num_samples=24", "--config.sampling.batch_size=2", "--config.sampling.png=True")
+    process = runs.start(workdir, *options)
+    progress = workdir / "samples.partial.json"
+    while not progress.exists() or json.loads(progress.read_text())["done"] < 4:
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.002)
+    process.kill()
+    process.communicate()
+    done = json.loads(progress.read_text())["done"]
+    assert 4 <= done < 24
+    other_batches = "--config.sampling.batch_size=8"
+    status, output = runs.run(workdir, *options, other_batches)
+    assert status == 0, output
+    assert f"continuing after {done} samples" in output and not progress.exists()
+    with np.load(workdir / "samples.npz") as samples:
+        cut, labels = samples["arr_0"], samples["labels"]
+    status, output = runs.run(workdir, *options, other_batches)
+    assert "continuing" not in output
+    with np.load(workdir / "samples.npz") as samples:
+        assert np.abs(samples["arr_0"].astype(int) - cut).max() <= 1  # a last digit may round otherwise
+        assert samples["arr_0"].shape == (24, 32, 32, 3)
+    files = sorted((workdir / "samples").glob("*.png"))
+    assert [file.name for file in files[:4]] == ["000000_0.png", "000001_0.png", "000002_0.png", "000003_1.png"]
+    np.testing.assert_array_equal(np.stack([Image.open(file) for file in files]), samples_of(workdir))
+    assert labels.tolist() == [int(file.stem.split("_")[1]) for file in files]
+
+
+def samples_of(workdir):
+    with np.load(workdir / "samples.npz") as samples:
+        return samples["arr_0"]
+
+
+def test_a_seed_grid_has_a_row_a_class_and_refuses_others(finished):
+    workdir, _ = finished
+    status, output = runs.run(workdir, "--mode=sample", "--seed_grid=3,7")
+    assert status == 0, output
+    width, height = Image.open(workdir / "seed_grid.png").size
+    assert width > 8 * 64 and 2 * 64 < height < 3 * 64
+    status, output = runs.run(workdir, "--mode=sample", "--seed_grid=3,10")
+    assert status != 0 and "Traceback" not in output
+    assert "no classes [10], but 0 to 9" in output
 
 
 def test_help_explains_itself():

@@ -5,9 +5,11 @@ import dataclasses
 import zipfile
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from rae_jax.evaluation.frechet import Gaussian
 from rae_jax.whole_files import whole_file
@@ -54,6 +56,20 @@ def write_samples(path: str | Path, images: np.ndarray, labels: np.ndarray | Non
         check_labels(arrays["labels"], len(images), f"labels for {path}")
     with whole_file(path) as file:
         np.savez(file, **arrays)
+
+
+def write_png_folder(folder: str | Path, images: np.ndarray, labels: np.ndarray | None = None) -> None:
+    """Writes `images` (uint8 `[N, H, W, 3]`) as `000000.png`, `000001.png`, ... or, with `labels`, `000000_7.png`."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def write(i: int) -> None:
+        end = "" if labels is None else f"_{labels[i]}"
+        with whole_file(folder / f"{i:06d}{end}.png") as file:
+            Image.fromarray(np.asarray(images[i])).save(file, format="png")
+
+    with ThreadPoolExecutor() as threads:  # compression releases the interpreter's lock
+        list(threads.map(write, range(len(images))))
 
 
 @contextlib.contextmanager

@@ -1,7 +1,9 @@
 """Sampling at scale: any number of images from trained weights, the same ones whatever the batch size or the mesh."""
 
+import json
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,6 +13,7 @@ from ml_collections import ConfigDict
 from rae_jax.models.autoencoder import to_uint8
 from rae_jax.training import components, sharding
 from rae_jax.training.generator import Generator, guiding_component, sample_keys
+from rae_jax.whole_files import whole_file
 
 Load = Callable[[str, Any], Any]
 LABELS = ("equal", "random", "unconditional")
@@ -53,33 +56,79 @@ def sampling_program(config: ConfigDict, generate: Generator) -> Callable[..., j
     return run
 
 
-def sample(
+def sample_batches(
     config: ConfigDict,
     load: Load,
     mesh: jax.sharding.Mesh,
     labels: np.ndarray,
     network: str,
     generate: Generator,
-    on_batch: Callable[[int], None] = lambda done: None,
-) -> np.ndarray:
-    """Images uint8 `[len(labels), H, W, 3]`; sample i is fixed by (seed, i, label).
+    indices: np.ndarray,
+) -> Iterator[np.ndarray]:
+    """Images uint8 `[b, H, W, 3]` of consecutive parts of `indices`, whole on every process.
 
-    `generate` makes them with the parameters of the component `network`.
-    `on_batch` is told how many samples are done. One compiled program samples and decodes a batch.
+    Sample i is fixed by (config.seed, indices[i], labels[i]): the batch size and the mesh change nothing but rounding.
+    `generate` makes it with the parameters of the component `network`. One compiled program samples and decodes a
+    batch; the next one is under way while the caller looks at one.
     """
-    decoding = components.latent_space(config).decoding
-    guide = guiding_component(config)
-    weights = load_components(config, load, network, "stats", *decoding, *([guide] if guide else []))
+    decoding, guide = components.latent_space(config).decoding, guiding_component(config)
+    guides = [guide] if guide and network == "flow" else []
+    weights = load_components(config, load, network, "stats", *decoding, *guides)
     params = weights.pop(network)
     shards = sharding.num_batch_shards(mesh)
-    batch_size = -(-min(config.sampling.batch_size, len(labels)) // shards) * shards
+    batch_size = -(-max(min(config.sampling.batch_size, len(labels)), 1) // shards) * shards
     rows = sharding.batch_sharding(mesh)
     run = sampling_program(config, generate)
-    images = []
-    for start in range(0, len(labels), batch_size):
-        indices = np.arange(start, start + batch_size, dtype=np.int32)
-        wanted = labels[np.minimum(indices, len(labels) - 1)]
-        batch = run(params, weights, sharding.place(indices, rows), sharding.place(wanted, rows))
-        images.append(sharding.to_host(batch))
-        on_batch(min(start + batch_size, len(labels)))
-    return np.concatenate(images)[: len(labels)]
+
+    def start(first: int) -> jax.Array:
+        wanted = np.minimum(np.arange(first, first + batch_size), len(labels) - 1)
+        placed = (sharding.place(np.asarray(x[wanted], np.int32), rows) for x in (indices, labels))
+        return run(params, weights, *placed)
+
+    under_way = None
+    for first in range(0, len(labels), batch_size):
+        previous, under_way = under_way, start(first)
+        if previous is not None:
+            yield sharding.to_host(previous)
+    if under_way is not None:
+        yield sharding.to_host(under_way)[: len(labels) - first]
+
+
+class PartialSamples:
+    """Samples on disk while they are made, so that a run that is killed continues, and memory holds one batch.
+
+    `<path>.partial.npy` holds rows, `<path>.partial.json` how many of them are there and what they are samples of.
+
+    Args:
+      path: of the file that they become.
+      shape: `[N, H, W, 3]` of all of them.
+      request: everything that decides what they are; rows made for another request are thrown away.
+    """
+
+    def __init__(self, path: Path, shape: tuple[int, ...], request: dict[str, Any]):
+        self._rows, self._progress = (path.with_suffix(f".partial.{end}") for end in ("npy", "json"))
+        self._request = json.loads(json.dumps(request))
+        self.done = self._continued(shape)
+        mode = "r+" if self.done else "w+"
+        self._rows.parent.mkdir(parents=True, exist_ok=True)
+        self.images = np.lib.format.open_memmap(self._rows, mode, np.uint8, None if self.done else shape)
+
+    def _continued(self, shape: tuple[int, ...]) -> int:
+        if not (self._progress.exists() and self._rows.exists()):
+            return 0
+        kept = json.loads(self._progress.read_text())
+        fits = np.load(self._rows, mmap_mode="r").shape == shape
+        return kept["done"] if fits and kept["request"] == self._request else 0
+
+    def append(self, images: np.ndarray) -> None:
+        """Adds the next rows; they are on disk before the count says so."""
+        self.images[self.done : self.done + len(images)] = images
+        self.images.flush()
+        self.done += len(images)
+        with whole_file(self._progress) as file:
+            file.write(json.dumps({"done": self.done, "request": self._request}).encode())
+
+    def remove(self) -> None:
+        """Removes the files, once the samples are where they belong."""
+        self._progress.unlink(missing_ok=True)
+        self._rows.unlink(missing_ok=True)

@@ -129,6 +129,15 @@ def place(tree: Any, where: NamedSharding) -> Any:
     return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, where, lambda index: x[index]), tree)
 
 
+def of_first_process(value: int) -> int:
+    """The first process's `value`, on every process."""
+    if jax.process_count() == 1:
+        return value
+    from jax.experimental import multihost_utils
+
+    return int(multihost_utils.broadcast_one_to_all(np.asarray(value)))
+
+
 def to_host(tree: Any) -> Any:
     """The tree as NumPy arrays, whole, on every process."""
     if jax.process_count() == 1:
