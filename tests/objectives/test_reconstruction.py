@@ -194,6 +194,21 @@ def test_without_weights_there_is_neither_lpips_nor_discriminator():
     assert state.discriminator is None and objective.frozen.keys() == {"encoder"}
 
 
+def test_larger_decoder_patches_make_larger_images_of_the_same_tokens():
+    config = tiny(**{"data.image_size": 64, "decoder.model.patch_size": 16})
+    assert components.latent_shape(config) == components.latent_shape(tiny())
+    objective = reconstruction.make(config, "decoder")
+    batch = {"image": jax.ShapeDtypeStruct((BATCH, 64, 64, 3), jnp.uint8)}
+
+    def run(key, batch):
+        frozen = {name: sharding.unbox(init(key)) for name, init in objective.frozen.items()}
+        state = sharding.unbox(objective.init(key, batch)).replace(frozen=frozen)
+        return objective.train_step(state, batch), objective.pictures(state, batch)
+
+    (_, metrics), drawn = jax.eval_shape(run, jax.random.key(0), batch)
+    assert drawn["reconstruction"].shape == (BATCH, 64, 64, 3) and metrics["loss"].shape == ()
+
+
 @pytest.mark.slow
 def test_accumulated_parts_update_the_decoder_as_the_whole_batch_does_without_noise():
     changes = (("decoder.noise_tau", 0.0), ("decoder.loss.gan_weight", 0.0), ("decoder.loss.lpips_from_step", 0))

@@ -1,0 +1,67 @@
+"""The configs of RAE's stage 1 say what the paper and the two releases say."""
+
+import pytest
+
+from configs import rae_dinov2b_vitxl, rae_maeb_vitxl, rae_siglip2b_vitxl
+from rae_jax.configuration import trace
+from rae_jax.models.vit import PRETRAINED
+from rae_jax.training import components
+
+EPOCH = 1_281_167 / 512  # steps
+
+
+def test_the_schedule_is_the_published_one_in_epochs():
+    config = rae_dinov2b_vitxl.get_config()
+    train, loss, discriminator = config.decoder.train, config.decoder.loss, config.discriminator.optimizer
+    assert train.batch_size == 512 and train.ema_decay == 0.9978
+    for steps, epochs in (
+        (train.steps, 16), (train.optimizer.warmup_steps, 1), (train.optimizer.decay_end_step, 16),
+        (loss.discriminator_from_step, 6), (loss.gan_from_step, 8), (loss.lpips_from_step, 0),
+        (discriminator.warmup_steps, 1), (discriminator.decay_end_step, 10),
+    ):  # fmt: skip
+        assert steps == pytest.approx(epochs * EPOCH, abs=1)
+    assert (loss.lpips_weight, loss.gan_weight, config.decoder.noise_tau) == (1.0, 0.75, 0.8)
+
+
+@pytest.mark.parametrize(
+    ("words", "betas", "lpips_range", "fakes", "noise", "adaptive"),
+    [
+        ("", (0.9, 0.95), (-1, 1), "clean", "uniform", "last_layer"),
+        ("december", (0.9, 0.95), (-1, 1), "clean", "uniform", "last_layer"),
+        ("october", (0.5, 0.9), (0, 1), "noisy", "uniform", "last_layer"),
+        ("paper", (0.5, 0.9), (-1, 1), "clean", "half_normal", "pixels"),
+    ],
+)
+def test_each_preset_is_what_it_names(words, betas, lpips_range, fakes, noise, adaptive):
+    config = rae_dinov2b_vitxl.get_config(words)
+    for optimizer in (config.decoder.train.optimizer, config.discriminator.optimizer):
+        assert (optimizer.beta1, optimizer.beta2) == betas
+    loss = config.decoder.loss
+    assert tuple(loss.lpips_range) == lpips_range
+    assert (loss.discriminator_fakes, loss.adaptive_weight) == (fakes, adaptive)
+    assert config.decoder.noise_distribution == noise
+
+
+@pytest.mark.parametrize(
+    ("words", "pixels", "tokens"), [("", 256, 256), ("512", 512, 1024), ("up512-vitb", 512, 256), ("vitl", 256, 256)]
+)
+@pytest.mark.parametrize("module", [rae_dinov2b_vitxl, rae_siglip2b_vitxl, rae_maeb_vitxl])
+def test_encoder_and_decoder_meet_at_the_image_size(module, words, pixels, tokens):
+    config = module.get_config(words)
+    grid, patch = components.encoder_grid(config), config.decoder.model.patch_size
+    assert (config.data.image_size, grid**2) == (pixels, tokens) and grid * patch == pixels
+    assert config.decoder.model.width == {"vitb": 768, "vitl": 1024}.get(words[-4:], 1152)
+    assert config.encoder.model.width == PRETRAINED["dinov2_b"].architecture["width"]
+
+
+@pytest.mark.parametrize(("words", "text"), [("vitg", "no variant 'vitg'"), ("october-paper", "exclude each other")])
+def test_words_that_mean_nothing_are_refused(words, text):
+    with pytest.raises(ValueError, match=text):
+        rae_dinov2b_vitxl.get_config(words)
+
+
+@pytest.mark.slow
+def test_the_whole_step_is_traced_at_full_size():
+    config = rae_dinov2b_vitxl.get_config()
+    objective = trace(config, "decoder")
+    assert objective.frozen.keys() == {"encoder", "lpips", "discriminator"}
