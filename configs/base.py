@@ -7,6 +7,7 @@ name trains it.
 
 from ml_collections import ConfigDict
 
+from rae_jax.models.bridge import default_heads
 from rae_jax.models.discriminator import DINO_S8
 from rae_jax.models.vit import PRETRAINED
 
@@ -17,7 +18,9 @@ def get_config() -> ConfigDict:
     """The base experiment: the papers' RAE on ImageNet at 256 pixels, with nothing to train listed yet."""
     config = ConfigDict()
     config.seed = 0
-    config.stages = ()  # trained in this order: "encoder", "decoder", "stats", "flow", "guidance", ...
+    # Trained in this order, each going on from the weights before it: "encoder", "decoder", "stats", "flow",
+    # "guidance", "mid_training", "flow_map"; RPiAE has "feature_stats", "pivot", "bridge", "specialisation" before "stats".
+    config.stages = ()
     config.dtype = "float32"  # of matrix products: "float32" or "bfloat16"; everything delicate is float32 anyway
 
     config.autoencoder = "rae"  # which latent space the flow lives in: `training/components.py: LATENT_SPACES`
@@ -51,10 +54,8 @@ def get_config() -> ConfigDict:
     config.decoder = ConfigDict()
     config.decoder.weights = ""
     config.decoder.model = ConfigDict()
-    config.decoder.objective = "reconstruction"
-    config.decoder.noise_tau = 0.8  # scale of the noise added to the latents in training
-    config.decoder.noise_distribution = "uniform"  # of sigma: "uniform" (released) or "half_normal" (paper)
-    config.decoder.loss = image_loss()
+    config.decoder.family = "vit"  # or "conv", the convolutional decoder of Stable Diffusion (RPiAE, Table 5b)
+    config.decoder.update(reconstruction(autoencoder="rae", noise_tau=0.8))
     config.decoder.train = train(transform="random_crop")
 
     config.lpips = ConfigDict()  # the frozen network of the perceptual loss and of the metric
@@ -96,6 +97,50 @@ def get_config() -> ConfigDict:
     config.coder.train = train(transform="random_crop")
     config.coder.train.optimizer.learning_rate = 3e-4
     config.coder.train.optimizer.beta2 = 0.99
+
+    config.feature_stats = ConfigDict()  # of the encoder's tokens, which the bridge sees normalised
+    config.feature_stats.weights = ""
+    config.feature_stats.objective = "latent_statistics"
+    config.feature_stats.autoencoder = "rae"
+    config.feature_stats.train = train(transform="center_crop")
+
+    config.pivot = ConfigDict()  # RPiAE's stage I: encoder and decoder together, the encoder held to what it was
+    config.pivot.objective = "pivot"
+    config.pivot.trains = ("encoder", "decoder")  # with both halves of the bridge: all at once, as in Table 5a
+    config.pivot.initial = ("encoder",)  # of those, the ones that start from weights that there are
+    config.pivot.noise_tau = 0.8
+    config.pivot.noise_distribution = "uniform"
+    config.pivot.pivot_weight = 0.75  # released; 1 in the paper's ablation; 0: nothing holds the encoder
+    config.pivot.pivot_features = "plain"  # or "normalised" by `feature_stats`
+    config.pivot.pivot_balance = "adaptive"  # by the gradients' norms; or "fixed": the weight as it is
+    config.pivot.pivot_balance_layer = "scale"  # last layer scale of the encoder (released), or last "kernel"
+    config.pivot.pivot_fixed_steps = 1000  # at first, the weight as it is
+    config.pivot.loss = image_loss()
+    config.pivot.train = train(transform="random_crop")
+
+    config.bridge_encoder = ConfigDict()  # `use_bridge` fills in the models
+    config.bridge_encoder.weights = ""
+    config.bridge_encoder.model = ConfigDict()
+    config.bridge_decoder = ConfigDict()
+    config.bridge_decoder.weights = ""
+    config.bridge_decoder.model = ConfigDict()
+
+    config.bridge = ConfigDict()  # RPiAE's stage II: the bridge alone
+    config.bridge.objective = "bridge"
+    config.bridge.trains = ("bridge_encoder", "bridge_decoder")
+    config.bridge.latent = "sample"  # decoded in training: a "sample" of the posterior (paper) or its "mode" (released)
+    config.bridge.noise_tau = 0.8  # of the tokens that the bridge sees; it restores the clean ones
+    config.bridge.noise_distribution = "uniform"
+    config.bridge.feature_weight = 1.0
+    config.bridge.kl_weight = 1e-3
+    config.bridge.pixel_weight = 0.05  # of the mean absolute error of the images decoded from the restored tokens
+    config.bridge.train = train(transform="random_crop")
+
+    # RPiAE's stage III: the decoder again, for what the bridge restores.
+    config.specialisation = reconstruction(autoencoder="rpiae", noise_tau=0.0)
+    config.specialisation.trains = ("decoder",)
+    config.specialisation.initial = ("decoder",)
+    config.specialisation.train = train(transform="random_crop")
 
     config.stats = ConfigDict()
     config.stats.weights = ""
@@ -213,6 +258,18 @@ def optimizer() -> ConfigDict:
     return section
 
 
+def reconstruction(*, autoencoder: str, noise_tau: float) -> ConfigDict:
+    """A stage that trains the decoder on the latents of `autoencoder`."""
+    section = ConfigDict()
+    section.objective = "reconstruction"
+    section.autoencoder = autoencoder
+    section.initial = ()  # ("decoder",): starts from the decoder that there is
+    section.noise_tau = noise_tau  # scale of the noise added to the latents in training
+    section.noise_distribution = "uniform"  # of sigma: "uniform" (released) or "half_normal" (paper)
+    section.loss = image_loss()
+    return section
+
+
 def image_loss() -> ConfigDict:
     """The loss of decoded images (`objectives/image_loss.py`): mean absolute error alone, until weights are set."""
     section = ConfigDict()
@@ -240,6 +297,15 @@ def use_pretrained_encoder(config: ConfigDict, name: str) -> None:
     config.encoder.input_size = published.input_size
     config.encoder.image_mean = published.mean
     config.encoder.image_std = published.std
+
+
+def use_bridge(config: ConfigDict, *, latent_channels: int, depth: int = 6) -> None:
+    """Makes the latent space RPiAE's: a bridge for `config.encoder`'s tokens, with a decoder of `depth` layers."""
+    width = config.encoder.model.width
+    heads = default_heads(width)
+    config.autoencoder = "rpiae"
+    config.bridge_encoder.model = ConfigDict(dict(latent_channels=latent_channels, num_heads=heads, mlp_dim=width))
+    config.bridge_decoder.model = ConfigDict(dict(width=width, depth=depth, num_heads=heads, scan=False, remat="none"))
 
 
 def vision_transformer(

@@ -83,7 +83,7 @@ def check(config: ConfigDict, *, file: str, num_devices: int) -> None:
         refuse(f"sampling.flow_map_times: {error}")
     if len(set(num_jumps)) < len(num_jumps):
         refuse("sampling.flow_map_times has two lists of the same length, which would make the same file of samples")
-    if config.autoencoder == "rae":
+    if config.autoencoder in ("rae", "rpiae"):
         _check_autoencoder(config, refuse)
     given = {name for name, value in config.items() if isinstance(value, ConfigDict) and value.get("weights")}
     available = set(config.stages) | given
@@ -92,7 +92,6 @@ def check(config: ConfigDict, *, file: str, num_devices: int) -> None:
         _check_weights(config)
     except ValueError as error:
         refuse(str(error))
-    position = {stage: i for i, stage in enumerate(config.stages)}
     for stage in config.stages:
         try:
             objective = trace(config, stage)
@@ -108,11 +107,12 @@ def check(config: ConfigDict, *, file: str, num_devices: int) -> None:
                    f"evaluates, {list(better)}{'' if better else f'; set {stage}.train.evaluate_every'}")  # fmt: skip
         needs = evaluation.needs if train.evaluate_every else {}
         for needed in objective.frozen | objective.initial | needs:
-            if needed not in given and needed not in sections:
-                refuse(f"stage {stage!r} needs pretrained weights of {needed!r}: set {needed}.weights")
-            if needed not in given and position.get(needed, len(position)) > position[stage]:
-                refuse(f"stage {stage!r} needs trained weights of {needed!r}: put {needed!r} before it in stages, "
-                       f"or set {needed}.weights")  # fmt: skip
+            if not config[needed].weights and components.trained_by(config, needed, before=stage) is None:
+                makers = [name for name in sections if needed in components.trained_components(config, name)]
+                if not makers:
+                    refuse(f"stage {stage!r} needs pretrained weights of {needed!r}: set {needed}.weights")
+                refuse(f"stage {stage!r} needs trained weights of {needed!r}: put "
+                       f"{' or '.join(map(repr, makers))} before it in stages, or set {needed}.weights")  # fmt: skip
 
 
 def _check_autoencoder(config: ConfigDict, refuse: Callable[[str], None]) -> None:
@@ -122,11 +122,11 @@ def _check_autoencoder(config: ConfigDict, refuse: Callable[[str], None]) -> Non
         patch = encoder.model.patch_size
         refuse(f"encoder.input_size={encoder.input_size} is not divisible by encoder.model.patch_size={patch}; "
                f"use {encoder.input_size // patch * patch} or {(encoder.input_size // patch + 1) * patch}")  # fmt: skip
-    decoded = components.encoder_grid(config) * config.decoder.model.patch_size
+    decoded, grid = components.decoded_size(config), components.encoder_grid(config)
     if decoded != size:
-        refuse(f"the decoder makes images of {decoded} pixels ({components.encoder_grid(config)} x "
-               f"decoder.model.patch_size={config.decoder.model.patch_size}), data.image_size is {size}; "
-               "they must be equal")  # fmt: skip
+        patch = "decoder.model.patch_size=" if config.decoder.family == "vit" else "the decoder's upsampling "
+        refuse(f"the decoder makes images of {decoded} pixels ({grid} x {patch}{decoded // grid}), "
+               f"data.image_size is {size}; they must be equal")  # fmt: skip
 
 
 def _check_sampling(config: ConfigDict, available: set[str]) -> None:

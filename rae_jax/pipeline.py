@@ -2,8 +2,9 @@
 
 workdir/
   config.json  metrics.jsonl  tensorboard/  summary.json
-  <stage>/checkpoints/  weights/  *.png
-  samples.npz  samples.png  reconstructions.png  and, with a flow map, samples_1step.npz  samples_2step.npz ...
+  <stage>/checkpoints/  weights/  *.png  (weights/<component>/ if the stage trains several)
+  samples.npz  samples.png  reconstructions.npz  reconstructions.png
+  and, with a flow map, samples_1step.npz  samples_2step.npz ...
 """
 
 import itertools
@@ -80,24 +81,36 @@ class Pipeline:
         """Whether `stage` has left its weights in this working directory."""
         return (self.workdir / stage / FINISHED).exists()
 
-    def available(self, component: str) -> bool:
-        """Whether there are trained weights of a component."""
-        return bool(self.config[component].weights) or self.finished(component)
+    def available(self, component: str, before: str | None = None) -> bool:
+        """Whether there are trained weights of a component, for the stage `before` or for what follows all stages."""
+        given, stage = self._where(component, before)
+        return bool(given) or self.finished(stage)
 
-    def weights_directory(self, component: str) -> Path:
-        """Where the trained weights of a component are: given by the config, or left by the stage of its name.
+    def weights_directory(self, component: str, before: str | None = None) -> Path:
+        """Where the trained weights of a component are: left by the last stage that trains it, or given by the config.
+
+        With `before`, as that stage finds them. Weights that the config gives come before those of the stage of the
+        component's own name, and are what other stages go on from.
 
         Raises:
           ValueError: there are none yet.
         """
-        if self.config[component].weights:
-            return Path(self.config[component].weights)
-        if not self.finished(component):
+        given, stage = self._where(component, before)
+        if given:
+            return Path(given)
+        if not self.finished(stage):
             raise ValueError(
-                f"{component} has no weights: the stage {component!r} has not finished in {self.workdir}, "
+                f"{component} has no weights: the stage {stage!r} has not finished in {self.workdir}, "
                 f"and config.{component}.weights is empty"
             )
-        return self.workdir / component / "weights"
+        directory = self.workdir / stage / "weights"
+        several = len(components.trained_components(self.config, stage)) > 1
+        return directory / component if several else directory
+
+    def _where(self, component: str, before: str | None) -> tuple[str, str]:
+        """The weights that the config gives, if they count, and the stage that leaves some."""
+        stage = components.trained_by(self.config, component, before) or component
+        return self.config[component].weights if stage == component else "", stage
 
     def _identity(self, component: str) -> str:
         """Tells one version of a component's weights from another."""
@@ -105,10 +118,13 @@ class Pipeline:
         files = sorted(path.iterdir()) if path.is_dir() else [path]
         return f"{path}: " + ", ".join(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files)
 
-    def load(self, component: str, structure: Any) -> Any:
-        """A component's weights on the devices; `structure` is its abstract, boxed parameters."""
+    def load(self, component: str, structure: Any, before: str | None = None) -> Any:
+        """A component's weights on the devices, as the stage `before` finds them; `structure` is its abstract, boxed
+        parameters.
+        """
         module = components.module(self.config, component)
-        host = load_weights(self.weights_directory(component), sharding.unbox(structure), component, module)
+        directory = self.weights_directory(component, before)
+        host = load_weights(directory, sharding.unbox(structure), component, module)
         return jax.tree.map(
             lambda value, place: jax.make_array_from_callback(value.shape, place, lambda index: value[index]),
             host,
@@ -146,8 +162,8 @@ class Pipeline:
                 key=key,
                 batches=batches,
                 example=batches.example(),
-                frozen=self._frozen(objective, section.train, key),
-                load_initial=lambda: self._load_all(objective.initial, key),
+                frozen=self._frozen(objective, stage, key),
+                load_initial=lambda: self._load_all(objective.initial, stage, key),
                 mesh=self.mesh,
                 directory=self.workdir / stage,
                 config=self.plain,
@@ -159,24 +175,28 @@ class Pipeline:
             batches.close()
         weights = sharding.to_host(objective.result(state))
         if jax.process_index() == 0:
-            folder = self.workdir / stage
-            save_weights(folder / "weights", weights, {"stage": stage, "config": self.plain})
+            folder, trained = self.workdir / stage, components.trained_components(config, stage)
+            for component in trained:
+                where, what = folder / "weights", weights
+                if len(trained) > 1:
+                    where, what = where / component, weights[component]
+                save_weights(where, what, {"stage": stage, "config": self.plain})
             _write_json(folder / FINISHED, {"steps": total_steps, "seconds": time.monotonic() - began})
         self._barrier(stage)
         self.log.say(f"{stage}: finished in {time.monotonic() - began:.0f} s")
 
-    def _frozen(self, objective: Objective, train: ConfigDict, key: jax.Array) -> dict[str, Any]:
-        names = objective.frozen | (objective.evaluation.needs if train.evaluate_every else {})
+    def _frozen(self, objective: Objective, stage: str, key: jax.Array) -> dict[str, Any]:
+        names = objective.frozen | (objective.evaluation.needs if self.config[stage].train.evaluate_every else {})
         for component, init in objective.wanted.items():
-            if self.available(component):
+            if self.available(component, stage):
                 names[component] = init
-        return self._load_all(names, key)
+        return self._load_all(names, stage, key)
 
-    def _load_all(self, inits: dict[str, Any], key: jax.Array) -> dict[str, Any]:
+    def _load_all(self, inits: dict[str, Any], stage: str, key: jax.Array) -> dict[str, Any]:
         return {
             name: self._random(name, init)
             if self.config[name].weights == components.RANDOM
-            else self.load(name, jax.eval_shape(init, key))
+            else self.load(name, jax.eval_shape(init, key), stage)
             for name, init in inits.items()
         }
 

@@ -169,6 +169,11 @@ class ConvDecoder(nn.Module):
     num_groups: int = 32
     dtype: Any = jnp.float32
 
+    @property
+    def upsampling(self) -> int:
+        """How many pixels a side each token makes."""
+        return 2 ** (len(self.channels) - 1)
+
     @nn.compact
     def __call__(self, z: jax.Array) -> jax.Array:
         shared = {"num_groups": self.num_groups, "dtype": self.dtype}

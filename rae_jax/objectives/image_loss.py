@@ -85,8 +85,8 @@ class ImageLoss:
         decoded: jax.Array,
         key: jax.Array,
         by_last_layer: Callable[[jax.Array], Any],
-    ) -> tuple[jax.Array, Metrics]:
-        """The gradient of the loss by `decoded: [B, H, W, 3]`, and what it was.
+    ) -> tuple[jax.Array, jax.Array, Metrics]:
+        """The gradient of the loss by `decoded: [B, H, W, 3]`, that of L_rec alone, and what the loss was.
 
         Args:
           state: its `step`, `frozen` and `discriminator` are read.
@@ -96,7 +96,7 @@ class ImageLoss:
             kernel's gradient is never used, and the compiler drops it.
 
         Returns:
-          The gradient, and `loss`, `l1` and, where they are part of it, `lpips`, `gan_loss` and `adaptive_weight`;
+          The gradients, and `loss`, `l1` and, where they are part of it, `lpips`, `gan_loss` and `adaptive_weight`;
           those are 0 before their first step.
         """
         section, step = self._section, state.step
@@ -112,6 +112,7 @@ class ImageLoss:
             lpips, by_pixel = from_step(section.lpips_from_step, lambda x: self._lpips_loss(x, images, state))
             value, gradient = value + section.lpips_weight * lpips, gradient + section.lpips_weight * by_pixel
             metrics["lpips"] = lpips
+        of_reconstruction = gradient
         if self.adversarial:
             gan, by_pixel = from_step(section.gan_from_step, lambda x: self._gan_loss(x, state, key))
             measure = by_last_layer if section.adaptive_weight == "last_layer" else lambda pixels: pixels
@@ -122,7 +123,7 @@ class ImageLoss:
             weight = section.gan_weight * adaptive
             value, gradient = value + weight * gan, gradient + weight * by_pixel
             metrics |= {"gan_loss": gan, "adaptive_weight": adaptive}
-        return gradient, {"loss": value, **metrics}
+        return gradient, of_reconstruction, {"loss": value, **metrics}
 
     def _lpips_loss(self, decoded: jax.Array, images: jax.Array, state: TrainState) -> jax.Array:
         low, high = self._section.lpips_range

@@ -33,8 +33,7 @@ def merge(moments: Params, values: jax.Array, weight: jax.Array) -> Params:
 
 def make(config: ConfigDict, stage: str) -> Objective:
     """The objective of `stage`: nothing is optimised; the parameters are the running moments."""
-    del stage
-    space = components.latent_space(config)
+    space = components.latent_space(config, config[stage].get("autoencoder"))
 
     def init(key: jax.Array, batch: Batch) -> TrainState:
         del key, batch

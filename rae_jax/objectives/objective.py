@@ -52,7 +52,8 @@ class Objective:
       initial: likewise, components whose trained parameters the stage starts from; they are not kept.
       begin: `(params, {name: initial parameters}) -> params` to start with. Called if there are `initial` ones.
       wanted: likewise, components that only `pictures` needs; without them there are no pictures.
-      result: `state -> parameters` that the stage leaves to later ones.
+      result: `state -> parameters` that the stage leaves to later ones; `{name: parameters}` if it trains several
+        components.
       pictures: `(state, batch) -> {name: images [M, H, W, 3] in [0, 1]}`, or None. Either versions of the same images,
         "original" among them, or "samples", with their "label" `[M]` if they have any.
       evaluation: how the stage is judged while it trains, or None.

@@ -1,9 +1,12 @@
-"""Reconstruction: trains the pixel decoder on the frozen encoder's latents (RAE, Section 3).
+"""Reconstruction: trains the pixel decoder on frozen latents (RAE, Section 3; RPiAE's stage III).
 
 The latents are made noisy while the decoder trains, so that it forgives the errors of generated ones
-(noise-augmented decoding, RAE Section 4.3). Decoder and discriminator, two networks with two optimizers, are updated in
-one step, which is therefore written out here.
+(noise-augmented decoding, RAE Section 4.3). What reconstructs and the discriminator, two networks with two optimizers,
+are updated in one step, which is therefore written out here; `objectives/pivot.py` has it too.
 """
+
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import optax
@@ -23,10 +26,63 @@ def make(config: ConfigDict, stage: str) -> Objective:
     Raises:
       ValueError: the section's `loss` asks for what cannot be.
     """
-    section, key = config[stage], stage_key(config.seed, stage)
-    train = section.train
-    autoencoder = components.autoencoder(config)
+    section = config[stage]
+    space = components.latent_space(config, section.autoencoder)
     image_loss = ImageLoss(config, section.loss)
+
+    def decode(decoder: Params, frozen: dict[str, Params], latents: jax.Array) -> jax.Array:
+        return space.decode({**frozen, "decoder": decoder}, latents)
+
+    def gradients(state: TrainState, latents: jax.Array, images: jax.Array, key: jax.Array) -> Any:
+        noise_key, loss_key = jax.random.split(key)
+        noisy = noise_augmentation(noise_key, latents, section.noise_tau, section.noise_distribution)
+        decoded, pull_back = jax.vjp(lambda params: decode(params, state.frozen, noisy), state.params)
+        by_pixel, _, metrics = image_loss.gradient(
+            state, images, decoded, loss_key, lambda pixels: components.last_kernel(config, pull_back(pixels)[0])
+        )
+        return pull_back(by_pixel)[0], metrics, decoded
+
+    return reconstructing(
+        config,
+        stage,
+        image_loss,
+        model_init=components.decoder_init(config),
+        prepare=lambda frozen, images: space.encode(frozen, images),
+        gradients=gradients,
+        reconstruct=lambda params, frozen, latents, images: decode(params, frozen, latents),
+        frozen={name: init for name, init in {**space.encoding, **space.decoding}.items() if name != "decoder"},
+        initial={name: components.decoder_init(config) for name in section.initial},
+        begin=lambda params, initial: initial["decoder"],
+    )
+
+
+def reconstructing(
+    config: ConfigDict,
+    stage: str,
+    image_loss: ImageLoss,
+    *,
+    model_init: Callable[[jax.Array], Params],
+    prepare: Callable[[dict[str, Params], jax.Array], Any],
+    gradients: Callable[[TrainState, Any, jax.Array, jax.Array], tuple[Params, Metrics, jax.Array]],
+    reconstruct: Callable[[Params, dict[str, Params], Any, jax.Array], jax.Array],
+    frozen: dict[str, Callable[[jax.Array], Params]],
+    **hooks: Any,
+) -> Objective:
+    """An objective that reconstructs images, against a discriminator if `image_loss` has one.
+
+    Args:
+      config, stage: the section's `train` and the discriminator's optimizer are read.
+      image_loss: of the section's `loss`; the networks that it needs are added to `frozen`.
+      model_init: `key -> boxed parameters`.
+      prepare: `(frozen, images) -> what the frozen networks make of the batch`, arrays with a row for each image.
+      gradients: `(state, prepared, images, key) -> (gradients, metrics, reconstructed images)`.
+      reconstruct: `(params, frozen, prepared, images) -> images`, without noise.
+      hooks: the other fields of `Objective`.
+
+    Raises:
+      ValueError: the discriminator's fakes cannot be kept.
+    """
+    train, key = config[stage].train, stage_key(config.seed, stage)
     optimizer, learning_rate = make_optimizer(train.optimizer)
     if image_loss.noisy_fakes and train.gradient_accumulation > 1:
         raise ValueError(
@@ -34,45 +90,34 @@ def make(config: ConfigDict, stage: str) -> Objective:
             f"{train.gradient_accumulation} does not; set it to 1, or the fakes to 'clean'"
         )
 
-    def encode(state: TrainState, images: jax.Array) -> jax.Array:
-        return autoencoder.apply({"params": {"encoder": state.frozen["encoder"]}}, images, method="tokens")
-
-    def decode(decoder: Params, tokens: jax.Array) -> jax.Array:
-        return autoencoder.apply({"params": {"decoder": decoder}}, tokens, method="decode")
-
     def init(init_key: jax.Array, batch: Batch) -> TrainState:
         del batch  # the architecture fixes every shape
-        decoder_key, discriminator_key = jax.random.split(init_key)
-        params = components.decoder_init(config)(decoder_key)
+        model_key, discriminator_key = jax.random.split(init_key)
+        params = model_init(model_key)
         state = TrainState.create(params, optimizer.init(params))
         return state.replace(discriminator=image_loss.init_discriminator(discriminator_key))
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        decoder_key, discriminator_key = jax.random.split(jax.random.fold_in(key, state.step))
+        model_key, discriminator_key = jax.random.split(jax.random.fold_in(key, state.step))
         images = to_float(batch)
-        clean = encode(state, images)
+        prepared = prepare(state.frozen, images)
 
-        def decoder_gradients(part: Batch, part_key: jax.Array) -> tuple[Params, Metrics, jax.Array | None]:
-            noise_key, loss_key = jax.random.split(part_key)
-            noisy = noise_augmentation(noise_key, part["tokens"], section.noise_tau, section.noise_distribution)
-            decoded, pull_back = jax.vjp(lambda params: decode(params, noisy), state.params)
-            by_pixel, metrics = image_loss.gradient(
-                state, part["images"], decoded, loss_key, lambda pixels: pull_back(pixels)[0]["pixels"]["kernel"]
-            )
-            return pull_back(by_pixel)[0], metrics, decoded if image_loss.noisy_fakes else None
+        def of_part(part: Batch, part_key: jax.Array) -> tuple[Params, Metrics, jax.Array | None]:
+            by_params, metrics, images = gradients(state, part["prepared"], part["images"], part_key)
+            return by_params, metrics, images if image_loss.noisy_fakes else None
 
-        gradients, metrics, noisy_decoded = accumulate(
-            decoder_gradients, {"tokens": clean, "images": images}, decoder_key, train.gradient_accumulation
+        by_params, metrics, noisy_fakes = accumulate(
+            of_part, {"prepared": prepared, "images": images}, model_key, train.gradient_accumulation
         )
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        updates, opt_state = optimizer.update(by_params, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics |= {"gradient_norm": optax.tree.norm(gradients), "learning_rate": learning_rate(state.step)}
+        metrics |= {"gradient_norm": optax.tree.norm(by_params), "learning_rate": learning_rate(state.step)}
         discriminator = None
         if image_loss.adversarial:
             discriminator, more = image_loss.train_discriminator(
                 state,
                 images,
-                lambda: noisy_decoded if image_loss.noisy_fakes else decode(params, clean),
+                lambda: noisy_fakes if image_loss.noisy_fakes else reconstruct(params, state.frozen, prepared, images),
                 discriminator_key,
             )
             metrics |= more
@@ -86,11 +131,9 @@ def make(config: ConfigDict, stage: str) -> Objective:
 
     def pictures(state: TrainState, batch: Batch) -> dict[str, jax.Array]:
         images = to_float(batch)
-        return {"original": images, "reconstruction": decode(state.ema_params, encode(state, images))}
+        reconstruction = reconstruct(state.ema_params, state.frozen, prepare(state.frozen, images), images)
+        return {"original": images, "reconstruction": reconstruction}
 
     return Objective(
-        init=init,
-        train_step=train_step,
-        frozen={"encoder": components.encoder_init(config), **image_loss.frozen},
-        pictures=pictures,
+        init=init, train_step=train_step, frozen={**frozen, **image_loss.frozen}, pictures=pictures, **hooks
     )

@@ -13,19 +13,34 @@ from ml_collections import ConfigDict
 
 from rae_jax.flow.times import dimension_shift
 from rae_jax.models import coder as rectified_coder
-from rae_jax.models.autoencoder import RepresentationAutoencoder
+from rae_jax.models.autoencoder import LatentStatistics, RepresentationAutoencoder
+from rae_jax.models.bridge import BridgeDecoder, BridgeEncoder
 from rae_jax.models.coder import RectifiedCoder
 from rae_jax.models.decoder import ViTDecoder
 from rae_jax.models.discriminator import DinoDiscriminator, DinoFeatures, Heads
 from rae_jax.models.dit_dh import DiTDH
-from rae_jax.models.kl_vae import KLVAE
+from rae_jax.models.kl_vae import KLVAE, ConvDecoder
 from rae_jax.models.lightning_dit import LightningDiT
 from rae_jax.models.lpips import LPIPS
 from rae_jax.models.vit import VisionTransformer
 
 Params = Any
 RANDOM = "random"  # as a component's weights: untrained ones
+LAST_KERNELS = {"vit": "pixels", "conv": "conv_out"}  # of the decoder's families
 FLOW_FAMILIES = {"dit_dh": DiTDH, "lightning_dit": LightningDiT}
+
+
+def trained_components(config: ConfigDict, stage: str) -> tuple[str, ...]:
+    """The components that `stage` trains: those that its section lists as `trains`, or the one of its own name."""
+    return tuple(config[stage].get("trains", (stage,)))
+
+
+def trained_by(config: ConfigDict, component: str, before: str | None = None) -> str | None:
+    """The last stage that trains `component`, of those before the stage `before` if it is given; None if none does."""
+    stages = tuple(config.stages)
+    if before is not None:
+        stages = stages[: stages.index(before)]
+    return next((stage for stage in reversed(stages) if component in trained_components(config, stage)), None)
 
 
 def compute_dtype(config: ConfigDict) -> jnp.dtype:
@@ -48,9 +63,27 @@ def encoder_shape(config: ConfigDict) -> tuple[int, int]:
     return encoder_grid(config) ** 2, config.encoder.model.width
 
 
-def decoder(config: ConfigDict) -> ViTDecoder:
-    """The pixel decoder."""
-    return ViTDecoder(grid_size=encoder_grid(config), **config.decoder.model.to_dict(), dtype=compute_dtype(config))
+def decoder(config: ConfigDict) -> ViTDecoder | ConvDecoder:
+    """The pixel decoder, of the family that `config.decoder.family` names.
+
+    Raises:
+      ValueError: unknown family.
+    """
+    if (family := config.decoder.family) not in LAST_KERNELS:
+        raise ValueError(f"decoder.family={family!r} is not one of {list(LAST_KERNELS)}")
+    fields = config.decoder.model.to_dict() | {"dtype": compute_dtype(config)}
+    return ViTDecoder(grid_size=encoder_grid(config), **fields) if family == "vit" else ConvDecoder(**fields)
+
+
+def decoded_size(config: ConfigDict) -> int:
+    """Side of the decoded images in pixels."""
+    model = decoder(config)
+    return encoder_grid(config) * (model.patch_size if isinstance(model, ViTDecoder) else model.upsampling)
+
+
+def last_kernel(config: ConfigDict, decoder: Params) -> jax.Array:
+    """The kernel of the decoder's last layer, in its parameters or in their gradient."""
+    return decoder[LAST_KERNELS[config.decoder.family]]["kernel"]
 
 
 def autoencoder(config: ConfigDict) -> RepresentationAutoencoder:
@@ -79,6 +112,16 @@ def coder(config: ConfigDict) -> RectifiedCoder:
     )
 
 
+def bridge_encoder(config: ConfigDict) -> BridgeEncoder:
+    """The half of the variational bridge that compresses the encoder's tokens."""
+    return BridgeEncoder(**config.bridge_encoder.model.to_dict(), dtype=compute_dtype(config))
+
+
+def bridge_decoder(config: ConfigDict) -> BridgeDecoder:
+    """The half of the variational bridge that restores them."""
+    return BridgeDecoder(**config.bridge_decoder.model.to_dict(), dtype=compute_dtype(config))
+
+
 @dataclasses.dataclass(frozen=True)
 class LatentSpace:
     """Where the flow lives: how images become latents and latents images.
@@ -97,15 +140,16 @@ class LatentSpace:
     decode: Callable[[dict[str, Params], jax.Array], jax.Array]
 
 
-def latent_space(config: ConfigDict) -> LatentSpace:
-    """The latent space of the autoencoder that `config.autoencoder` names.
+def latent_space(config: ConfigDict, name: str | None = None) -> LatentSpace:
+    """The latent space of the autoencoder `name`; without one, of that which `config.autoencoder` names.
 
     Raises:
       ValueError: unknown autoencoder.
     """
-    if config.autoencoder not in LATENT_SPACES:
-        raise ValueError(f"autoencoder={config.autoencoder!r} is not one of {list(LATENT_SPACES)}")
-    return LATENT_SPACES[config.autoencoder](config)
+    name = config.autoencoder if name is None else name
+    if name not in LATENT_SPACES:
+        raise ValueError(f"autoencoder={name!r} is not one of {list(LATENT_SPACES)}")
+    return LATENT_SPACES[name](config)
 
 
 def _tokens_of_the_encoder(config: ConfigDict) -> LatentSpace:
@@ -145,6 +189,35 @@ def _latents_of_the_teacher(config: ConfigDict) -> LatentSpace:
     )
 
 
+def _latent_of_the_bridge(config: ConfigDict) -> LatentSpace:
+    """RPiAE: the bridge stands between the encoder's tokens, normalised by the statistics `feature_stats`, and the
+    decoder; the latent is the posterior's mode.
+    """
+    model, compress, restore = autoencoder(config), bridge_encoder(config), bridge_decoder(config)
+    num_tokens, _ = encoder_shape(config)
+
+    def encode(parts: dict[str, Params], images: jax.Array) -> jax.Array:
+        tokens = model.apply({"params": {"encoder": parts["encoder"]}}, images, method="tokens")
+        features = LatentStatistics(**parts["feature_stats"]).normalise(tokens)
+        return compress.apply({"params": parts["bridge_encoder"]}, features).mode()
+
+    def decode(parts: dict[str, Params], latents: jax.Array) -> jax.Array:
+        features = restore.apply({"params": parts["bridge_decoder"]}, latents)
+        statistics = LatentStatistics(**parts["feature_stats"])
+        return model.apply({"params": {"decoder": parts["decoder"]}}, features, statistics, method="decode")
+
+    inits = bridge_inits(config) | {"feature_stats": feature_stats_init(config)}
+    return LatentSpace(
+        shape=(num_tokens, compress.latent_channels),
+        encoding={name: inits[name] for name in ("feature_stats", "bridge_encoder")}
+        | {"encoder": encoder_init(config)},
+        decoding={name: inits[name] for name in ("feature_stats", "bridge_decoder")}
+        | {"decoder": decoder_init(config)},
+        encode=encode,
+        decode=decode,
+    )
+
+
 def _pixels_a_latent(config: ConfigDict) -> int:
     return 2 ** (len(config.teacher.model.channels) - 1)
 
@@ -165,6 +238,7 @@ def _latents_decoded_by_the_coder(config: ConfigDict) -> LatentSpace:
 
 LATENT_SPACES = {
     "rae": _tokens_of_the_encoder,
+    "rpiae": _latent_of_the_bridge,
     "kl": _latents_of_the_teacher,
     "rac": _latents_decoded_by_the_coder,
 }
@@ -222,6 +296,8 @@ def module(config: ConfigDict, component: str) -> nn.Module | None:
         "discriminator": lambda config: discriminator(config).dino,
         "teacher": teacher,
         "coder": coder,
+        "bridge_encoder": bridge_encoder,
+        "bridge_decoder": bridge_decoder,
         "flow": velocity_model,
         "guidance": functools.partial(velocity_model, component="guidance"),
         "mid_training": flow_map_model,
@@ -284,9 +360,27 @@ def coder_init(config: ConfigDict) -> Callable[[jax.Array], Params]:
     return initializer(coder(config), spec(size, size, config.coder.model.state_channels), spec())
 
 
+def bridge_inits(config: ConfigDict) -> dict[str, Callable[[jax.Array], Params]]:
+    """Initializers of both halves of the bridge."""
+    num_tokens, width = encoder_shape(config)
+    compress = bridge_encoder(config)
+    return {
+        "bridge_encoder": initializer(compress, spec(num_tokens, width)),
+        "bridge_decoder": initializer(bridge_decoder(config), spec(num_tokens, compress.latent_channels)),
+    }
+
+
+def feature_stats_init(config: ConfigDict) -> Callable[[jax.Array], Params]:
+    """Structure of the statistics of the encoder's tokens."""
+    return _statistics_init(encoder_shape(config))
+
+
 def stats_init(config: ConfigDict) -> Callable[[jax.Array], Params]:
     """Structure of the latent statistics."""
-    shape = latent_shape(config)
+    return _statistics_init(latent_shape(config))
+
+
+def _statistics_init(shape: tuple[int, int]) -> Callable[[jax.Array], Params]:
     return lambda key: {"mean": jnp.zeros(shape), "variance": jnp.ones(shape)}
 
 
