@@ -19,7 +19,8 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
     # Trained in this order, each going on from the weights before it: "encoder", "decoder", "stats", "flow",
-    # "guidance", "mid_training", "flow_map"; RPiAE has "feature_stats", "pivot", "bridge", "specialisation" before "stats".
+    # "guidance", "mid_training", "flow_map"; RPiAE has "feature_stats", "pivot", "bridge" and "specialisation" before
+    # "stats".
     config.stages = ()
     config.dtype = "float32"  # of matrix products: "float32" or "bfloat16"; everything delicate is float32 anyway
 
@@ -228,6 +229,7 @@ def train(*, transform: str) -> ConfigDict:
     section.transform = transform  # of the images; `rae_jax/data/transforms.py` lists them
     section.max_gradient_norm = 0.0  # before clipping; the run stops when a step passes it. 0: no bound
     section.max_loss = 0.0  # likewise
+    section.max_skipped_steps = 10  # in a row, because loss or gradient are not finite; the run stops when passed
     section.gradient_accumulation = 1  # parts that a batch is computed in
     section.ema_decay = 0.9999
     section.log_every = 100

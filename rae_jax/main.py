@@ -12,7 +12,10 @@ Modes:
   evaluate  evaluates what the working directory holds: summary.json.
 """
 
+import contextlib
+import os
 import re
+import signal
 import sys
 from pathlib import Path
 
@@ -25,8 +28,10 @@ from rich.table import Table
 from rae_jax.configuration import ConfigError, check, remember
 from rae_jax.pipeline import Pipeline, open_sources
 from rae_jax.training import sharding
-from rae_jax.training.loop import Diverged
+from rae_jax.training.checkpoint import NotSaved
+from rae_jax.training.loop import Diverged, Interrupted
 from rae_jax.training.progress import RunLog
+from rae_jax.workdir_lock import locked
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: a file that defines get_config().")
 WORKDIR = flags.DEFINE_string("workdir", "", "Where the run keeps its files; runs/<config name> by default.")
@@ -52,10 +57,21 @@ def main(arguments: list[str]) -> None:
     if CONFIG.value is None:
         raise app.UsageError("--config=FILE is missing; try --config=configs/digits.py")
     file = config_flags.get_config_filename(flags.FLAGS["config"])
+    signal.signal(signal.SIGTERM, stop)
     try:
         run(CONFIG.value, file)
-    except (ConfigError, Diverged, ValueError) as error:
+    except NotSaved as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        os._exit(1)  # threads of the storage library may wait minutes for what will not come
+    except (ConfigError, Diverged, OSError, ValueError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+
+
+def stop(number: int, frame: object) -> None:
+    """SIGTERM between stages and while sampling, where there is nothing to save; the loop has its own answer."""
+    raise Interrupted
 
 
 def run(config, file: str) -> None:
@@ -76,20 +92,22 @@ def run(config, file: str) -> None:
     check(config, file=file, num_devices=jax.device_count())
     sources = {} if MODE.value == "sample" else open_sources(config)  # generation needs no images
     workdir = Path(WORKDIR.value or Path("runs") / re.sub(r"\.py:?", "_", Path(file).name).strip("_"))
-    plain = remember(config, workdir, file=file, write=jax.process_index() == 0)
-    log = RunLog(workdir, active=jax.process_index() == 0)
-    mesh = sharding.make_mesh(config.mesh.to_dict())
-    try:
-        with sharding.use(mesh):
-            pipeline = Pipeline(config, plain, sources, workdir, mesh, log)
-            if MODE.value == "train":
-                pipeline.train()
-            if MODE.value == "sample" or (MODE.value == "train" and pipeline.can_sample):
-                pipeline.sample(classes)
-            if MODE.value in ("train", "evaluate"):
-                show(pipeline.evaluate(), workdir)
-    finally:
-        log.close()
+    first = jax.process_index() == 0
+    with locked(workdir) if first else contextlib.nullcontext():
+        plain = remember(config, workdir, file=file, write=first)
+        log = RunLog(workdir, active=first)
+        mesh = sharding.make_mesh(config.mesh.to_dict())
+        try:
+            with sharding.use(mesh):
+                pipeline = Pipeline(config, plain, sources, workdir, mesh, log)
+                if MODE.value == "train":
+                    pipeline.train()
+                if MODE.value == "sample" or (MODE.value == "train" and pipeline.can_sample):
+                    pipeline.sample(classes)
+                if MODE.value in ("train", "evaluate"):
+                    show(pipeline.evaluate(), workdir)
+        finally:
+            log.close()
 
 
 def show(results: dict[str, float], workdir: Path) -> None:

@@ -9,6 +9,8 @@ import pytest
 import runs
 from PIL import Image
 
+from rae_jax.workdir_lock import locked
+
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
@@ -150,3 +152,18 @@ def test_a_working_directory_of_another_config_is_left_alone(finished):
         "was made by another config" in output and "flow.train.optimizer.learning_rate: 0.001 there, 0.5 now" in output
     )
     assert {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()} == before
+
+
+def test_a_second_run_in_a_working_directory_is_refused_and_a_killed_ones_lock_is_gone(tmp_path):
+    workdir = tmp_path / "run"
+    first = runs.start(workdir, "--config.encoder.train.steps=100000", "--config.encoder.train.log_every=1000")
+    while not (workdir / "encoder" / "checkpoints").exists():
+        assert first.poll() is None, first.communicate()[0]
+        time.sleep(0.05)
+    status, output = runs.run(workdir)
+    assert status == 1 and "Traceback" not in output
+    assert f"{workdir} is in use by process {first.pid} on " in output
+    first.kill()
+    first.communicate()
+    with locked(workdir):
+        pass

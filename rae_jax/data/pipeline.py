@@ -6,6 +6,7 @@ workers, nor the prefetch changes any row of any global batch, so a run may cont
 """
 
 import functools
+import logging
 import sys
 import weakref
 from collections.abc import Callable
@@ -18,6 +19,11 @@ from absl import flags
 
 from rae_jax.data.sources import DecodedSource, Source
 from rae_jax.data.transforms import Transform
+
+log = logging.getLogger(__name__)
+
+WORKER_DIED = "Worker process was terminated unexpectedly"  # grain's words
+MAX_DEATHS = 3  # of workers, in a run: one may be an accident
 
 
 class Rows(Protocol):
@@ -95,6 +101,7 @@ class Batches(grain.DatasetIterator):
 
     The state, `{'position': rows of the global stream already handed out}`, is taken and set by `get_state` and
     `set_state`, which `grain.checkpoint` calls; it fits any number of processes and workers, and any batch size.
+    Workers that die are started anew where they were, `MAX_DEATHS` times.
     `batch_size` is the global one; `process_index` and `process_count` say whose rows of it these are. Close it to stop
     its workers.
     """
@@ -110,6 +117,7 @@ class Batches(grain.DatasetIterator):
     ):
         super().__init__()
         self._ended = False
+        self._deaths = 0
         self._readers: list[grain.DatasetIterator] = []  # the open one, if any
         # Also at exit: grain's own clean-up comes too late then, and prints tracebacks.
         weakref.finalize(self, _close_all, self._readers)
@@ -138,9 +146,25 @@ class Batches(grain.DatasetIterator):
 
     def __next__(self) -> dict[str, np.ndarray]:
         self.start_prefetch()
-        batch = next(self._readers[0])
+        try:
+            batch = next(self._readers[0])
+        except RuntimeError as error:
+            if WORKER_DIED not in str(error):
+                raise
+            self._begin_anew(error)
+            return next(self)
         self._position += self.batch_size
         return batch
+
+    def _begin_anew(self, error: RuntimeError) -> None:
+        self._deaths += 1
+        if self._deaths > MAX_DEATHS:
+            raise ValueError(
+                f"a process that decodes images ended unexpectedly, {self._deaths} times by now ({error}); look for it "
+                "in the system's log (out of memory?), or set data.num_workers lower, or to 0 to decode in this process"
+            ) from error
+        log.warning("a process that decodes images ended unexpectedly; starting them anew at %d", self._position)
+        _close_all(self._readers)
 
     def get_state(self) -> dict[str, Any]:
         """Where the stream stands after the batches handed out so far."""
@@ -162,7 +186,8 @@ class Batches(grain.DatasetIterator):
     def close(self) -> None:
         """Stops the workers."""
         self._ended = True
-        _close_all(self._readers)
+        while self._readers:  # no function of this module, which may be gone already when the program ends
+            self._readers.pop().close()
 
     def _open_reader(self) -> grain.DatasetIterator:
         share = _Share(self._stream, self._position, self.batch_size, self.process_index, self.process_count)

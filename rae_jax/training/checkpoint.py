@@ -1,18 +1,24 @@
 """Checkpoints: the whole state, the position in the data and the config, written while training goes on."""
 
+import contextlib
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 from rae_jax.training.state import TrainState
 
 log = logging.getLogger(__name__)
+
+
+class NotSaved(OSError):
+    """A checkpoint could not be written; those before it are whole."""
 
 
 class Checkpoints:
@@ -38,6 +44,7 @@ class Checkpoints:
                 preservation_policy=policies.AnyPreservationPolicy(kept),
                 best_fn=goodness,  # without it the metrics of checkpoints made before this start are not read
                 enable_async_checkpointing=True,
+                cleanup_tmp_directories=True,  # what a killed process had not finished
             ),
         )
 
@@ -47,16 +54,41 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(self, state: TrainState, step: int, data_position: dict[str, Any], metrics: dict[str, float]) -> None:
-        """Saves `state` (without its frozen parts), where the data stands after `step` updates, and its `metrics`."""
-        self._manager.save(
-            step,
-            metrics=metrics,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(_trained_parts(state)),
-                data=ocp.args.JsonSave(data_position),
-                config=ocp.args.JsonSave(self._config),
-            ),
-        )
+        """Saves `state` (without its frozen parts) where the data stands after `step` updates, and its `metrics`.
+
+        Raises:
+          NotSaved: this checkpoint or the one before it could not be written.
+        """
+        parts = _trained_parts(state)
+        with self._said_plainly():
+            self._manager.save(
+                step,
+                metrics=metrics,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(parts),
+                    data=ocp.args.JsonSave(data_position),
+                    config=ocp.args.JsonSave(self._config),
+                    checksums=ocp.args.JsonSave(jax.device_get(checksums(parts)).tolist()),
+                ),
+            )
+
+    def raise_if_failed(self) -> None:
+        """Raises `NotSaved` if a save in the background has failed."""
+        with self._said_plainly():
+            self._manager.check_for_errors()
+
+    @contextlib.contextmanager
+    def _said_plainly(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # Orbax and the storage below it raise errors of many types
+            directory = Path(self._manager.directory)
+            left = sorted(int(path.name) for path in directory.glob("*") if path.name.isdigit())
+            raise NotSaved(
+                f"a checkpoint could not be written under {directory} ({_first_line(error)}); "
+                + (f"the checkpoints of steps {left} are whole. " if left else "there is none before it. ")
+                + "Look at the space left there (df) and the permissions, then run the same command again"
+            ) from error
 
     def restore(self, structure: TrainState, warn: Callable[[str], None]) -> tuple[TrainState, dict[str, Any]] | None:
         """The newest checkpoint that can be read, laid out as `structure` says, or None if there is none at all.
@@ -73,9 +105,12 @@ class Checkpoints:
                 restored = self._manager.restore(
                     step,
                     args=ocp.args.Composite(
-                        state=ocp.args.StandardRestore(_trained_parts(structure)), data=ocp.args.JsonRestore()
+                        state=ocp.args.StandardRestore(_trained_parts(structure)),
+                        data=ocp.args.JsonRestore(),
+                        checksums=ocp.args.JsonRestore(),
                     ),
                 )
+                _compare(checksums(restored["state"]), restored["checksums"], restored["state"])
             except Exception as error:  # whatever a broken file raises, the checkpoint before it may be whole
                 warn(f"checkpoint {self._manager.directory / str(step)} cannot be read ({_first_line(error)})")
                 continue
@@ -92,9 +127,16 @@ class Checkpoints:
         return None
 
     def close(self) -> None:
-        """Waits for the save under way."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        """Waits for the save under way.
+
+        Raises:
+          NotSaved: it failed.
+        """
+        with self._said_plainly():
+            try:
+                self._manager.wait_until_finished()
+            finally:
+                self._manager.close()
 
 
 def _goodness(metric: str, better: str) -> Callable[[dict[str, float]], float]:
@@ -112,8 +154,28 @@ def _trained_parts(state: TrainState) -> dict[str, Any]:
     return {name: value for name, value in parts.items() if value is not None}
 
 
+@jax.jit
+def checksums(tree: Any) -> jax.Array:
+    """The sum of each array's bits modulo 2^32, uint32 `[number of arrays]`, the same on any mesh.
+
+    The storage below has no checksum of the values: a flipped bit would come back as a weight.
+    """
+
+    def of(x: jax.Array) -> jax.Array:
+        bits = x if x.dtype == jnp.bool_ else jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}")
+        return jnp.sum(bits, dtype=jnp.uint32)
+
+    return jnp.stack([of(x) for x in jax.tree.leaves(tree)])
+
+
+def _compare(found: jax.Array, saved: list[int], tree: Any) -> None:
+    for (path, _), now, then in zip(jax.tree.leaves_with_path(tree), jax.device_get(found), saved, strict=True):
+        if now != then:
+            raise ValueError(f"{jax.tree_util.keystr(path, simple=True, separator='/')} is not what was saved")
+
+
 def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200] if str(error).strip() else ''}"
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:300] if str(error).strip() else ''}"
 
 
 def structure_of(abstract: Any, shardings: Any) -> Any:

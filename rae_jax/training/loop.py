@@ -9,9 +9,10 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from clu import parameter_overview
 from ml_collections import ConfigDict
@@ -33,7 +34,7 @@ class Batches(Protocol):
 
 
 class Diverged(RuntimeError):
-    """The loss is no longer a number, or has passed a bound."""
+    """The loss or the gradient is not finite step after step, or has passed a bound."""
 
 
 class Interrupted(SystemExit):
@@ -44,7 +45,10 @@ class Interrupted(SystemExit):
 
 
 class StopRequest:
-    """Turns SIGTERM and SIGINT into a flag while it is entered, so that a step is never cut in the middle."""
+    """Turns SIGTERM and SIGINT into a flag while it is entered, so that a step is never cut in the middle.
+
+    A SIGINT after the first signal ends the process at once.
+    """
 
     def __enter__(self) -> "StopRequest":
         self._asked = False
@@ -60,7 +64,7 @@ class StopRequest:
 
     def _ask(self, number: int, frame: Any) -> None:
         self._asked = True
-        signal.signal(number, self._previous[number])  # a second signal ends the run at once
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     def agreed(self) -> bool:
         """Whether any process was asked to stop; every process must call it at the same step."""
@@ -106,8 +110,9 @@ def fit(
       on_evaluation: gives the state's metrics every `train.evaluate_every` steps and after the last, if that is not 0.
 
     Raises:
-      Diverged: a loss that is not finite, or a loss or gradient norm beyond its bound, was seen. No checkpoint has been
-        made since.
+      Diverged: a loss or gradient norm beyond its bound was seen, or too many steps in a row with one that is not
+        finite. No checkpoint has been made since.
+      NotSaved: a checkpoint could not be written.
       Interrupted: the process was asked to stop, and a checkpoint is on disk.
     """
     shapes = jax.eval_shape(objective.init, key, example)
@@ -132,7 +137,7 @@ def fit(
                 began = time.monotonic()
                 compiled = lower_step(objective.train_step, state, example, mesh).compile()
                 log.metrics(stage, step, {"compile_seconds": time.monotonic() - began})
-            window, watch = _Window(step, batches), _Watch(objective, train, stage, step)
+            window, watch = _Window(step, batches), _Watch(objective, train, stage, step, log)
             while step < total_steps:
                 batch = next(batches)
                 state, metrics = compiled(state, batch)
@@ -144,6 +149,7 @@ def fit(
                 saving = stopping or evaluating or step % train.checkpoint_every == 0 or step == total_steps
                 logging = step % train.log_every == 0 or step == total_steps
                 if saving or logging:
+                    checkpoints.raise_if_failed()
                     # Before the checkpoint, so that none is made of a state that has diverged.
                     values = watch.check(step, checkpoints.latest_step)
                 if logging:
@@ -172,17 +178,39 @@ def fit(
         checkpoints.close()
 
 
+Step = Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]
+
+
+def skip_if_not_finite(step: Step) -> Step:
+    """The step, but where a metric (the loss, the gradient's norm) is not finite only the step's number changes.
+
+    The metric "skipped" says so, as 1. It is part of the computation: nothing waits for the host.
+    """
+
+    def train_step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, dict[str, jax.Array]]:
+        new, metrics = step(state, batch)
+        finite = jnp.all(jnp.isfinite(jnp.stack([jnp.asarray(value, jnp.float32) for value in metrics.values()])))
+        kept = jax.tree.map(
+            lambda after, before: jnp.where(finite, after, before), new.replace(frozen=None), state.replace(frozen=None)
+        )
+        skipped = 1.0 - finite.astype(jnp.float32)
+        return kept.replace(step=new.step, frozen=new.frozen), metrics | {"skipped": skipped}
+
+    return train_step
+
+
 def lower_step(
-    train_step: Callable[..., Any], state: TrainState, example: dict[str, jax.ShapeDtypeStruct], mesh: jax.sharding.Mesh
+    train_step: Step, state: TrainState, example: dict[str, jax.ShapeDtypeStruct], mesh: jax.sharding.Mesh
 ) -> jax.stages.Lowered:
     """The step as one program for exactly these shapes and shardings: it cannot be compiled a second time.
 
-    The state is donated, and comes back laid out as it went in. It may be shapes with shardings only.
+    A step that is not finite is skipped. The state is donated, and comes back laid out as it went in. It may be shapes
+    with shardings only.
     """
     layout = jax.tree.map(lambda x: x.sharding, state)
     rows = sharding.batch_sharding(mesh)
     step = jax.jit(
-        train_step,
+        skip_if_not_finite(train_step),
         in_shardings=(layout, rows),
         out_shardings=(layout, sharding.replicated(mesh)),
         donate_argnums=0,
@@ -193,9 +221,12 @@ def lower_step(
 class _Watch:
     """Looks for divergence in the metrics of all steps since the last check, which stay on the device until then."""
 
-    def __init__(self, objective: Any, train: ConfigDict, stage: str, step: int):
-        self._objective, self._stage, self._last_good = objective, stage, step
+    def __init__(self, objective: Any, train: ConfigDict, stage: str, step: int, log: RunLog):
+        self._objective, self._stage, self._last_good, self._log = objective, stage, step, log
         self._bounds = {"gradient_norm": train.max_gradient_norm, "loss": train.max_loss}
+        # A pass that must see every image exactly once cannot leave any out.
+        self._max_skipped = 0 if objective.one_epoch else train.max_skipped_steps
+        self._skipped_in_a_row = 0
         self._seen: list[dict[str, jax.Array]] = []
 
     def see(self, metrics: dict[str, jax.Array]) -> None:
@@ -203,27 +234,48 @@ class _Watch:
         self._seen.append(metrics)
 
     def check(self, step: int, latest_checkpoint: int | None) -> dict[str, float]:
-        """The newest metrics, as numbers.
+        """The newest metrics of a step that was not skipped, as numbers, and how many were skipped if any.
 
         Raises:
-          Diverged: a metric was not finite, or beyond its bound, since the last check.
+          Diverged: since the last check, a metric was beyond its bound, or more than `max_skipped_steps` steps in a row
+            were skipped because one was not finite.
         """
         history = [{name: float(value) for name, value in metrics.items()} for metrics in jax.device_get(self._seen)]
         self._seen = []
+        newest, skipped = {}, 0
         for seen in history:
-            for name, value in seen.items():
-                bound = self._bounds.get(name, 0.0)
-                if math.isfinite(value) and (bound <= 0 or value <= bound):
-                    continue
-                what = f"{name} reached {value:.3g}, beyond config.{self._stage}.train.max_{name}={bound:g},"
-                raise Diverged(
-                    f"{self._stage}: {what if math.isfinite(value) else f'{name} became non-finite'} "
-                    f"between steps {self._last_good} and {step}; the last checkpoint is of step {latest_checkpoint}. "
-                    + (f"{self._objective.likely_cause}. " if self._objective.likely_cause else "")
-                    + f"Lower config.{self._stage}.train.optimizer.learning_rate, or look at the data of those steps"
-                )
+            if seen.pop("skipped"):
+                skipped += 1
+                self._skipped_in_a_row += 1
+                if self._skipped_in_a_row > self._max_skipped:
+                    name = next(name for name, value in seen.items() if not math.isfinite(value))
+                    more = f", in {self._skipped_in_a_row} steps in a row" if self._max_skipped else ""
+                    self._stop(f"{name} became non-finite{more}", step, latest_checkpoint)
+                continue
+            self._skipped_in_a_row, newest = 0, seen
+            for name, bound in self._bounds.items():
+                if 0 < bound < seen.get(name, 0.0):
+                    self._stop(
+                        f"{name} reached {seen[name]:.3g}, beyond config.{self._stage}.train.max_{name}={bound:g},",
+                        step,
+                        latest_checkpoint,
+                    )
+        if skipped:
+            self._log.warn(
+                f"{self._stage}: {skipped} of the steps {self._last_good + 1} to {step} skipped: loss or gradient "
+                "not finite"
+            )
+            newest["skipped_steps"] = float(skipped)
         self._last_good = step
-        return history[-1]
+        return newest
+
+    def _stop(self, what: str, step: int, latest_checkpoint: int | None) -> NoReturn:
+        raise Diverged(
+            f"{self._stage}: {what} "
+            f"between steps {self._last_good} and {step}; the last checkpoint is of step {latest_checkpoint}. "
+            + (f"{self._objective.likely_cause}. " if self._objective.likely_cause else "")
+            + f"Lower config.{self._stage}.train.optimizer.learning_rate, or look at the data of those steps"
+        )
 
 
 class _Window:

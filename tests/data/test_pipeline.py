@@ -1,5 +1,6 @@
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from rae_jax.data import pipeline
 from rae_jax.data.pipeline import evaluation_batches, training_batches
 from rae_jax.data.sources import ArraySource
 from rae_jax.data.transforms import Transform, transform
@@ -277,6 +279,7 @@ def test_closing_stops_the_workers():
 
 
 SCRIPT = """
+from rae_jax.data import pipeline
 from rae_jax.data.pipeline import training_batches
 from rae_jax.data.sources import open_source
 from rae_jax.data.transforms import transform
@@ -297,3 +300,25 @@ def test_a_program_with_workers_ends_in_silence_whether_it_closes_them_or_not(tm
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_a_worker_that_dies_is_replaced_and_no_row_is_lost_until_it_happens_too_often(caplog, monkeypatch):
+    monkeypatch.setattr(pipeline, "MAX_DEATHS", 1)
+    source = numbered(4000)  # more than the workers have ready when one dies
+    reference, batches = taken(training(source=source), 60), training(source=source, num_workers=1)
+
+    seen = [next(batches)]
+    kill_workers()
+    while not any("starting them anew" in record.message for record in caplog.records):
+        seen.append(next(batches))
+    assert_same(seen[:60], reference[: len(seen)])
+    kill_workers()
+    with pytest.raises(ValueError, match=r"ended unexpectedly, 2 times.*data.num_workers"):
+        for _ in range(1000):
+            next(batches)
+    batches.close()
+
+
+def kill_workers():
+    for child in multiprocessing.active_children():
+        os.kill(child.pid, signal.SIGKILL)

@@ -1,6 +1,12 @@
+import dataclasses
 import json
 import os
+import resource
+import shutil
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import jax
@@ -13,6 +19,7 @@ from ml_collections import ConfigDict
 
 from rae_jax.objectives.objective import Evaluation, Objective
 from rae_jax.training import sharding
+from rae_jax.training.checkpoint import NotSaved
 from rae_jax.training.loop import Diverged, Interrupted, fit
 from rae_jax.training.progress import RunLog
 from rae_jax.training.state import TrainState
@@ -62,7 +69,8 @@ def run(
     workdir.mkdir(exist_ok=True)
     train = ConfigDict(
         dict(batch_size=4, log_every=log_every, checkpoint_every=4, keep_checkpoints=3, pictures_every=0, steps=steps,
-             max_gradient_norm=max_gradient_norm, max_loss=0.0, evaluate_every=0, best_metric="") | changes
+             max_gradient_norm=max_gradient_norm, max_loss=0.0, evaluate_every=0, best_metric="",
+             max_skipped_steps=0) | changes
     )  # fmt: skip
     log = RunLog(workdir, active=True)
     mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
@@ -243,3 +251,140 @@ def test_a_stage_loads_what_it_starts_from_once_and_resumes_without(tmp_path):
     final = run(tmp_path, objective=objective, steps=8, load_initial=load)
     assert loads == ["other"]
     assert np.all(final.params["w"] > 90)
+
+
+def breaks_at(*steps, objective=None):
+    """The regression, but the gradient of these steps (counted from 0) is not a number."""
+
+    def loss(w, x):
+        firsts = [np.random.default_rng(step).normal(size=(4, 3)).astype(np.float32)[0, 0] for step in steps]
+        broken = jnp.any(x[0, 0] == jnp.asarray(firsts))
+        return jnp.mean((x @ w - 1.0) ** 2) * jnp.where(broken, jnp.nan, 1.0)
+
+    return regression(loss)
+
+
+def test_a_step_that_is_not_finite_changes_nothing_but_the_count_and_the_next_goes_on(tmp_path, capsys):
+    before = run(tmp_path / "before", steps=6)
+    skipped = run(tmp_path / "skipped", steps=7, objective=breaks_at(6), max_skipped_steps=2)
+    for kept, expected in zip(
+        jax.tree.leaves((skipped.params, skipped.opt_state)), jax.tree.leaves((before.params, before.opt_state)),
+        strict=True,
+    ):  # fmt: skip
+        np.testing.assert_array_equal(kept, expected)
+    assert int(skipped.step) == 7
+    assert "1 of the steps 7 to 7 skipped: loss or gradient not finite" in capsys.readouterr().out
+    records = [json.loads(line) for line in (tmp_path / "skipped" / "metrics.jsonl").read_text().splitlines()]
+    assert [r["skipped_steps"] for r in records if "skipped_steps" in r] == [1.0]
+
+    goes_on = run(tmp_path / "goes_on", steps=12, objective=breaks_at(6, 7), max_skipped_steps=2)
+    assert int(goes_on.step) == 12 and np.all(np.isfinite(goes_on.params["w"]))
+    assert [step for step, _ in losses(tmp_path / "goes_on")] == [1, 2, 3, 4, 5, 6, 9, 10, 11, 12]
+
+
+def test_more_steps_in_a_row_that_are_not_finite_than_allowed_stop_the_run(tmp_path):
+    stopped = r"loss became non-finite, in 3 steps in a row between steps 4 and 8; the last checkpoint is of step 4"
+    with pytest.raises(Diverged, match=stopped):
+        run(tmp_path, objective=breaks_at(5, 6, 7), max_skipped_steps=2, log_every=10)
+
+
+def newest_files(workdir):
+    """The files of the newest checkpoint's arrays, the largest first."""
+    files = [f for f in (workdir / "toy" / "checkpoints" / "12").rglob("*") if f.is_file() and "state" in f.parts]
+    return sorted(files, key=lambda f: -f.stat().st_size)
+
+
+@pytest.fixture(scope="module")
+def twelve_steps(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("twelve") / "run"
+    return workdir, run(workdir)
+
+
+def flip(file):
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 16
+    file.write_bytes(data)
+
+
+DAMAGE = {
+    "truncated": lambda file: file.write_bytes(file.read_bytes()[:-7]),
+    "bit-flipped": flip,
+    "missing": Path.unlink,
+    "empty": lambda file: file.write_bytes(b""),
+}
+
+
+# Orbax drops what it was reading when it meets the damage.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_any_file_of_the_newest_checkpoint_may_be_damaged_and_the_result_is_the_same(twelve_steps, tmp_path, damage):
+    finished, whole = twelve_steps
+    for i in range(len(newest_files(finished))):
+        workdir = tmp_path / str(i)
+        shutil.copytree(finished, workdir)
+        DAMAGE[damage](newest_files(workdir)[i])
+        again = run(workdir)
+        np.testing.assert_array_equal(again.params["w"], whole.params["w"])
+
+
+def test_a_flipped_bit_in_a_weight_is_noticed_though_the_file_can_be_read(twelve_steps, tmp_path, capsys):
+    finished, whole = twelve_steps
+    workdir = tmp_path / "run"
+    shutil.copytree(finished, workdir)
+    sums = workdir / "toy" / "checkpoints" / "12" / "checksums" / "metadata"
+    *others, params, step = json.loads(sums.read_text())
+    sums.write_text(json.dumps([*others, params ^ 1, step]))
+    again = run(workdir)
+    said = capsys.readouterr().out
+    assert "params/w is not what was saved" in said and "continuing from step 8" in said
+    np.testing.assert_array_equal(again.params["w"], whole.params["w"])
+
+
+# As the test above.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_full_disk_stops_the_run_and_leaves_the_checkpoint_before_it_whole(tmp_path):
+    """Full by a limit on the size of files, which makes the storage library itself fail, in its own thread."""
+    big = regression()
+    big = dataclasses.replace(big, init=lambda key, batch: _with_ballast(regression().init(key, batch)))
+
+    def limit(position):
+        if position == 6:
+            while not (tmp_path / "full" / "toy" / "checkpoints" / "4").exists():
+                time.sleep(0.01)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    previous = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        with pytest.raises(NotSaved, match=r"the checkpoints of steps \[4\] are whole"):
+            run(tmp_path / "full", objective=big, batches=CountedBatches(limit), keep_checkpoints=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, previous)
+    assert [
+        path.name for path in (tmp_path / "full" / "toy" / "checkpoints").glob("[0-9]*") if path.name.isdigit()
+    ] == ["4"]
+    again, whole = run(tmp_path / "full", objective=big), run(tmp_path / "whole", objective=big)
+    np.testing.assert_array_equal(again.params["w"], whole.params["w"])
+
+
+def _with_ballast(state):
+    return state.replace(ema_params={"ballast": jax.random.normal(jax.random.key(1), (100_000,))})
+
+
+SECOND_SIGINT = """
+import os, signal, sys, time
+from rae_jax.training.checkpoint import NotSaved
+from rae_jax.training.loop import StopRequest
+with StopRequest() as stop:
+    os.kill(os.getpid(), signal.SIGINT)
+    print("asked", stop.agreed(), flush=True)
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(60)
+"""
+
+
+def test_a_second_sigint_ends_the_process_at_once():
+    ended = subprocess.run([sys.executable, "-c", SECOND_SIGINT], capture_output=True, text=True, timeout=50)
+    assert ended.stdout.strip() == "asked True"
+    assert ended.returncode == -signal.SIGINT and "Traceback" not in ended.stderr
