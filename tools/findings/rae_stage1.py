@@ -145,8 +145,8 @@ left three quarters to train on, {images} crops of {TEST_TILE} x {TEST_TILE} pix
 The encoder is a ViT of width {config.encoder.model.width}, pretrained on the tiles by masked autoencoding
 ({config.encoder.train.steps} steps); the decoder has width {config.decoder.model.width} and is trained for
 {train.steps} steps of {train.batch_size} images. LPIPS is AlexNet's as a loss and VGG16's as a judge. The discriminator
-stands on random features, not on DINO's. Noisy latents carry noise of sigma {SIGMA}; tau is the scale of the noise in training
-(sigma uniform in [0, tau]). One run each.
+stands on random features, not on DINO's. Noisy latents carry noise of sigma {SIGMA}; tau is the scale of the noise in
+training (sigma uniform in [0, tau]). One run each.
 
 | loss | tau | PSNR, dB | LPIPS | PSNR from noisy latents | LPIPS from noisy latents |
 |---|---|---|---|---|---|
