@@ -3,8 +3,9 @@
     python -m rae_jax.main --config=configs/digits.py
 
 A small encoder is pretrained by masked autoencoding and frozen; a decoder learns to invert it from noisy latents; the
-latents' statistics are measured; a DiT^DH learns the flow in the normalised latent space; 1,000 digits are sampled with
-50 Euler steps and judged. README.md has the numbers it reaches and how long it takes.
+latents' statistics are measured; a DiT^DH learns the flow in the normalised latent space; consistency mid-training and
+MeanFlow distillation turn it into a flow map. 1,000 digits are sampled with 50 Euler steps, in one step and in two, and
+judged. README.md has the numbers it reaches and how long it takes.
 """
 
 from ml_collections import ConfigDict
@@ -15,7 +16,7 @@ from configs import base
 def get_config(variant: str = "") -> ConfigDict:
     """The experiment; `configs/digits.py:tiny` is the same pipeline in seconds, for tests: nothing is learnt."""
     config = base.get_config()
-    config.stages = ("encoder", "decoder", "stats", "flow")
+    config.stages = ("encoder", "decoder", "stats", "flow", "mid_training", "flow_map")
 
     config.data.source = "digits"
     config.data.test_split = "test"
@@ -47,6 +48,16 @@ def get_config(variant: str = "") -> ConfigDict:
     # The weak network of AutoGuidance, for who adds "guidance" to the stages: narrower, and trained for less.
     config.guidance.model = base.dit_dh(width=64, depth=2, num_heads=4, head_width=64, head_depth=2, head_num_heads=4)
     stage(config.guidance.train, steps=1500, batch_size=32, learning_rate=2e-3, ema_decay=0.998)
+
+    # A batch is one of trajectories, each with 15 evaluations of the teacher and 16 pairs to learn from.
+    config.mid_training.pairs = 16
+    config.mid_training.label_dropout = 0.0  # nothing here is sampled with guidance
+    stage(config.mid_training.train, steps=300, batch_size=16, learning_rate=1e-3, ema_decay=0.99)
+
+    config.flow_map.label_dropout = 0.0
+    config.flow_map.unequal_share = 0.75  # with few steps, more of those that learn a jump
+    stage(config.flow_map.train, steps=500, batch_size=64, learning_rate=5e-4, ema_decay=0.99)
+    config.flow_map.train.max_gradient_norm = 1e4
 
     config.sampling.num_samples = 1000
     config.sampling.batch_size = 200
@@ -88,9 +99,11 @@ def shrink(config: ConfigDict) -> None:
     config.flow.model.head_width, config.flow.model.head_depth, config.flow.model.head_num_heads = 16, 1, 2
     config.guidance.model = config.flow.model.copy_and_resolve_references()
     config.guidance.model.depth, config.guidance.model.head_width = 1, 8
-    for name in ("encoder", "decoder", "stats", "flow", "guidance"):
+    for name in (*config.stages, "guidance"):
         shorten(config[name].train)
     config.stats.train.batch_size = 256
+    config.mid_training.trajectory_steps = 3
+    config.mid_training.pairs = 2
     config.sampling.num_samples = 20
     config.sampling.num_steps = 4
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+WITHOUT_FLOW_MAP = "--config.stages=('encoder', 'decoder', 'stats', 'flow')"  # for tests that need no more of them
 
 
 def command(workdir: Path, *options: str, config: str = "configs/digits.py:tiny") -> list[str]:

@@ -154,3 +154,19 @@ def test_a_step_of_mf_raes_configs_can_be_traced(name):
     config = of_mf_rae(name)
     assert config.stages[0] in ("mid_training", "flow_map")
     assert "flow" in trace(config, config.stages[0]).frozen
+
+
+@pytest.mark.parametrize(
+    ("stage", "initial", "before", "missing"),
+    [
+        ("mid_training", "flow", (), "flow"),
+        ("flow_map", "", (), "flow"),
+        ("flow_map", "mid_training", ("flow",), "mid_training"),
+    ],
+)
+def test_a_flow_map_without_its_teacher_names_the_stage_that_makes_one(stage, initial, before, missing):
+    config = changed(stages=("encoder", "decoder", "stats", *before, stage))
+    config[stage].initial = initial
+    with pytest.raises(ConfigError) as refused:
+        check(config, file="configs/x.py", num_devices=1)
+    assert f"stage {stage!r} needs trained weights of {missing!r}: put {missing!r} before it" in str(refused.value)

@@ -23,23 +23,26 @@ def finished(tmp_path_factory):
 
 def test_the_pipeline_leaves_what_the_readme_promises(finished):
     workdir, output = finished
-    for stage in ("encoder", "decoder", "flow"):
+    for stage in ("encoder", "decoder", "flow", "mid_training", "flow_map"):
         assert (workdir / stage / "weights" / "weights.safetensors").exists()
         assert list((workdir / stage).glob("step_*.png"))
         assert sorted(runs.metrics(workdir, stage)) == list(range(1, 21))
     assert list((workdir / "tensorboard").iterdir())
-    assert (workdir / "samples.png").exists() and (workdir / "reconstructions.png").exists()
+    for name in ("samples", "samples_1step", "samples_2step", "reconstructions"):
+        assert (workdir / f"{name}.png").exists()
     results = json.loads((workdir / "summary.json").read_text())["results"]
     assert results.keys() >= {
         "reconstruction_psnr", "linear_probe_accuracy", "frechet_samples", "frechet_train", "judge_accuracy",
-        "label_agreement",
+        "label_agreement", "frechet_samples_1step", "label_agreement_1step", "frechet_samples_2step",
+        "label_agreement_2step",
     }  # fmt: skip
     assert "label agreement" in output and "images/s" in output
 
 
-def test_samples_are_bytes_with_equal_numbers_of_each_label(finished):
+@pytest.mark.parametrize("name", ["samples", "samples_1step", "samples_2step"])
+def test_samples_are_bytes_with_equal_numbers_of_each_label(name, finished):
     workdir, _ = finished
-    with np.load(workdir / "samples.npz") as samples:
+    with np.load(workdir / f"{name}.npz") as samples:
         assert samples["arr_0"].shape == (20, 32, 32, 3) and samples["arr_0"].dtype == np.uint8
         assert np.bincount(samples["labels"]).tolist() == [2] * 10
 
@@ -49,7 +52,7 @@ def test_a_finished_stage_is_not_run_again(finished):
     before = (workdir / "metrics.jsonl").read_text()
     status, output = runs.run(workdir)
     assert status == 0, output
-    assert output.count("already finished") == 4
+    assert output.count("already finished") == 6
     assert (workdir / "metrics.jsonl").read_text() == before
 
 
@@ -67,7 +70,8 @@ def test_sampling_alone_makes_as_many_as_asked_and_the_first_are_the_same(finish
 
 def test_sampling_continues_after_a_kill_and_equals_sampling_in_one_go(finished):
     workdir, _ = finished
-    options = ("--mode=sample", "--num_samples=24", "--config.sampling.batch_size=2", "--config.sampling.png=True")
+    options = ("--mode=sample", "--num_samples=24", "--config.sampling.batch_size=2", "--config.sampling.png=True",
+               "--config.sampling.flow_map_times=()")  # fmt: skip
     process = runs.start(workdir, *options)
     progress = workdir / "samples.partial.json"
     while not progress.exists() or json.loads(progress.read_text())["done"] < 4:
@@ -108,6 +112,17 @@ def test_a_seed_grid_has_a_row_a_class_and_refuses_others(finished):
     status, output = runs.run(workdir, "--mode=sample", "--seed_grid=3,10")
     assert status != 0 and "Traceback" not in output
     assert "no classes [10], but 0 to 9" in output
+
+
+def test_a_flow_map_is_sampled_in_other_jumps_without_its_teacher(finished):
+    workdir, _ = finished
+    before = {name: (workdir / f"{name}.npz").stat().st_mtime_ns for name in ("samples", "samples_1step")}
+    options = ("--config.sampling.num_steps=0", "--config.sampling.flow_map_times=((1.0,0.7,0.3,0.0),)")
+    status, output = runs.run(workdir, "--mode=sample", *options)
+    assert status == 0, output
+    with np.load(workdir / "samples_3step.npz") as samples:
+        assert samples["arr_0"].shape == (20, 32, 32, 3)
+    assert before == {name: (workdir / f"{name}.npz").stat().st_mtime_ns for name in before}
 
 
 def test_help_explains_itself():

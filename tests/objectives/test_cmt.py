@@ -7,7 +7,7 @@ import pytest
 from golden import load_case, tokens
 from official_gradients import assert_gradients_are_the_references
 
-from configs import digits_mf_rae
+from configs import digits
 from rae_jax.flow import samplers
 from rae_jax.flow.times import dimension_shift, sampling_times
 from rae_jax.interop.dit_dh import import_dit_dh
@@ -98,7 +98,7 @@ def test_a_straight_trajectory_has_its_velocity_as_every_target_by_true_times(sh
     ],
 )  # fmt: skip
 def test_impossible_settings_are_named(field, value, message):
-    config = digits_mf_rae.get_config("tiny")
+    config = digits.get_config("tiny")
     config.mid_training[field] = value
     with pytest.raises(ValueError, match=message):
         cmt.make(config, "mid_training")

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from configs import digits_mf_rae, digits_rac, digits_rpiae
+from configs import digits, digits_rac, digits_rpiae
 from rae_jax.objectives import OBJECTIVES
 from rae_jax.training import components, sharding
 
-CONFIGS = {stage: digits_mf_rae for stage in ("encoder", "decoder", "stats", "flow", "mid_training", "flow_map")}
+CONFIGS = {stage: digits for stage in ("encoder", "decoder", "stats", "flow", "mid_training", "flow_map")}
 CONFIGS |= {stage: digits_rac for stage in ("teacher", "coder")}
 CONFIGS |= {stage: digits_rpiae for stage in ("feature_stats", "pivot", "bridge", "specialisation")}
 STAGES = tuple(CONFIGS)

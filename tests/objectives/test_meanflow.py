@@ -8,7 +8,7 @@ from golden import load_case, tokens
 from official_gradients import assert_gradients_are_the_references
 from random_params import random_params
 
-from configs import digits_mf_rae
+from configs import digits
 from rae_jax.flow.path import interpolate, velocity_target
 from rae_jax.flow.times import dimension_shift
 from rae_jax.interop.dit_dh import import_dit_dh
@@ -147,14 +147,14 @@ def test_a_power_of_zero_leaves_the_squared_error_and_one_makes_every_gradient_e
     [("eta", 1.5, "eta=1.5"), ("derivative", "exact", "'exact'"), ("initial", "flwo", "'flwo' is not one of")],
 )
 def test_impossible_settings_are_named(field, value, message):
-    config = digits_mf_rae.get_config("tiny")
+    config = digits.get_config("tiny")
     config.flow_map[field] = value
     with pytest.raises(ValueError, match=message):
         meanflow.make(config, "flow_map")
 
 
 def test_training_without_a_teacher_needs_none_and_starting_without_mid_training_says_so_when_it_diverges():
-    config = digits_mf_rae.get_config("tiny")
+    config = digits.get_config("tiny")
     assert "flow" in meanflow.make(config, "flow_map").frozen
     config.flow_map.eta = 0.0
     objective = meanflow.make(config, "flow_map")
