@@ -201,7 +201,7 @@ def _to_numpy(torch: Any, content: Any) -> Any:
 
 
 def _to_torch(torch: Any, array: np.ndarray) -> Any:
-    array = np.array(array, order="C")
+    array = np.require(array, requirements=("C", "W"))  # which torch shares; a copy only where it has to be
     if array.dtype == ml_dtypes.bfloat16:
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(array)

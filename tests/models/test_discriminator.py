@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from golden import load_case, nhwc
 
 from rae_jax.interop.dino_disc import export_heads, import_dino, import_heads
@@ -148,3 +149,59 @@ def test_the_published_discriminator_has_five_heads_on_784_tokens_and_a_vit_s():
     assert logits.shape == (2, 5 * 784)
     count = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]["dino"]))
     assert round(count / 1e6) in (21, 22)
+
+
+def test_frozen_features_equal_hugging_faces_vision_transformer():
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    config = transformers.ViTConfig(
+        hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=32, patch_size=4, image_size=12,
+        hidden_act="gelu_pytorch_tanh", layer_norm_eps=1e-6,
+    )  # fmt: skip
+    reference = transformers.ViTModel(config, add_pooling_layer=False).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in reference.parameters():
+            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+    images = np.random.default_rng(0).uniform(-1, 1, size=(2, 12, 12, 3)).astype(np.float32)
+    normalised = ((images + 1) / 2 - np.array([0.485, 0.456, 0.406])) / np.array([0.229, 0.224, 0.225])
+    with torch.no_grad():
+        pixels = torch.tensor(normalised.astype(np.float32)).permute(0, 3, 1, 2)
+        states = reference(pixels, output_hidden_states=True).hidden_states
+    params, carried = import_dino(dino_names(reference), num_heads=2)
+    assert set(carried) == {"norm.weight", "norm.bias"}
+    model = DinoFeatures(
+        image_size=12, patch_size=4, width=16, depth=3, num_heads=2, mlp_dim=32, key_depths=(0, 2)
+    )  # fmt: skip
+    features = jax.jit(model.apply)({"params": params}, images)
+    for feature, depth in zip(features, (2, 0, 2), strict=True):
+        np.testing.assert_allclose(feature, states[depth + 1][:, 1:], atol=1e-4, rtol=1e-4)
+
+
+def dino_names(model) -> dict[str, np.ndarray]:
+    """The tensors of Hugging Face's ViT as DINO's own files name them: query, key and value in one."""
+    plain = {
+        "embeddings.cls_token": "cls_token",
+        "embeddings.position_embeddings": "pos_embed",
+        "embeddings.patch_embeddings.projection": "patch_embed.proj",
+        "layernorm": "norm",
+    }
+    inner = {
+        "attention.o_proj": "attn.proj",
+        "layernorm_before": "norm1",
+        "layernorm_after": "norm2",
+        "mlp.fc1": "mlp.fc1",
+        "mlp.fc2": "mlp.fc2",
+    }
+    tensors = {name: value.numpy() for name, value in model.state_dict().items()}
+    named = {}
+    for official, ours in plain.items():
+        for end in ("", ".weight", ".bias"):
+            if official + end in tensors:
+                named[ours + end] = tensors[official + end]
+    for i in range(model.config.num_hidden_layers):
+        for end in ("weight", "bias"):
+            qkv = [tensors[f"layers.{i}.attention.{x}_proj.{end}"] for x in "qkv"]
+            named[f"blocks.{i}.attn.qkv.{end}"] = np.concatenate(qkv)
+            for official, ours in inner.items():
+                named[f"blocks.{i}.{ours}.{end}"] = tensors[f"layers.{i}.{official}.{end}"]
+    return named

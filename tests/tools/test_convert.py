@@ -352,7 +352,7 @@ def test_a_run_takes_the_official_file_for_the_decoder_that_another_run_trained(
 
 
 @pytest.mark.slow
-def test_importing_peaks_below_two_and_a_half_times_the_file(tmp_path):
+def test_importing_and_exporting_peak_below_two_and_a_half_times_the_file(tmp_path):
     sizes = {"width": 640, "depth": 10, "num_heads": 10, "head_width": 1024, "head_depth": 2, "head_num_heads": 8}
     model = DiTDH(grid_size=16, in_channels=768, num_classes=1000, **sizes)
     arguments = np.zeros((1, 256, 768)), np.zeros(1), np.zeros(1, np.int32)
@@ -360,14 +360,20 @@ def test_importing_peaks_below_two_and_a_half_times_the_file(tmp_path):
     params = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.1, np.float32), shapes)
     exported = export_model("dit_dh", Model(architecture_of(model), params))
     write_safetensors(tmp_path / "model.safetensors", exported)
-    command = (
-        "import sys; from tools.convert import import_checkpoint; peak = lambda: int(next(line.split()[1] for line in "
-        "open('/proc/self/status') if line.startswith('VmHWM'))); before = peak(); "
-        f"import_checkpoint('dit_dh', '{tmp_path / 'model.safetensors'}', '{tmp_path / 'weights'}'); "
+    file, weights = tmp_path / "model.safetensors", tmp_path / "weights"
+    peak_of = (
+        "from tools.convert import import_checkpoint, export_checkpoint; peak = lambda: int(next(line.split()[1] for "
+        "line in open('/proc/self/status') if line.startswith('VmHWM'))); before = peak(); {}; "
         "print((peak() - before) * 1024)"
     )
-    done = subprocess.run([sys.executable, "-c", command], cwd=ROOT, env=environment(), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    ratio = int(done.stdout.split()[-1]) / (tmp_path / "model.safetensors").stat().st_size
-    print(f"peak memory is {ratio:.2f} times the file")
-    assert ratio < 2.5
+    for call in (
+        f"import_checkpoint('dit_dh', '{file}', '{weights}')",
+        f"export_checkpoint('dit_dh', '{weights}', '{tmp_path / 'out.safetensors'}')",
+        f"export_checkpoint('dit_dh', '{weights}', '{tmp_path / 'out.pt'}')",
+    ):
+        command = [sys.executable, "-c", peak_of.format(call)]
+        done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        ratio = int(done.stdout.split()[-1]) / file.stat().st_size
+        print(f"{call}: peak memory is {ratio:.2f} times the file")
+        assert ratio < 2.5, call
