@@ -154,7 +154,9 @@ def export_params(params: Any, rules: Iterable[Rule], carried: Mapping[str, np.n
     ours = {path: np.asarray(w) for path, w in flatten(params).items()}
     tensors, problems = _convert(ours, [(r.ours, r.official, r.layout.to_torch) for r in rules])
     _raise_if_any(problems, "the parameters do not fit the official layout")
-    return {name: np.asarray(w, order="C") for name, w in {**tensors, **(carried or {})}.items()}
+    tensors |= carried or {}
+    # One at a time: a joined tensor is laid out anew, and not kept twice.
+    return {name: np.asarray(tensors.pop(name), order="C") for name in list(tensors)}
 
 
 def flatten(params: Any) -> dict[str, Any]:
