@@ -146,14 +146,14 @@ class Features:
         return sharding.to_host(self._mean_token(self._encoder, sharding.place(images, self._rows)))
 
 
-def _epoch(batches: Any) -> tuple[np.ndarray, np.ndarray]:
+def whole_epoch(batches: Any) -> tuple[np.ndarray, np.ndarray]:
     """Images and labels of one epoch of padded batches."""
     parts = [(batch["image"][batch["mask"]], batch["label"][batch["mask"]]) for batch in batches]
     images, labels = zip(*parts, strict=True)
     return np.concatenate(images), np.concatenate(labels)
 
 
-def _in_batches(function: Callable[[np.ndarray], np.ndarray], images: np.ndarray, batch_size: int) -> np.ndarray:
+def in_batches(function: Callable[[np.ndarray], np.ndarray], images: np.ndarray, batch_size: int) -> np.ndarray:
     results = []
     for start in range(0, len(images), batch_size):
         part = images[start : start + batch_size]
@@ -175,7 +175,7 @@ def evaluate(
     wanted, batch_size, results = config.evaluation, config.sampling.batch_size, {}
     if not any(wanted.values()):
         return results
-    held_out, held_out_labels = _epoch(batches("test", batch_size))
+    held_out, held_out_labels = whole_epoch(batches("test", batch_size))
     if wanted.reconstruction:
         reconstructions = _reconstruct(config, load, mesh, held_out, batch_size)
         results["reconstruction_psnr"] = float(np.mean(jax.device_get(psnr(held_out, reconstructions))))
@@ -187,12 +187,12 @@ def evaluate(
         )
     if not (wanted.linear_probe or wanted.frechet or wanted.judge):
         return results
-    train, train_labels = _epoch(batches("train", batch_size))
+    train, train_labels = whole_epoch(batches("train", batch_size))
     files = {end: workdir / f"samples{end}.npz" for end in ("", *few_step_names(config))}
     samples = {end: read_samples(file) for end, file in files.items() if file.exists()}
     if wanted.linear_probe or wanted.frechet:
         features = Features(config, load, mesh)
-        of_train, of_held_out = (_in_batches(features.of, x, batch_size) for x in (train, held_out))
+        of_train, of_held_out = (in_batches(features.of, x, batch_size) for x in (train, held_out))
     if wanted.linear_probe:
         results["linear_probe_accuracy"] = linear_probe_accuracy(of_train, train_labels, of_held_out, held_out_labels)
     if wanted.frechet:
@@ -200,7 +200,7 @@ def evaluate(
         reference = Moments.of(of_held_out).gaussian()
         results["frechet_train"] = frechet_distance(Moments.of(of_train).gaussian(), reference)
         for end, these in samples.items():
-            of_samples = _in_batches(features.of, these.images, batch_size)
+            of_samples = in_batches(features.of, these.images, batch_size)
             results[f"frechet_samples{end}"] = frechet_distance(Moments.of(of_samples).gaussian(), reference)
     if wanted.judge:
         judge = train_judge(train, train_labels, held_out, held_out_labels)
@@ -223,4 +223,4 @@ def _reconstruct(
         return to_uint8(space.decode(weights, space.encode(weights, images.astype(jnp.float32) / 255.0)))
 
     rows = sharding.batch_sharding(mesh)
-    return _in_batches(lambda x: sharding.to_host(run(weights, sharding.place(x, rows))), images, batch_size)
+    return in_batches(lambda x: sharding.to_host(run(weights, sharding.place(x, rows))), images, batch_size)

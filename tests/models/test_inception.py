@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from rae_jax.data.sources import open_source
+from rae_jax.evaluation.frechet import Moments, frechet_distance
 from rae_jax.interop.inception_fid import INCEPTION_CARRIED, INCEPTION_RULES, import_inception
 from rae_jax.interop.layout import export_params, import_params
 from rae_jax.models.inception import Inception, resize_bilinear_tf1
@@ -202,6 +204,27 @@ def test_pool_spatial_and_logit_features_equal_the_pytorch_network(reference, te
     for name, ours, theirs in zip(actual._fields, actual, expected, strict=True):
         theirs = theirs.numpy()
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4 * np.abs(theirs).max(), err_msg=name)
+
+
+@pytest.mark.slow
+def test_the_fid_of_real_images_agrees_with_that_of_the_pytorch_network(reference, tensors, structure):
+    params = import_inception(tensors, structure)
+    run = jax.jit(Inception().apply)
+    ours, theirs = [], []
+    for split in ("train", "test"):
+        source = open_source("digits", split, "", max_unreadable_share=0.0, check_images=0)
+        images = np.stack([source[i]["image"] for i in range(40)])
+        ours.append(np.concatenate([run({"params": params}, part).pool for part in np.split(images, 5)]))
+        with torch.no_grad():
+            parts = np.split(images, 5)
+            theirs.append(torch.cat([reference(torch.from_numpy(x).permute(0, 3, 1, 2).float())[0] for x in parts]))
+    actual = frechet_distance(*(Moments.of(features).gaussian() for features in ours))
+    # With fewer images than features, the root's trace is the nuclear norm of the product of the centred features.
+    a, b = (features.double().numpy() for features in theirs)
+    centred = [x - x.mean(axis=0) for x in (a, b)]
+    variances = sum(np.sum(x**2) / (len(x) - 1) for x in centred)
+    root = np.linalg.norm(centred[0] @ centred[1].T, "nuc") / (len(a) - 1)
+    assert actual == pytest.approx(np.sum((a.mean(0) - b.mean(0)) ** 2) + variances - 2 * root, rel=1e-3)
 
 
 def test_a_checkpoint_with_a_missing_tensor_is_refused_by_name(tensors, structure):

@@ -1,0 +1,172 @@
+"""`python -m tools.evaluate` against NumPy, SciPy and scikit-learn, and its refusals."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.linalg import sqrtm
+from sklearn.neighbors import NearestNeighbors
+
+from configs import digits
+from rae_jax.evaluation.image_sets import open_images
+from rae_jax.evaluation.samples import write_png_folder, write_samples
+from rae_jax.interop.weights import save_weights
+from rae_jax.training import components, sharding
+from tools.evaluate import main
+
+CONFIG = "configs/digits.py:tiny"
+
+
+def some_images(seed, count, size=32):
+    """Smooth random pictures, of a brightness that depends on the seed."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 200 + 8 * seed, (count, 4, 4, 3), dtype=np.uint8)
+    return coarse.repeat(size // 4, axis=1).repeat(size // 4, axis=2)
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory):
+    """Two sets as files, one as a folder too, and a random encoder with features of both."""
+    folder = tmp_path_factory.mktemp("sets")
+    config = digits.get_config("tiny")
+    shapes = sharding.unbox(jax.eval_shape(components.encoder_init(config), jax.random.key(0)))
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda x: 0.5 * rng.normal(size=x.shape).astype(np.float32), shapes)
+    save_weights(folder / "encoder", params, {"stage": "encoder"})
+    images = {"a": some_images(0, 45), "b": some_images(3, 37)}
+    model, features = components.autoencoder(config), {}
+    for name, values in images.items():
+        write_samples(folder / f"{name}.npz", values)
+        tokens = jax.jit(lambda x: model.apply({"params": {"encoder": params}}, x, method="tokens"))(values / 255.0)
+        features[name] = np.asarray(tokens, np.float64).mean(axis=1)
+    write_png_folder(folder / "b", images["b"])
+    return folder, features
+
+
+def evaluated(folder, samples, reference, metrics, *options):
+    output, paths = folder / "numbers.json", [str(folder / samples), f"--reference={folder / reference}"]
+    common = [f"--metrics={metrics}", f"--cache={folder / 'cache'}", f"--output={output}", "--batch_size=16"]
+    main([*paths, *common, *options])
+    return json.loads(output.read_text())
+
+
+def test_encoder_metrics_are_numpys_of_the_encoders_features_from_a_file_or_a_folder(sets):
+    folder, features = sets
+    options = (f"--encoder_config={CONFIG}", f"--encoder={folder / 'encoder'}")
+    metrics = "fd,fd_precision,fd_recall"
+    results = evaluated(folder, "a.npz", "b.npz", metrics, *options)
+    a, b = features["a"], features["b"]
+    cov_a, cov_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    expected = np.sum((a.mean(0) - b.mean(0)) ** 2) + np.trace(cov_a + cov_b - 2 * sqrtm(cov_a @ cov_b).real)
+    assert results["fd"] == pytest.approx(expected, rel=1e-3)
+
+    def inside(points, manifold):
+        radii = NearestNeighbors(n_neighbors=4).fit(manifold).kneighbors(manifold)[0][:, 3]
+        distances = np.linalg.norm(points[:, None] - manifold[None], axis=-1)
+        return np.mean((distances <= radii).any(axis=1))
+
+    assert results["fd_precision"] == pytest.approx(inside(a, b), abs=1.5 / len(a))
+    assert results["fd_recall"] == pytest.approx(inside(b, a), abs=1.5 / len(b))
+    assert evaluated(folder, "a.npz", "b", metrics, *options) == pytest.approx(results, rel=1e-6)
+
+
+def test_what_is_computed_of_the_reference_is_kept_and_used_again(sets):
+    folder, _ = sets
+    options = (f"--encoder_config={CONFIG}", f"--encoder={folder / 'encoder'}")
+    before = evaluated(folder, "a.npz", "b.npz", "fd", *options)
+    kept = {file: file.read_bytes() for file in (folder / "cache").glob("b.*.npz")}
+    for file in kept:
+        with np.load(file) as stored:
+            changed = dict(stored)
+        changed["mean_token.mean"] = changed["mean_token.mean"] + 10
+        np.savez(file, **changed)
+    after = evaluated(folder, "a.npz", "b.npz", "fd", *options)
+    assert kept and after["fd"] > before["fd"] + 1000
+    for file, content in kept.items():
+        file.write_bytes(content)
+
+
+def test_reconstructions_are_compared_pair_by_pair(sets, tmp_path):
+    original = some_images(1, 20)
+    noisy = np.clip(original + np.random.default_rng(2).integers(-9, 10, original.shape), 0, 255).astype(np.uint8)
+    write_samples(tmp_path / "original.npz", original)
+    write_samples(tmp_path / "noisy.npz", noisy)
+    results = evaluated(tmp_path, "noisy.npz", "original.npz", "psnr,ssim")
+    error = np.mean((original / 255.0 - noisy / 255.0) ** 2, axis=(1, 2, 3))
+    assert results["psnr"] == pytest.approx(np.mean(-10 * np.log10(error)), rel=1e-5)
+    assert 0 < results["ssim"] < 1
+
+
+def test_a_set_of_images_is_read_in_parts_as_numpy_reads_it_whole(tmp_path):
+    images = some_images(0, 11)
+    np.savez_compressed(tmp_path / "x.npz", arr_0=images, arr_1=np.arange(11))
+    found = open_images(tmp_path / "x.npz")
+    assert found.shape == images.shape
+    parts = list(found.batches(4))
+    assert [len(part) for part in parts] == [4, 4, 3]
+    np.testing.assert_array_equal(np.concatenate(parts), images)
+
+
+def prepared(folder, kind):
+    """A set of images that is wrong in one way."""
+    path = folder / kind
+    if kind.endswith(".npz"):
+        arrays = {"floats.npz": np.zeros((3, 8, 8, 3)), "gray.npz": np.zeros((3, 8, 8), np.uint8)}
+        np.savez(path, **({"images": arrays["gray.npz"]} if kind == "other.npz" else {"arr_0": arrays.get(kind)}))
+    elif kind == "text":
+        path.mkdir()
+        (path / "notes.txt").write_text("no image")
+    elif kind == "broken":
+        path.mkdir()
+        (path / "0.png").write_bytes(b"no image")
+    elif kind == "sizes":
+        path.mkdir()
+        for i, size in enumerate((8, 9)):
+            Image.new("RGB", (size, 8)).save(path / f"{i}.png")
+    elif kind == "empty":
+        path.mkdir()
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        ("empty", "has no images"), ("text", "1 other files, such as notes.txt"), ("broken", "no readable image"),
+        ("sizes", "1.png is 9 x 8 pixels, 0.png is 8 x 8"), ("missing", "there is no file or folder"),
+        ("floats.npz", "are float64 (3, 8, 8, 3), expected uint8"), ("gray.npz", "uint8 (3, 8, 8), expected"),
+        ("other.npz", "it holds ['images'], expected arr_0"),
+    ],
+)  # fmt: skip
+def test_images_that_are_none_are_refused_by_name(kind, text, sets, tmp_path):
+    path = prepared(tmp_path, kind)
+    with pytest.raises(SystemExit) as refused:
+        main([str(path), f"--reference={sets[0] / 'a.npz'}", "--metrics=psnr"])
+    assert text in str(refused.value) and str(path.name) in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["--metrics=fidd"], "there are no ['fidd']"),
+        (["--metrics=fid"], "need --inception=FILE"),
+        (["--metrics=fd"], "need --encoder_config=FILE"),
+        (["--metrics=psnr"], "compare image by image"),
+        (["--metrics=fd", f"--encoder_config={CONFIG}"], "give --encoder=DIRECTORY"),
+        (["--metrics=fid", "--inception=nowhere.pth"], "nowhere.pth"),
+        (["--metrics=psnr", "--batch_size=0"], "at least 1"),
+    ],
+)
+def test_what_cannot_be_measured_is_said_before_any_work(options, text, sets):
+    with pytest.raises(SystemExit) as refused:
+        main([str(sets[0] / "a.npz"), f"--reference={sets[0] / 'b.npz'}", *options])
+    assert text in str(refused.value)
+
+
+def test_fewer_samples_than_features_are_refused(sets, tmp_path):
+    folder, _ = sets
+    write_samples(tmp_path / "few.npz", some_images(0, 9))
+    with pytest.raises(SystemExit, match=r"few\.npz: fd over 16 features needs more than 16 samples"):
+        main([str(tmp_path / "few.npz"), f"--reference={folder / 'b.npz'}", "--metrics=fd",
+              f"--encoder_config={CONFIG}", f"--encoder={folder / 'encoder'}"])  # fmt: skip

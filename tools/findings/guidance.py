@@ -1,0 +1,173 @@
+"""Guidance on digits: classifier-free and AutoGuidance, with and without an interval; generation without classes."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from configs import digits as experiment
+from rae_jax.evaluation.evaluate import Features, in_batches, whole_epoch
+from rae_jax.evaluation.frechet import Moments, frechet_distance
+from rae_jax.evaluation.judge import train_judge
+from rae_jax.evaluation.sampling import choose_labels, sample_batches
+from rae_jax.pipeline import Pipeline, open_sources
+from rae_jax.training import sharding
+from rae_jax.training.generator import generator, guiding_component
+from rae_jax.training.progress import RunLog
+from rae_jax.whole_files import whole_file
+from tools.findings.runs import ROOT, from_digits, run
+
+PLOT = ROOT / "docs" / "guidance.png"
+SCALES = (1.5, 2.0, 3.0)
+WHOLE, MIDDLE = (0.0, 1.0), (0.2, 0.8)
+CURVES = {
+    "classifier-free": ("classifier_free", WHOLE),
+    "classifier-free, 0.2 <= t <= 0.8": ("classifier_free", MIDDLE),
+    "AutoGuidance": ("autoguidance", WHOLE),
+    "AutoGuidance, 0.2 <= t <= 0.8": ("autoguidance", MIDDLE),
+}
+NUM_SAMPLES, NUM_STEPS = 1000, 25
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """What one setting reached: `agreement` is None where no class was asked for; `classes` are shares seen."""
+
+    frechet: float
+    agreement: float | None
+    classes: list[float]
+
+
+class Sweep:
+    """Samples with any guidance, and their numbers; those found before are read from `file`."""
+
+    def __init__(self, workdir: Path, weights: dict[str, str]):
+        self._file = workdir / "sweep.json"
+        self._known = json.loads(self._file.read_text()) if self._file.exists() else {}
+        self._workdir, self._weights, self._judges = workdir, weights, None
+
+    def point(self, name: str, **fields: object) -> Point:
+        """The numbers of the setting `name`: `configs/digits.py` with `fields` changed."""
+        if name not in self._known:
+            self._known[name] = dataclasses.asdict(self._measure(fields))
+            print(f"{name}: {self._known[name]}", flush=True)
+            with whole_file(self._file) as file:
+                file.write(json.dumps(self._known, indent=1).encode())
+        return Point(**self._known[name])
+
+    def _measure(self, fields: dict[str, object]) -> Point:
+        config = experiment.get_config()
+        changes = {"sampling.num_steps": NUM_STEPS, "sampling.batch_size": 250} | self._weights | fields
+        config.update_from_flattened_dict(changes)
+        mesh = sharding.make_mesh(config.mesh.to_dict())
+        log = RunLog(self._workdir, active=False)
+        pipeline = Pipeline(config, {}, open_sources(config), self._workdir, mesh, log)
+        labels = choose_labels(config.sampling.labels, NUM_SAMPLES, config.flow.num_classes, config.seed)
+        generate, indices = generator(config, guide=guiding_component(config)), np.arange(NUM_SAMPLES)
+        with sharding.use(mesh):
+            images = np.concatenate(
+                list(sample_batches(config, pipeline.load, mesh, labels, "flow", generate, indices))
+            )
+            if self._judges is None:
+                (train, train_labels), (held_out, held_out_labels) = (
+                    whole_epoch(pipeline.one_epoch(split, 250)) for split in ("train", "test")
+                )
+                features = Features(config, pipeline.load, mesh)
+                reference = Moments.of(in_batches(features.of, held_out, 250)).gaussian()
+                self._judges = train_judge(train, train_labels, held_out, held_out_labels), features, reference
+            judge, features, reference = self._judges
+            distance = frechet_distance(Moments.of(in_batches(features.of, images, 250)).gaussian(), reference)
+        unconditional = config.sampling.labels == "unconditional"
+        seen = np.bincount(judge.predict(images), minlength=10) / len(images)
+        return Point(distance, None if unconditional else judge.agreement(images, labels), seen.tolist())
+
+
+def reproduce(workdir: Path, digits: Path) -> str:
+    """The section: table and plot of the sweep; trains the weak network and the one without classes."""
+    run(digits, "configs/digits.py", {})
+    parts = from_digits(digits, "encoder", "decoder", "stats")
+    flow = from_digits(digits, "flow")
+    run(workdir / "weak", "configs/digits.py", parts | flow | {"stages": "('guidance',)"})
+    without = {"flow.label_dropout": 1.0, "sampling.labels": "unconditional"}
+    run(workdir / "unconditional", "configs/digits.py", parts | without | {"stages": "('flow',)"})
+    weak = str((workdir / "weak" / "guidance" / "weights").resolve())
+    sweep = Sweep(workdir, parts | flow | {"guidance.weights": weak})
+    plain = sweep.point("no guidance")
+    small = experiment.get_config().guidance
+    alone = sweep.point("the weak network alone", **{"flow.weights": weak, "flow.model": small.model})
+    curves = {
+        name: [
+            sweep.point(
+                f"{name}, {scale}",
+                **{
+                    "sampling.guidance": kind,
+                    "sampling.guidance_scale": scale,
+                    "sampling.guidance_interval": interval,
+                },
+            )
+            for scale in SCALES
+        ]
+        for name, (kind, interval) in CURVES.items()
+    }
+    free = {"sampling.labels": "unconditional"}
+    unconditional = sweep.point(
+        "without classes", **free, **{"flow.weights": str((workdir / "unconditional/flow/weights").resolve())}
+    )
+    null = sweep.point("the conditional network's null label", **free)
+    plot(plain, curves)
+    rows = [
+        f"| {name} | {scale:g} | {100 * point.agreement:.1f} % | {point.frechet:.3f} |"
+        for name, points in curves.items()
+        for scale, point in zip(SCALES, points, strict=True)
+    ]
+    best = min(((point.frechet, name, scale) for name, points in curves.items()
+                for scale, point in zip(SCALES, points, strict=True)))  # fmt: skip
+    surest = max(((point.agreement, name, scale) for name, points in curves.items()
+                  for scale, point in zip(SCALES, points, strict=True)))  # fmt: skip
+    return "\n".join(
+        [
+            "## Guidance on digits",
+            "",
+            f"`python -m tools.reproduce guidance`. {NUM_SAMPLES:,} digits each, {NUM_STEPS} Euler steps, the same",
+            "noises everywhere. The weak network of AutoGuidance has half the width, half the depth and",
+            f"{small.train.steps:,} steps of training instead of {experiment.get_config().flow.train.steps:,}.",
+            "Agreement is that of a classifier of real digits with the class asked for; the Fréchet distance is to the",
+            "held-out digits in the encoder's mean tokens.",
+            "",
+            "| guidance | scale | label agreement | Fréchet distance |",
+            "|---|---|---|---|",
+            f"| none | 1 | {100 * plain.agreement:.1f} % | {plain.frechet:.3f} |",
+            f"| none, the weak network | 1 | {100 * alone.agreement:.1f} % | {alone.frechet:.3f} |",
+            *rows,
+            "",
+            f"The smallest distance is that of {best[1]} at {best[2]:g} ({best[0]:.3f}; {plain.frechet:.3f} without), "
+            f"the highest agreement that of {surest[1]} at {surest[2]:g} ({100 * surest[0]:.1f} %).",
+            "",
+            "![Label agreement and Fréchet distance against the scale](guidance.png)",
+            "",
+            "Without classes (`flow.label_dropout=1`, all labels null, as many steps): distance "
+            f"{unconditional.frechet:.3f}; the classifier sees each digit in {100 * min(unconditional.classes):.1f} to "
+            f"{100 * max(unconditional.classes):.1f} % of the samples. The null label of the conditional network, "
+            f"which a tenth of its training saw: {null.frechet:.3f}, {100 * min(null.classes):.1f} to "
+            f"{100 * max(null.classes):.1f} %.",
+        ]
+    )
+
+
+def plot(plain: Point, curves: dict[str, list[Point]]) -> None:
+    """Writes the two panels of the sweep to `PLOT`."""
+    figure = Figure(figsize=(9, 3.4), dpi=120, layout="constrained")
+    panels = {"label agreement": lambda p: p.agreement, "Fréchet distance": lambda p: p.frechet}
+    for axes, (title, value) in zip(figure.subplots(1, 2), panels.items(), strict=True):
+        for i, (name, points) in enumerate(curves.items()):
+            values = [value(plain), *map(value, points)]
+            axes.plot((1, *SCALES), values, marker="o", color=f"C{i // 2}", linestyle="-:"[i % 2], label=name)
+        axes.set_title(title, loc="left", fontsize=10)
+        axes.set_xlabel("guidance scale", fontsize=9)
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].legend(fontsize=7, frameon=False)
+    with whole_file(PLOT) as file:
+        figure.savefig(file, format="png")
