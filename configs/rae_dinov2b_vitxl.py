@@ -64,6 +64,7 @@ def stage1(encoder: str, variant: str, *, file: str) -> ConfigDict:
     train.steps = base.epochs(16, batch_size=BATCH)
     train.ema_decay = 0.9978
     train.pictures_every = 2500
+    train.evaluate_every = 5000
     loss.lpips_weight = 1.0
     loss.gan_weight = 0.75
     loss.discriminator_from_step = base.epochs(6, batch_size=BATCH)

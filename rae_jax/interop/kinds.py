@@ -32,6 +32,7 @@ from rae_jax.models.bridge import BridgeDecoder, BridgeEncoder
 from rae_jax.models.decoder import ViTDecoder
 from rae_jax.models.discriminator import DinoFeatures
 from rae_jax.models.dit_dh import DiTDH
+from rae_jax.models.inception import Inception
 from rae_jax.models.kl_vae import KLVAE
 from rae_jax.models.lightning_dit import LightningDiT
 from rae_jax.models.lpips import LPIPS
@@ -300,5 +301,7 @@ KINDS = {
         (r"Conv2d_1a_3x3\.conv\.weight",),
         inception_fid.read,
         inception_fid.write,
+        {},
+        {"": Inception},
     ),
 }

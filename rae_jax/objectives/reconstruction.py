@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from rae_jax.models.autoencoder import noise_augmentation
 from rae_jax.objectives.image_loss import ImageLoss
 from rae_jax.objectives.objective import Batch, Metrics, Objective, Params, accumulate, stage_key, to_float
+from rae_jax.objectives.reconstruction_quality import reconstruction_evaluation
 from rae_jax.training import components
 from rae_jax.training.optimizer import make_optimizer
 from rae_jax.training.state import TrainState, update_ema
@@ -129,11 +130,18 @@ def reconstructing(
             discriminator=discriminator,
         ), metrics
 
+    def averaged(state: TrainState, images: jax.Array) -> jax.Array:
+        return reconstruct(state.ema_params, state.frozen, prepare(state.frozen, images), images)
+
     def pictures(state: TrainState, batch: Batch) -> dict[str, jax.Array]:
         images = to_float(batch)
-        reconstruction = reconstruct(state.ema_params, state.frozen, prepare(state.frozen, images), images)
-        return {"original": images, "reconstruction": reconstruction}
+        return {"original": images, "reconstruction": averaged(state, images)}
 
     return Objective(
-        init=init, train_step=train_step, frozen={**frozen, **image_loss.frozen}, pictures=pictures, **hooks
+        init=init,
+        train_step=train_step,
+        frozen={**frozen, **image_loss.frozen},
+        pictures=pictures,
+        evaluation=reconstruction_evaluation(config, stage, averaged),
+        **hooks,
     )

@@ -19,6 +19,7 @@ from rae_jax.models.coder import RectifiedCoder
 from rae_jax.models.decoder import ViTDecoder
 from rae_jax.models.discriminator import DinoDiscriminator, DinoFeatures, Heads
 from rae_jax.models.dit_dh import DiTDH
+from rae_jax.models.inception import IMAGE_SIZE, Inception
 from rae_jax.models.kl_vae import KLVAE, ConvDecoder
 from rae_jax.models.lightning_dit import LightningDiT
 from rae_jax.models.lpips import LPIPS
@@ -254,6 +255,12 @@ def lpips(config: ConfigDict) -> LPIPS:
     return LPIPS(config.lpips.network)
 
 
+def inception(config: ConfigDict) -> Inception:
+    """The network whose features define rFID."""
+    del config  # there is one
+    return Inception()
+
+
 def discriminator(config: ConfigDict) -> DinoDiscriminator:
     """The discriminator of the adversarial loss; the component of its name is the frozen part, the DINO."""
     section = config.discriminator
@@ -293,6 +300,7 @@ def module(config: ConfigDict, component: str) -> nn.Module | None:
         "encoder": encoder,
         "decoder": decoder,
         "lpips": lpips,
+        "inception": inception,
         "discriminator": lambda config: discriminator(config).dino,
         "teacher": teacher,
         "coder": coder,
@@ -340,6 +348,11 @@ def lpips_init(config: ConfigDict) -> Callable[[jax.Array], Params]:
     """Initializer of LPIPS's parameters."""
     images = spec(64, 64, 3)  # no parameter depends on the size
     return initializer(lpips(config), images, images)
+
+
+def inception_init(config: ConfigDict) -> Callable[[jax.Array], Params]:
+    """Initializer of the Inception network's parameters."""
+    return initializer(inception(config), spec(IMAGE_SIZE, IMAGE_SIZE, 3))
 
 
 def discriminator_init(config: ConfigDict) -> Callable[[jax.Array], Params]:
@@ -404,6 +417,7 @@ def initializers(config: ConfigDict) -> dict[str, Callable[[jax.Array], Params]]
     makers = {
         "encoder": encoder_init,
         "lpips": lpips_init,
+        "inception": inception_init,
         "discriminator": discriminator_init,
         "stats": stats_init,
         "flow": flow_init,
