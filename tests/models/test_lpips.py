@@ -4,7 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.ndimage
 from golden import load_case, nhwc
+from PIL import Image
 
 from rae_jax.interop.layout import export_params
 from rae_jax.interop.lpips import pretrained, rules
@@ -80,6 +82,44 @@ def test_distances_equal_pytorch(network):
     expected = reference_lpips(network, tensors, *(torch.tensor(x).permute(0, 3, 1, 2) for x in (a, b)))
     actual = jax.jit(LPIPS(network).apply)({"params": params}, a, b)
     np.testing.assert_allclose(actual, expected, rtol=5e-4)
+
+
+@pytest.fixture(scope="module")
+def photographs():
+    """Eight photographs of scikit-image and scikit-learn in [-1, 1], `[8, 64, 64, 3]`."""
+    data = pytest.importorskip("skimage.data")
+    from sklearn.datasets import load_sample_images
+
+    names = ("astronaut", "chelsea", "coffee", "rocket", "retina", "hubble_deep_field")
+    images = [getattr(data, name)() for name in names] + load_sample_images().images
+    resize = [np.asarray(Image.fromarray(x).resize((64, 64), Image.Resampling.BICUBIC)) for x in images]
+    return np.stack(resize).astype(np.float32) / 127.5 - 1
+
+
+@pytest.fixture(scope="module")
+def distance():
+    params, measure = pretrained("vgg16"), jax.jit(LPIPS("vgg16").apply)
+    return lambda a, b: np.asarray(measure({"params": params}, a, b))
+
+
+def test_distances_of_photographs_equal_pytorch(photographs, distance):
+    params = pretrained("vgg16")
+    changed = photographs[:, ::-1] * 0.8
+    expected = reference_lpips(
+        "vgg16", export_params(params, rules("vgg16")),
+        *(torch.tensor(np.ascontiguousarray(x)).permute(0, 3, 1, 2) for x in (photographs, changed)),
+    )  # fmt: skip
+    np.testing.assert_allclose(distance(photographs, changed), expected, atol=1e-4, rtol=0)
+
+
+def test_more_blur_and_more_noise_are_further_from_the_photograph(photographs, distance):
+    noise = np.random.default_rng(0).normal(size=photographs.shape).astype(np.float32)
+    blurred = [scipy.ndimage.gaussian_filter(photographs, (0, sigma, sigma, 0)) for sigma in (0.5, 1, 2, 4)]
+    noisy = [photographs + strength * noise for strength in (0.05, 0.1, 0.2, 0.4)]
+    for rising in (blurred, noisy):
+        distances = np.stack([distance(photographs, x) for x in rising])
+        assert (np.diff(distances, axis=0) > 0).all(), distances
+        assert (distances[0] > 0).all()
 
 
 def test_features_that_are_all_zero_have_length_and_gradient_zero():
