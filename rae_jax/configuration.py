@@ -109,10 +109,11 @@ def check(config: ConfigDict, *, file: str, num_devices: int) -> None:
         for needed in objective.frozen | objective.initial | needs:
             if not config[needed].weights and components.trained_by(config, needed, before=stage) is None:
                 makers = [name for name in sections if needed in components.trained_components(config, name)]
-                if not makers:
+                maker = needed if needed in makers else " or ".join(makers)
+                if not maker:
                     refuse(f"stage {stage!r} needs pretrained weights of {needed!r}: set {needed}.weights")
-                refuse(f"stage {stage!r} needs trained weights of {needed!r}: put "
-                       f"{' or '.join(map(repr, makers))} before it in stages, or set {needed}.weights")  # fmt: skip
+                refuse(f"stage {stage!r} needs trained weights of {needed!r}: put {maker!r} before it in stages, "
+                       f"or set {needed}.weights")  # fmt: skip
 
 
 def _check_autoencoder(config: ConfigDict, refuse: Callable[[str], None]) -> None:

@@ -5,7 +5,7 @@ import jax
 import pytest
 from ml_collections import ConfigDict
 
-from configs import digits
+from configs import digits, digits_rpiae
 from rae_jax.configuration import ConfigError, check, remember, trace
 from rae_jax.interop.weights import save_weights
 from rae_jax.training import components, sharding
@@ -170,3 +170,23 @@ def test_a_flow_map_without_its_teacher_names_the_stage_that_makes_one(stage, in
     with pytest.raises(ConfigError) as refused:
         check(config, file="configs/x.py", num_devices=1)
     assert f"stage {stage!r} needs trained weights of {missing!r}: put {missing!r} before it" in str(refused.value)
+
+
+def test_components_come_from_the_last_stage_before_that_trains_them():
+    config = digits_rpiae.get_config("tiny")
+    assert components.trained_by(config, "encoder", before="pivot") == "encoder"
+    assert components.trained_by(config, "encoder", before="bridge") == "pivot"
+    assert components.trained_by(config, "decoder", before="pivot") is None
+    assert components.trained_by(config, "decoder", before="specialisation") == "pivot"
+    assert components.trained_by(config, "decoder") == "specialisation"
+    assert components.trained_by(config, "bridge_decoder") == "bridge"
+
+
+def test_a_bridge_before_the_encoder_and_decoder_that_it_joins_says_which_stage_is_missing():
+    config = digits_rpiae.get_config("tiny")
+    config.stages = ("encoder", "feature_stats", "bridge")
+    with pytest.raises(ConfigError, match=r"'bridge' needs trained weights of 'decoder': put 'decoder' before it"):
+        check(config, file="x", num_devices=1)
+    config.stages = ("encoder", "feature_stats", "pivot", "specialisation")
+    with pytest.raises(ConfigError, match=r"trained weights of 'bridge_\w+': put 'bridge' before it"):
+        check(config, file="x", num_devices=1)

@@ -1,4 +1,4 @@
-"""Reconstruction: trains the pixel decoder on frozen latents (RAE, Section 3; RPiAE's stage III).
+"""Reconstruction: trains the pixel decoder on frozen latents (RAE, Section 3; RPiAE's specialisation).
 
 The latents are made noisy while the decoder trains, so that it forgives the errors of generated ones
 (noise-augmented decoding, RAE Section 4.3). What reconstructs and the discriminator, two networks with two optimizers,
