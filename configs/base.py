@@ -147,7 +147,7 @@ def get_config() -> ConfigDict:
     config.specialisation.train = train(transform="random_crop")
 
     config.stats = ConfigDict()
-    config.stats.weights = ""
+    config.stats.weights = ""  # "identity": the latents as the autoencoder leaves them (RPiAE)
     config.stats.objective = "latent_statistics"
     config.stats.train = train(transform="center_crop")
 

@@ -59,28 +59,11 @@ def stage1(encoder: str, variant: str, *, file: str) -> ConfigDict:
         config.data.image_size = 512
         config.decoder.model.patch_size = 32
 
+    adversarial_stage(config, "decoder", epochs=16)
     train, loss = config.decoder.train, config.decoder.loss
-    train.batch_size = BATCH
-    train.steps = base.epochs(16, batch_size=BATCH)
-    train.ema_decay = 0.9978
-    train.pictures_every = 2500
     train.evaluate_every = 5000
-    loss.lpips_weight = 1.0
-    loss.gan_weight = 0.75
-    loss.discriminator_from_step = base.epochs(6, batch_size=BATCH)
-    loss.gan_from_step = base.epochs(8, batch_size=BATCH)
-    for optimizer, steps in (
-        (train.optimizer, train.steps),
-        (config.discriminator.optimizer, train.steps - loss.discriminator_from_step),  # its own updates
-    ):
-        optimizer.learning_rate = 2e-4
-        optimizer.final_learning_rate = 2e-5
-        optimizer.shape = "cosine"
-        optimizer.warmup_steps = base.epochs(1, batch_size=BATCH)
-        optimizer.warmup_from_zero = True
-        optimizer.decay_end_step = steps
-        optimizer.clip_norm = 0.0
-        if {"october", "paper"} & set(words):
+    if {"october", "paper"} & set(words):
+        for optimizer in (train.optimizer, config.discriminator.optimizer):
             optimizer.beta1, optimizer.beta2 = 0.5, 0.9
     if "october" in words:
         loss.lpips_range = (0.0, 1.0)
@@ -91,3 +74,34 @@ def stage1(encoder: str, variant: str, *, file: str) -> ConfigDict:
 
     config.mesh.fsdp = 8
     return config
+
+
+def adversarial_stage(config: ConfigDict, stage: str, *, epochs: int) -> None:
+    """Fills in the full loss of a stage that reconstructs, and the schedules of it and of the discriminator."""
+    train, loss = config[stage].train, config[stage].loss
+    reconstruction_stage(train, epochs=epochs)
+    loss.lpips_weight = 1.0
+    loss.gan_weight = 0.75
+    loss.discriminator_from_step = base.epochs(6, batch_size=BATCH)
+    loss.gan_from_step = base.epochs(8, batch_size=BATCH)
+    schedule(config.discriminator.optimizer, steps=train.steps - loss.discriminator_from_step)  # its own updates
+
+
+def reconstruction_stage(train: ConfigDict, *, epochs: int) -> None:
+    """Fills in how a stage trains that encodes or decodes images."""
+    train.batch_size = BATCH
+    train.steps = base.epochs(epochs, batch_size=BATCH)
+    train.ema_decay = 0.9978
+    train.pictures_every = 2500
+    schedule(train.optimizer, steps=train.steps)
+
+
+def schedule(optimizer: ConfigDict, *, steps: int) -> None:
+    """One epoch of warm-up, then a cosine to a tenth of the rate."""
+    optimizer.learning_rate = 2e-4
+    optimizer.final_learning_rate = 2e-5
+    optimizer.shape = "cosine"
+    optimizer.warmup_steps = base.epochs(1, batch_size=BATCH)
+    optimizer.warmup_from_zero = True
+    optimizer.decay_end_step = steps
+    optimizer.clip_norm = 0.0

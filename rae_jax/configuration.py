@@ -170,7 +170,9 @@ def _check_sampling(config: ConfigDict, available: set[str]) -> None:
 def _check_weights(config: ConfigDict) -> None:
     """Raises ValueError unless the weights that the config names are there and fit the models that it describes."""
     for name, init in components.initializers(config).items():
-        if config[name].weights not in ("", components.RANDOM):
+        if config[name].weights == components.IDENTITY and "stats" not in name:
+            raise ValueError(f"{name}.weights={components.IDENTITY!r} is only for statistics")
+        if config[name].weights not in ("", components.RANDOM, components.IDENTITY):
             structure = sharding.unbox(jax.eval_shape(init, jax.random.key(0)))
             check_weights(config[name].weights, structure, name, components.module(config, name))
 

@@ -8,12 +8,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from ml_collections import ConfigDict
 
 from rae_jax.flow.times import dimension_shift
 from rae_jax.models import coder as rectified_coder
-from rae_jax.models.autoencoder import LatentStatistics, RepresentationAutoencoder
+from rae_jax.models.autoencoder import EPSILON, LatentStatistics, RepresentationAutoencoder
 from rae_jax.models.bridge import BridgeDecoder, BridgeEncoder
 from rae_jax.models.coder import RectifiedCoder
 from rae_jax.models.decoder import ViTDecoder
@@ -27,6 +28,7 @@ from rae_jax.models.vit import VisionTransformer
 
 Params = Any
 RANDOM = "random"  # as a component's weights: untrained ones
+IDENTITY = "identity"  # as the weights of statistics: nothing is normalised
 LAST_KERNELS = {"vit": "pixels", "conv": "conv_out"}  # of the decoder's families
 FLOW_FAMILIES = {"dit_dh": DiTDH, "lightning_dit": LightningDiT}
 
@@ -391,6 +393,12 @@ def feature_stats_init(config: ConfigDict) -> Callable[[jax.Array], Params]:
 def stats_init(config: ConfigDict) -> Callable[[jax.Array], Params]:
     """Structure of the latent statistics."""
     return _statistics_init(latent_shape(config))
+
+
+def identity_statistics(structure: Params) -> Params:
+    """Statistics of the shapes of `structure` with which `LatentStatistics` leaves every latent as it is."""
+    mean, variance = structure["mean"], structure["variance"]
+    return {"mean": np.zeros(mean.shape, np.float32), "variance": np.full(variance.shape, 1 - EPSILON, np.float32)}
 
 
 def _statistics_init(shape: tuple[int, int]) -> Callable[[jax.Array], Params]:

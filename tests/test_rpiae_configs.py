@@ -1,0 +1,64 @@
+"""RPiAE's full-size configs: what they describe, and that their steps can be traced."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import rpiae_dinov2b_vitxl, rpiae_xl
+from rae_jax.configuration import trace
+from rae_jax.models.autoencoder import LatentStatistics
+from rae_jax.pipeline import Pipeline
+from rae_jax.training import components, sharding
+
+
+@pytest.mark.parametrize(("variant", "width"), [("", 64), ("width32", 32), ("conv-width128", 128)])
+def test_the_latent_has_the_width_asked_for_and_the_decoder_makes_256_pixels(variant, width):
+    config = rpiae_dinov2b_vitxl.get_config(variant)
+    assert components.latent_shape(config) == (256, width)
+    assert components.decoded_size(config) == 256
+
+
+def test_the_flow_on_64_channels_has_a_time_shift_of_two():
+    assert components.time_shift(rpiae_xl.get_config("80")) == pytest.approx(2.0)
+
+
+def test_epochs_and_points_of_the_grid_are_those_asked_for():
+    for epochs in (60, 80, 800):
+        config = rpiae_xl.get_config(f"{epochs}-250")
+        assert config.flow.train.steps == round(epochs * 1_281_167 / 1024)
+        assert config.sampling.num_steps == 249
+    assert rpiae_xl.get_config().sampling.num_steps == 49
+
+
+def test_identity_statistics_leave_a_latent_as_it_is(tmp_path):
+    config, mesh = rpiae_xl.get_config(), sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
+    pipeline = Pipeline(config, {}, {}, tmp_path, mesh, log=None)
+    loaded = pipeline.load("stats", jax.eval_shape(components.stats_init(config), jax.random.key(0)))
+    z = jnp.asarray(np.random.default_rng(0).normal(size=(1, 256, 64)), jnp.float32)
+    np.testing.assert_allclose(LatentStatistics(**loaded).normalise(z), z, rtol=2e-7)
+    np.testing.assert_allclose(LatentStatistics(**loaded).denormalise(z), z, rtol=2e-7)
+
+
+@pytest.mark.parametrize("module", [rpiae_dinov2b_vitxl, rpiae_xl])
+def test_an_unknown_variant_is_an_error_that_lists_them(module):
+    with pytest.raises(ValueError, match=r"has no variant 'wide'; there are"):
+        module.get_config("wide")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("variant", "stage"),
+    [
+        ("", "pivot"),
+        ("", "bridge"),
+        ("", "specialisation"),
+        ("joint", "pivot"),
+        ("conv", "pivot"),
+        ("frozen", "decoder"),
+    ],
+)
+def test_every_stage_can_be_traced_at_full_size(variant, stage):
+    config = rpiae_dinov2b_vitxl.get_config(variant)
+    config[stage].train.batch_size = 2
+    trace(config, stage)
