@@ -13,6 +13,7 @@ Modes:
 """
 
 import contextlib
+import functools
 import os
 import re
 import signal
@@ -26,6 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rae_jax.configuration import ConfigError, check, remember
+from rae_jax.evaluation.report import write_environment, write_report
 from rae_jax.pipeline import Pipeline, open_sources
 from rae_jax.training import sharding
 from rae_jax.training.checkpoint import NotSaved
@@ -95,7 +97,9 @@ def run(config, file: str) -> None:
     first = jax.process_index() == 0
     with locked(workdir) if first else contextlib.nullcontext():
         plain = remember(config, workdir, file=file, write=first)
-        log = RunLog(workdir, active=first)
+        if first:
+            write_environment(workdir)
+        log = RunLog(workdir, active=first, report=functools.partial(write_report, workdir))
         mesh = sharding.make_mesh(config.mesh.to_dict())
         try:
             with sharding.use(mesh):

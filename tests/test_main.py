@@ -30,6 +30,9 @@ def test_the_pipeline_leaves_what_the_readme_promises(finished):
     assert list((workdir / "tensorboard").iterdir())
     for name in ("samples", "samples_1step", "samples_2step", "reconstructions"):
         assert (workdir / f"{name}.png").exists()
+    report = (workdir / "report.html").read_text()
+    assert "6 of 6 stages finished" in report and "label agreement" in report
+    assert report.count("data:image/png;base64,") == 9  # a picture of five stages, three of samples, reconstructions
     results = json.loads((workdir / "summary.json").read_text())["results"]
     assert results.keys() >= {
         "reconstruction_psnr", "linear_probe_accuracy", "frechet_samples", "frechet_train", "judge_accuracy",

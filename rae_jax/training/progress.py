@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,18 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from tensorboardX import SummaryWriter
 
+REPORT_SECONDS = 20  # between two reports, at least
+
 
 class RunLog:
-    """Writes for one working directory; on every process but the first of several it does nothing."""
+    """Writes for one working directory; on every process but the first of several it does nothing.
 
-    def __init__(self, workdir: Path, *, active: bool):
+    `report` is called as metrics come, so rarely that it takes no more than a hundredth of the time, and at the end.
+    """
+
+    def __init__(self, workdir: Path, *, active: bool, report: Callable[[], Any] = lambda: None):
         self._active = active
+        self._report, self._report_due = report, 0.0
         self._path = workdir / "metrics.jsonl"
         self._console = Console(quiet=not active, soft_wrap=True)
         self._board = SummaryWriter(str(workdir / "tensorboard"), flush_secs=10) if active else None
@@ -39,6 +46,10 @@ class RunLog:
             file.write(json.dumps({"stage": stage, "step": step, **values}) + "\n")
         for name, value in values.items():
             self._board.add_scalar(f"{stage}/{name}", value, step)
+        if (began := time.monotonic()) >= self._report_due:
+            self._report()
+            ended = time.monotonic()
+            self._report_due = ended + max(REPORT_SECONDS, 100 * (ended - began))
 
     def image(self, stage: str, name: str, picture: np.ndarray, step: int) -> None:
         """Adds a picture `[H, W, 3]` of bytes to TensorBoard."""
@@ -63,9 +74,10 @@ class RunLog:
         return StepDisplay(self._console, stage, total, done)
 
     def close(self) -> None:
-        """Flushes the TensorBoard files."""
-        if self._board is not None:
+        """Flushes the TensorBoard files, and reports a last time."""
+        if self._active:
             self._board.close()
+            self._report()
 
     def _clock(self) -> str:
         seconds = int(time.monotonic() - self._started)
