@@ -8,6 +8,7 @@ Generators, sampled as their papers report (README.md has the table):
     dit_dh_xl_256, dit_dh_xl_512        RAE's DiT^DH-XL on DINOv2-B, with AutoGuidance
     dit_xl_siglip2_256, dit_xl_mae_256  RAE's LightningDiT-XL on SigLIP 2-B and MAE-B
     mf_rae_256, mf_rae_512              MF-RAE's flow maps; `--config.flow_map.weights=FILE` says where they are
+    rpiae_256                           RPiAE with LightningDiT-XL and AutoGuidance; its files are not out yet
 
 Autoencoders, for `--mode=evaluate`, with the encoder of Hugging Face's hub under `models/`:
 
@@ -103,6 +104,23 @@ def mf_rae(size: int) -> ConfigDict:
     return config
 
 
+def rpiae() -> ConfigDict:
+    """LightningDiT-XL after 800 epochs on RPiAE's latent, guided by itself after 20; nothing is normalised."""
+    config = autoencoder("dinov2_b", 256)
+    base.use_bridge(config, latent_channels=64)
+    config.decoder.weights = config.bridge_decoder.weights = "models/RPiAE/rpiae_stage3_1_c64_ema.pt"
+    config.feature_stats.weights = config.stats.weights = "identity"
+    for section, epoch in ((config.flow, 800), (config.guidance, 20)):
+        section.family = "lightning_dit"
+        section.model = base.lightning_dit(**LIGHTNING_DIT["XL"], qk_norm=True, scan=True)
+        section.weights = f"models/RPiAE/LightningDiT/ep-{epoch:07}.pt"
+    config.flow.time_distribution = "logit_normal"
+    config.sampling.guidance = "autoguidance"
+    config.sampling.guidance_scale = 2.05
+    config.sampling.num_steps = 249
+    return config
+
+
 GENERATORS = {
     "dit_dh_xl_256": lambda: dit_dh_xl(256, "DiTDH-XL", "DiTDH-S_ep14", 1.42),
     "dit_dh_xl_512": lambda: dit_dh_xl(512, "DiTDH-XL_ep400", "DiTDH-S_ep20", 1.5),
@@ -110,4 +128,5 @@ GENERATORS = {
     "dit_xl_mae_256": lambda: lightning_dit_xl("mae_b", "MAE"),
     "mf_rae_256": lambda: mf_rae(256),
     "mf_rae_512": lambda: mf_rae(512),
+    "rpiae_256": rpiae,
 }

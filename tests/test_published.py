@@ -17,7 +17,7 @@ from rae_jax.training import components
 from rae_jax.training.generator import flow_map_generator, generator, guiding_component, sample_keys
 
 AUTOENCODERS = [f"{encoder}_{size}" for encoder, size in published.AUTOENCODERS]
-WEIGHTS = ("encoder", "decoder", "stats", "flow", "guidance")
+WEIGHTS = ("encoder", "decoder", "feature_stats", "bridge_decoder", "stats", "flow", "guidance")
 
 
 def config_of(variant: str):
@@ -53,10 +53,10 @@ def test_a_published_autoencoder_makes_images_of_its_size(variant):
 def test_a_published_generator_makes_images_of_its_size(variant):
     config, weights = config_of(variant)
     guide = guiding_component(config)
-    assert (guide == "guidance") == bool(weights["guidance"]) == variant.startswith("dit_dh")
+    assert (guide == "guidance") == bool(weights["guidance"]) == variant.startswith(("dit_dh", "rpiae"))
     size = int(variant.split("_")[-1])
     keys, labels = jax.eval_shape(lambda: sample_keys(0, jnp.arange(2))), jax.ShapeDtypeStruct((2,), jnp.int32)
-    frozen = shapes_of(config, "stats", "decoder", *([guide] if guide else []))
+    frozen = shapes_of(config, "stats", *components.latent_space(config).decoding, *([guide] if guide else []))
     if variant.startswith("mf_rae"):
         params = meta.unbox(jax.eval_shape(components.flow_map_init(config), jax.random.key(0)))
         generate = flow_map_generator(config, (1.0, 0.5, 0.0))
