@@ -237,6 +237,7 @@ def train(*, transform: str) -> ConfigDict:
     section.ema_decay = 0.9999
     section.log_every = 100
     section.checkpoint_every = 5000
+    section.profile_step = 0  # after so many steps the next three are traced into <stage>/profile; 0: none
     section.keep_checkpoints = 3  # the newest
     section.best_metric = ""  # of the evaluation; the checkpoint that is best by it is kept as well
     section.evaluate_every = 0  # on held-out images, with averaged weights, then and at the end. 0: never

@@ -29,7 +29,7 @@ MAY_CHANGE = (
 )  # fmt: skip
 MAY_CHANGE_IN_TRAIN = (
     "log_every", "checkpoint_every", "keep_checkpoints", "pictures_every", "max_gradient_norm", "max_loss",
-    "best_metric", "evaluate_every", "evaluation_images", "max_skipped_steps",
+    "profile_step", "best_metric", "evaluate_every", "evaluation_images", "max_skipped_steps",
 )  # fmt: skip
 
 

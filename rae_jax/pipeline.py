@@ -26,6 +26,7 @@ from rae_jax.data.transforms import transform
 from rae_jax.evaluation import pictures
 from rae_jax.evaluation.evaluate import evaluate, generate, seed_grid
 from rae_jax.interop.weights import load_weights, save_weights
+from rae_jax.model_flops import seconds_at_peak
 from rae_jax.models.autoencoder import to_uint8
 from rae_jax.objectives import OBJECTIVES
 from rae_jax.objectives.objective import Objective, stage_key
@@ -173,6 +174,7 @@ class Pipeline:
                 log=self.log,
                 on_pictures=self._picture_taker(stage, objective),
                 on_evaluation=self._evaluator(objective, section.train),
+                seconds_at_peak=seconds_at_peak(config, stage, self.mesh),
             )
         finally:
             batches.close()

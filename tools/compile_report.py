@@ -16,7 +16,6 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from rich.table import Table
 from rae_jax.configuration import example_batch
 from rae_jax.evaluation.sampling import sampling_program
 from rae_jax.main import CONFIG, parse
+from rae_jax.model_flops import matrix_flops, model_flops
 from rae_jax.objectives import OBJECTIVES
 from rae_jax.training import components, sharding
 from rae_jax.training.checkpoint import structure_of
@@ -74,6 +74,7 @@ PLUMBING = {"AllocateBuffer", "Sharding", "AssumeGatherIndicesInBound", "ResizeB
 CHARGED_MINUS_ONE = ("ConcatBitcast", "ZeroCrop")
 
 
+<<<<<<< HEAD
 def matrix_flops(function: Callable[..., Any], *arguments: Any, batched: bool = True) -> float:
     """Operations in the matrix products and convolutions of `function`, from the shapes of its trace.
 
@@ -117,6 +118,8 @@ def matrix_flops(function: Callable[..., Any], *arguments: Any, batched: bool = 
     return count(jax.make_jaxpr(function)(*arguments).jaxpr)
 
 
+=======
+>>>>>>> e5dc635 (Throughput of a run: utilisation, a profile on demand, a benchmark of the step; the compiler that belongs to jax)
 @dataclasses.dataclass
 class Schedule:
     """What the compiled program does on one device, from its scheduled text.
@@ -258,7 +261,7 @@ def mesh_over(config: ConfigDict, topology: str) -> jax.sharding.Mesh:
     if generation not in CHIPS:
         raise ValueError(f"topology {topology!r} is of no known generation {list(CHIPS)}; v5p:4x4x4 is one of v5p")
     if importlib.util.find_spec("libtpu") is None:
-        raise ValueError("the TPU compiler is missing; install it with `pip install libtpu`")
+        raise ValueError('the TPU compiler is missing; install it with `pip install "jax[tpu]"`')
     try:
         devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
     except Exception as error:  # the runtime's own error types
@@ -283,14 +286,9 @@ def lower_step(
     """The lowered training step of `stage`, its matrix FLOPs, and the number of parameters that it trains."""
     objective = OBJECTIVES[config[stage].objective](config, stage)
     batch = example_batch(config, stage, latents=latents)
-    without_remat = ConfigDict(config.to_dict())
-    for section in without_remat.values():
-        if isinstance(section, ConfigDict) and "model" in section and "remat" in section.model:
-            section.model.remat = "none"
-    plain, key = OBJECTIVES[config[stage].objective](without_remat, stage), jax.random.key(0)
+    key, flops = jax.random.key(0), model_flops(config, stage, latents=latents)
     with sharding.use(mesh):  # from here on arrays belong to devices that are not there: shapes only
         state = abstract_state(objective, key, batch, mesh)
-        flops = matrix_flops(plain.train_step, state, batch)
         lowered = lower(objective.train_step, state, batch, mesh)
     return lowered, flops, sum(math.prod(p.shape) for p in jax.tree.leaves(state.params))
 

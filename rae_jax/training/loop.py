@@ -22,6 +22,8 @@ from rae_jax.training.checkpoint import Checkpoints, structure_of
 from rae_jax.training.progress import RunLog
 from rae_jax.training.state import TrainState
 
+PROFILED_STEPS = 3
+
 
 class Batches(Protocol):
     """Batches already on the devices, with the position that a checkpoint must hold to continue after them."""
@@ -92,6 +94,7 @@ def fit(
     log: RunLog,
     on_pictures: Callable[[TrainState, int], None],
     on_evaluation: Callable[[TrainState], dict[str, float]],
+    seconds_at_peak: float | None = None,
 ) -> TrainState:
     """Trains one stage to `total_steps`, continuing from its newest checkpoint if there is one.
 
@@ -108,6 +111,7 @@ def fit(
       config: the whole configuration, kept in each checkpoint.
       on_pictures: called with the state every `train.pictures_every` steps, and at the end.
       on_evaluation: gives the state's metrics every `train.evaluate_every` steps and after the last, if that is not 0.
+      seconds_at_peak: how long the devices would need for a step's matrix products at their peak, if that is known.
 
     Raises:
       Diverged: a loss or gradient norm beyond its bound was seen, or too many steps in a row with one that is not
@@ -137,11 +141,19 @@ def fit(
                 began = time.monotonic()
                 compiled = lower_step(objective.train_step, state, example, mesh).compile()
                 log.metrics(stage, step, {"compile_seconds": time.monotonic() - began})
-            window, watch = _Window(step, batches), _Watch(objective, train, stage, step, log)
+            window = _Window(step, batches, seconds_at_peak)
+            watch = _Watch(objective, train, stage, step, log)
             while step < total_steps:
                 batch = next(batches)
+                if step == train.profile_step > 0:
+                    jax.block_until_ready(state)
+                    jax.profiler.start_trace(str(directory / "profile"))
                 state, metrics = compiled(state, batch)
                 step += 1
+                if step == train.profile_step + PROFILED_STEPS and train.profile_step > 0:
+                    jax.block_until_ready(state)
+                    jax.profiler.stop_trace()
+                    log.say(f"{stage}: profile of {PROFILED_STEPS} steps in {directory / 'profile'}")
                 display.advance(step)
                 watch.see(metrics)
                 stopping = (jax.process_count() == 1 or step % train.log_every == 0) and stop.agreed()
@@ -281,7 +293,8 @@ class _Watch:
 class _Window:
     """Times the steps between two reports."""
 
-    def __init__(self, step: int, batches: Batches):
+    def __init__(self, step: int, batches: Batches, seconds_at_peak: float | None):
+        self._seconds_at_peak = seconds_at_peak
         self._open(step, batches)
 
     def _open(self, step: int, batches: Batches) -> None:
@@ -299,5 +312,7 @@ class _Window:
             "data_wait_share": (batches.seconds_waited - self._waited) / seconds,
             "seconds_left": (total_steps - step) * seconds / steps,
         }
+        if self._seconds_at_peak is not None:
+            values["model_flops_utilisation"] = self._seconds_at_peak * steps / seconds
         self._open(step, batches)
         return values

@@ -120,6 +120,10 @@ class StepDisplay:
         """Shows the values of a logging step."""
         loss = f"loss {values['loss']:.4f}  " if "loss" in values else ""
         text = f"{loss}{values['images_per_second']:.0f} images/s"
+        if "model_flops_utilisation" in values:
+            text += f"  MFU {values['model_flops_utilisation']:.0%}"
+        if values["data_wait_share"] >= 0.05:
+            text += f"  {values['data_wait_share']:.0%} waiting for data"
         self._reported = True
         self._progress.update(self._task, completed=step, report=text)
         if not self._live:

@@ -37,7 +37,7 @@ class CountedBatches:
         self._before(self.position)
         x = np.random.default_rng(self.position).normal(size=(4, 3)).astype(np.float32)
         self.position += 1
-        return {"x": jnp.asarray(x)}
+        return {"x": jax.device_put(x)}
 
     def state(self):
         return {"position": self.position}
@@ -64,13 +64,13 @@ def regression(loss=lambda w, x: jnp.mean((x @ w - 1.0) ** 2)):
 
 def run(
     workdir: Path, *, steps=12, batches=None, objective=None, max_gradient_norm=0.0, log_every=1, load_initial=dict,
-    pictures=lambda state, step: None, evaluate=lambda state: {}, **changes,
+    pictures=lambda state, step: None, evaluate=lambda state: {}, seconds_at_peak=None, **changes,
 ):  # fmt: skip
     workdir.mkdir(exist_ok=True)
     train = ConfigDict(
         dict(batch_size=4, log_every=log_every, checkpoint_every=4, keep_checkpoints=3, pictures_every=0, steps=steps,
              max_gradient_norm=max_gradient_norm, max_loss=0.0, evaluate_every=0, best_metric="",
-             max_skipped_steps=0) | changes
+             max_skipped_steps=0, profile_step=0) | changes
     )  # fmt: skip
     log = RunLog(workdir, active=True)
     mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
@@ -79,6 +79,7 @@ def run(
             objective or regression(), train, stage="toy", total_steps=steps, key=jax.random.key(0),
             batches=batches or CountedBatches(), example=EXAMPLE, frozen={}, load_initial=load_initial, mesh=mesh,
             directory=workdir / "toy", config={}, log=log, on_pictures=pictures, on_evaluation=evaluate,
+            seconds_at_peak=seconds_at_peak,
         )  # fmt: skip
 
 
@@ -388,3 +389,37 @@ def test_a_second_sigint_ends_the_process_at_once():
     ended = subprocess.run([sys.executable, "-c", SECOND_SIGINT], capture_output=True, text=True, timeout=50)
     assert ended.stdout.strip() == "asked True"
     assert ended.returncode == -signal.SIGINT and "Traceback" not in ended.stderr
+
+
+def test_the_utilisation_is_the_time_at_peak_over_the_time_of_a_step(tmp_path):
+    run(tmp_path / "known", steps=4, seconds_at_peak=1e-6)
+    run(tmp_path / "unknown", steps=4)
+    known, unknown = (
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("known", "unknown")
+    )
+    reports = [record for record in known if "step_seconds" in record]
+    assert len(reports) == 4
+    for record in reports:
+        assert record["model_flops_utilisation"] == pytest.approx(1e-6 / record["step_seconds"])
+    assert not any("model_flops_utilisation" in record for record in unknown)
+
+
+def test_three_steps_are_traced_on_demand_and_the_run_goes_on(tmp_path):
+    plain, profiled = run(tmp_path / "plain", steps=6), run(tmp_path / "profiled", steps=6, profile_step=2)
+    assert list((tmp_path / "profiled" / "toy" / "profile").rglob("*.xplane.pb"))
+    assert not (tmp_path / "plain" / "toy" / "profile").exists()
+    np.testing.assert_array_equal(profiled.params["w"], plain.params["w"])
+
+
+def test_nothing_moves_between_host_and_devices_by_itself_from_step_to_step(tmp_path):
+    def guard(position):
+        jax.config.update(
+            "jax_transfer_guard", {1: "disallow", 3: "allow"}.get(position, jax.config.jax_transfer_guard)
+        )
+
+    try:
+        state = run(tmp_path, steps=4, batches=CountedBatches(guard))
+    finally:
+        jax.config.update("jax_transfer_guard", "allow")
+    assert int(state.step) == 4

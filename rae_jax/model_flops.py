@@ -1,0 +1,91 @@
+"""Operations of a training step from the shapes of its trace, and what devices could do in that time."""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from rae_jax.configuration import example_batch
+from rae_jax.objectives import OBJECTIVES
+from rae_jax.training import sharding
+
+# Dense bfloat16 operations a second of a device, by `device_kind`, from the vendors' specification sheets.
+PEAK_FLOPS = {
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5": 459e12,
+    "TPU v5p": 459e12,
+    "TPU v6 lite": 918e12,
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H200": 989e12,
+}
+
+
+def model_flops(config: ConfigDict, stage: str, *, latents: bool = False) -> float:
+    """Matrix operations of one training step of `stage` on the whole batch, without rematerialisation.
+
+    Args:
+      latents: as in `configuration.example_batch`.
+    """
+    config = ConfigDict(config.to_dict())
+    for section in config.values():
+        if isinstance(section, ConfigDict) and "model" in section and "remat" in section.model:
+            section.model.remat = "none"
+    objective, batch = OBJECTIVES[config[stage].objective](config, stage), example_batch(config, stage, latents=latents)
+    key = jax.random.key(0)
+
+    def plain(init: Callable[..., Any], *arguments: Any) -> Any:
+        return sharding.unbox(jax.eval_shape(init, *arguments))
+
+    frozen = {name: plain(init, key) for name, init in objective.frozen.items()}
+    state = plain(objective.init, key, batch).replace(frozen=frozen)
+    return matrix_flops(objective.train_step, state, batch)
+
+
+def seconds_at_peak(config: ConfigDict, stage: str, mesh: jax.sharding.Mesh) -> float | None:
+    """How long the mesh's devices would take for a step of `stage` at their peak; None where that is not known."""
+    peak = PEAK_FLOPS.get(mesh.devices.flat[0].device_kind)
+    return peak and model_flops(config, stage) / (mesh.size * peak)
+
+
+def matrix_flops(function: Callable[..., Any], *arguments: Any) -> float:
+    """Operations in the matrix products and convolutions of `function`, from the shapes of its trace.
+
+    A loop counts as often as it runs, a branch as its most expensive side. Of a Pallas kernel, its grid times its body.
+    """
+
+    def inner(value: Any) -> Iterator[Any]:
+        if hasattr(value, "eqns"):
+            yield value
+        elif hasattr(value, "jaxpr"):
+            yield value.jaxpr
+        elif isinstance(value, tuple | list):
+            for item in value:
+                yield from inner(item)
+
+    def count(jaxpr: Any) -> float:
+        total = 0.0
+        for equation in jaxpr.eqns:
+            name, params = equation.primitive.name, equation.params
+            if name in ("dot_general", "conv_general_dilated"):
+                left, right = (v.aval.shape for v in equation.invars[:2])
+                if name == "dot_general":
+                    terms = math.prod(left[axis] for axis in params["dimension_numbers"][0][0])
+                else:
+                    terms = math.prod(right[axis] for axis in params["dimension_numbers"].rhs_spec[1:])
+                total += 2.0 * terms * math.prod(equation.outvars[0].aval.shape)
+            elif name == "cond":
+                total += max(count(branch.jaxpr) for branch in params["branches"])
+            elif name == "custom_vjp_call":  # its rules are there too, and not called
+                total += count(params["call_jaxpr"].jaxpr)
+            else:
+                times = params["length"] if name == "scan" else 1
+                if name == "pallas_call":
+                    times = math.prod(params["grid_mapping"].grid)
+                total += times * sum(count(j) for value in params.values() for j in inner(value))
+        return total
+
+    return count(jax.make_jaxpr(function)(*arguments).jaxpr)

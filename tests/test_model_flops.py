@@ -1,0 +1,24 @@
+import jax
+import pytest
+
+from configs import dith_xl
+from rae_jax import model_flops
+from rae_jax.training import sharding
+
+
+def test_dit_dh_xl_takes_three_passes_of_161_6_billion_multiplications_an_image():
+    config = dith_xl.get_config()
+    flops = model_flops.model_flops(config, "flow", latents=True)
+    assert flops == pytest.approx(2 * 3 * 161.6e9 * 1024, rel=0.01)
+    config.flow.model.remat = "full"
+    assert model_flops.model_flops(config, "flow", latents=True) == flops
+
+
+def test_the_time_at_peak_is_known_for_the_devices_in_the_table_only(monkeypatch):
+    config = dith_xl.get_config("S")
+    config.flow.model.depth, config.encoder.model.depth = 1, 1
+    mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
+    assert model_flops.seconds_at_peak(config, "flow", mesh) is None
+    monkeypatch.setitem(model_flops.PEAK_FLOPS, jax.devices()[0].device_kind, 1e12)
+    flops = model_flops.model_flops(config, "flow")
+    assert model_flops.seconds_at_peak(config, "flow", mesh) == pytest.approx(flops / 1e12)
