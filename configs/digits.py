@@ -46,7 +46,7 @@ def get_config(variant: str = "") -> ConfigDict:
     stage(config.flow.train, steps=5000, batch_size=32, learning_rate=2e-3, ema_decay=0.998)
 
     # The weak network of AutoGuidance, for who adds "guidance" to the stages: narrower, and trained for less.
-    config.guidance.model = base.dit_dh(width=64, depth=2, num_heads=4, head_width=64, head_depth=2, head_num_heads=4)
+    config.guidance.model = base.dit_dh(width=64, depth=2, num_heads=4, head_width=128, head_depth=2, head_num_heads=4)
     stage(config.guidance.train, steps=1500, batch_size=32, learning_rate=2e-3, ema_decay=0.998)
 
     # A batch is one of trajectories, each with 15 evaluations of the teacher and 16 pairs to learn from.

@@ -89,9 +89,10 @@ def reproduce(workdir: Path, digits: Path) -> str:
     run(digits, "configs/digits.py", {})
     parts = from_digits(digits, "encoder", "decoder", "stats")
     flow = from_digits(digits, "flow")
-    run(workdir / "weak", "configs/digits.py", parts | flow | {"stages": "('guidance',)"})
+    few = {"sampling.num_samples": 100} | {f"evaluation.{name}": False for name in experiment.get_config().evaluation}
+    run(workdir / "weak", "configs/digits.py", parts | flow | few | {"stages": "('guidance',)"})
     without = {"flow.label_dropout": 1.0, "sampling.labels": "unconditional"}
-    run(workdir / "unconditional", "configs/digits.py", parts | without | {"stages": "('flow',)"})
+    run(workdir / "unconditional", "configs/digits.py", parts | without | few | {"stages": "('flow',)"})
     weak = str((workdir / "weak" / "guidance" / "weights").resolve())
     sweep = Sweep(workdir, parts | flow | {"guidance.weights": weak})
     plain = sweep.point("no guidance")
@@ -131,7 +132,8 @@ def reproduce(workdir: Path, digits: Path) -> str:
             "## Guidance on digits",
             "",
             f"`python -m tools.reproduce guidance`. {NUM_SAMPLES:,} digits each, {NUM_STEPS} Euler steps, the same",
-            "noises everywhere. The weak network of AutoGuidance has half the width, half the depth and",
+            "noises everywhere. The weak network of AutoGuidance has half the width and half the depth of",
+            "the strong one in front of the same head (a narrow head cannot carry the noise at all), and",
             f"{small.train.steps:,} steps of training instead of {experiment.get_config().flow.train.steps:,}.",
             "Agreement is that of a classifier of real digits with the class asked for; the Fréchet distance is to the",
             "held-out digits in the encoder's mean tokens.",
