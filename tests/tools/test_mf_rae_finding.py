@@ -33,6 +33,7 @@ def cells(monkeypatch, tmp_path):
     monkeypatch.setattr(mf_rae, "from_digits", lambda digits, *names: {f"{name}.weights": "" for name in names})
     monkeypatch.setattr(mf_rae, "_draw_derivative_errors", lambda digits, path: 1.96)
     monkeypatch.setattr(mf_rae, "ROOT", tmp_path)
+    monkeypatch.setattr(mf_rae, "SEEDS", (0, 1))
     section = mf_rae.reproduce(tmp_path, tmp_path / "digits")
     return asked, section, tmp_path / "docs" / "mf_rae_gradients.png"
 

@@ -13,7 +13,7 @@ from rae_jax.flow.path import interpolate
 from rae_jax.objectives import meanflow
 from rae_jax.training import components, sharding
 
-ROUNDS, BATCH_SIZE = 30, 64
+ROUNDS, BATCH_SIZE = 20, 64
 
 
 def reproduce(workdir: Path, digits: Path) -> str:
