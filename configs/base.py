@@ -146,6 +146,12 @@ def get_config() -> ConfigDict:
     config.specialisation.initial = ("decoder",)
     config.specialisation.train = train(transform="random_crop")
 
+    config.tuned_coder = ConfigDict()  # the coder after end-to-end tuning with a generator (REPA-E); see coder.weights
+    config.tuned_coder.weights = ""
+    config.tuned_coder.objective = "end_to_end_tuning"
+    config.tuned_coder.alignment_weight = 1.5  # of the alignment in the coder's loss
+    config.tuned_coder.train = train(transform="center_crop_flip")
+
     config.stats = ConfigDict()
     config.stats.weights = ""  # "identity": the latents as the autoencoder leaves them (RPiAE)
     config.stats.objective = "latent_statistics"
@@ -162,6 +168,9 @@ def get_config() -> ConfigDict:
     config.flow.logit_normal_mean = 0.0
     config.flow.logit_normal_std = 1.0
     config.flow.shift_base = 4096  # dimension at which the time shift is 1
+    config.flow.alignment_weight = 0.5  # of "aligned_velocity" (REPA): agreement with the encoder's tokens
+    config.flow.alignment_depth = 8  # blocks before the tokens that are aligned
+    config.flow.alignment_width = 2048  # of the projector's hidden layers
     config.flow.train = train(transform="center_crop_flip")
 
     config.guidance = ConfigDict()  # the weak network of AutoGuidance: smaller than "flow", or trained for less
@@ -358,6 +367,15 @@ def vit_decoder(
     return _with(fields, changes)
 
 
+def sit(*, width: int, depth: int, num_heads: int, **changes: object) -> ConfigDict:
+    """SiT (Ma et al., 2024) as a `lightning_dit`: the original DiT's blocks on patches of 2 x 2 latents.
+
+    One thing differs: times are embedded by random Fourier features, as everywhere here, not by fixed frequencies.
+    """
+    original = dict(patch_size=2, swiglu=False, rms_norm=False, rope=False, learn_sigma=True)
+    return lightning_dit(width=width, depth=depth, num_heads=num_heads, **original | changes)
+
+
 def kl_vae(*, channels: tuple[int, ...], latent_channels: int, **changes: object) -> ConfigDict:
     """Every field of the KL-VAE's architecture; the defaults are Stable Diffusion's."""
     fields = dict(
@@ -381,6 +399,7 @@ def rectified_coder(*, channels: tuple[int, ...], **changes: object) -> ConfigDi
         channels=channels,
         state_channels=4,
         learned_projector=True,  # or average pooling
+        patch_size=1,  # pixels, of the squares that the last layer makes
         positions=False,
         blocks_per_level=2,
         middle_attention=True,

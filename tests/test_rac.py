@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 import runs
 
+from configs import rac_256
+from rae_jax import configuration
+
 CONFIG = "configs/digits_rac.py:tiny"
 STAGES = ("encoder", "teacher", "coder", "flow")
 SHORT = [f"--config.{stage}.train.steps=2" for stage in STAGES]
@@ -19,9 +22,9 @@ def test_samples_and_reconstructions_are_the_coders_and_the_teachers_when_asked(
     assert {"reconstruction_psnr", "label_agreement", "frechet_samples"} <= results.keys()
     with np.load(tmp_path / "run" / "samples.npz") as samples:
         coders = samples["arr_0"]
-        assert coders.shape == (20, 8, 8, 3) and coders.dtype == np.uint8
+        assert coders.shape == (20, 32, 32, 3) and coders.dtype == np.uint8
     with np.load(tmp_path / "run" / "reconstructions.npz") as pairs:
-        assert pairs["originals"].shape == pairs["reconstructions"].shape == (359, 8, 8, 3)
+        assert pairs["originals"].shape == pairs["reconstructions"].shape == (359, 32, 32, 3)
 
     # The number of decoding steps belongs to sampling: the same working directory, other images.
     status, output = runs.run(
@@ -36,3 +39,18 @@ def test_a_coder_without_its_teacher_says_which_stage_makes_one(tmp_path):
     status, output = runs.run(tmp_path / "run", "--config.stages=('coder',)", config=CONFIG)
     assert status != 0 and "Traceback" not in output
     assert "stage 'coder' needs trained weights of 'teacher': put 'teacher' before it in stages" in output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["coder_0.1x", "coder_f16_32", "state_1x", "sit_B", "tuning_B", "scratch_XL"])
+def test_a_full_size_step_is_traced_from_images_to_updated_parameters(variant):
+    config = rac_256.get_config(variant)
+    assert config.stages
+    for stage in config.stages:
+        objective = configuration.trace(config, stage)
+        assert ("coder" in objective.frozen) == (variant == "scratch_XL")
+
+
+def test_a_variant_that_does_not_exist_is_answered_with_those_that_do():
+    with pytest.raises(ValueError, match=r"no variant 'sit_S'; there are coder_0\.1x, .*scratch_XL"):
+        rac_256.get_config("sit_S")

@@ -91,14 +91,20 @@ def fold(state: jax.Array, scale: int) -> jax.Array:
     return rearrange(state, "b (h i) (w j) c -> b h w (i j c)", i=scale, j=scale)
 
 
+def unfold(x: jax.Array, scale: int) -> jax.Array:
+    """The inverse of `fold`."""
+    return rearrange(x, "b h w (i j c) -> b (h i) (w j) c", i=scale, j=scale)
+
+
 class RectifiedCoder(nn.Module):
     """The velocity field between a latent of `latent_channels` channels and its image, and the projector to latents.
 
     `model.apply({"params": p}, s, t, method="velocity")`, with states `s: [B, H, W, C_s]` and times `t: [B]`, 0 at the
     latent and 1 at the image -> `[B, H, W, C_s]` float32.
 
-    The field sees the state at `2^(levels - 1)` pixels a position, folded, with a channel that holds t and with
-    `positions` two more that hold row and column from -1 to 1; then it is a `ConvDecoder`.
+    The field sees the state at `patch_size 2^(levels - 1)` pixels a position, folded, with a channel that holds t and
+    with `positions` two more that hold row and column from -1 to 1; then it is a `ConvDecoder`, whose last layer makes
+    squares of `patch_size` pixels.
 
     Attributes:
       latent_channels: C.
@@ -106,6 +112,7 @@ class RectifiedCoder(nn.Module):
       state_channels: C_s.
       learned_projector: whether the latent is a learned linear map of the pixels of a position, average pooling at
         first, rather than average pooling.
+      patch_size: 1 in the paper's sizes; a larger one keeps the field away from the full resolution, which is costly.
       positions: whether the field is told where a position lies.
       channels, blocks_per_level, middle_attention, num_groups, dtype: of the field, as in `ConvDecoder`; `SCALES` has
         the paper's.
@@ -116,6 +123,7 @@ class RectifiedCoder(nn.Module):
     channels: tuple[int, ...]
     state_channels: int = 4
     learned_projector: bool = True
+    patch_size: int = 1
     positions: bool = False
     blocks_per_level: int = 2
     middle_attention: bool = True
@@ -125,7 +133,7 @@ class RectifiedCoder(nn.Module):
     def setup(self) -> None:
         self.field = ConvDecoder(
             channels=self.channels,
-            out_channels=self.state_channels,
+            out_channels=self.state_channels * self.patch_size**2,
             blocks_per_level=self.blocks_per_level,
             middle_attention=self.middle_attention,
             num_groups=self.num_groups,
@@ -142,7 +150,7 @@ class RectifiedCoder(nn.Module):
         Raises:
           ValueError: the state cannot be folded.
         """
-        scale = 2 ** (len(self.channels) - 1)
+        scale = self.patch_size * 2 ** (len(self.channels) - 1)
         if state.shape[1] % scale or state.shape[2] % scale or state.shape[3] != self.state_channels:
             raise ValueError(
                 f"states of shape {state.shape}; the field takes {self.state_channels} channels and sides that are "
@@ -154,7 +162,7 @@ class RectifiedCoder(nn.Module):
         if self.positions:
             rows, columns = jnp.meshgrid(jnp.linspace(-1, 1, h), jnp.linspace(-1, 1, w), indexing="ij")
             seen.append(jnp.broadcast_to(jnp.stack([rows, columns], axis=-1), (batch, h, w, 2)))
-        return self.field(jnp.concatenate(seen, axis=-1))
+        return unfold(self.field(jnp.concatenate(seen, axis=-1)), self.patch_size)
 
     def project(self, state: jax.Array) -> jax.Array:
         """The latent `[B, h, w, C]` of an encoded state `[B, H, W, C_s]`."""

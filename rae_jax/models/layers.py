@@ -254,7 +254,7 @@ def apply_blocks(
         return x
     scanned = nn.scan(
         lambda block, carry, *inner: (block(carry, *inner), None),
-        variable_axes={"params": 0},
+        variable_axes={"params": 0, "intermediates": 0},
         split_rngs={"params": True},
         in_axes=nn.broadcast,
         length=depth,

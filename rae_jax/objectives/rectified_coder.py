@@ -4,6 +4,8 @@ Fang et al., "RAC: Rectified Flow Auto Coder" (2026), Section 3. Every squared n
 states in the scale of [-1, 1].
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
@@ -24,8 +26,10 @@ def mean_square(x: jax.Array) -> jax.Array:
     return jnp.mean(jnp.square(x))
 
 
-def make(config: ConfigDict, stage: str) -> Objective:
-    """The objective of `stage`.
+def coder_loss(
+    config: ConfigDict, stage: str = "coder"
+) -> Callable[[Params, Params, jax.Array, jax.Array], tuple[jax.Array, Metrics]]:
+    """`(coder's parameters, teacher's, images [B, H, W, 3], key) -> (scalar, its terms)`, weighted as `stage` says.
 
     Decoding the teacher's latent gives the terms `reconstruction` (its weight is 1), `path` (Eq. 9) and `mean_velocity`
     (Eq. 11); encoding the image gives `latent`, against the teacher's, and `pixel`, what the teacher decodes from it;
@@ -49,9 +53,8 @@ def make(config: ConfigDict, stage: str) -> Objective:
         "mean_velocity": section.mean_velocity_weight,
     }
 
-    def loss(params: Params, frozen: dict[str, Params], batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
-        images = to_float(batch)
-        z = to_map(teacher.apply({"params": frozen["teacher"]}, images, method="encode").mode())
+    def loss(params: Params, frozen: Params, images: jax.Array, key: jax.Array) -> tuple[jax.Array, Metrics]:
+        z = to_map(teacher.apply({"params": frozen}, images, method="encode").mode())
         first, last = model.latent_state(z), model.image_state(images)
         velocity = velocity_function(model, params)
         if section.recompute:
@@ -74,12 +77,24 @@ def make(config: ConfigDict, stage: str) -> Objective:
             latent = model.apply({"params": params}, encoded, method="project")
             terms["latent"] = mean_square(latent - z)
             if weights["pixel"]:
-                decoded = teacher.apply({"params": frozen["teacher"]}, latent, method="decode")
+                decoded = teacher.apply({"params": frozen}, latent, method="decode")
                 terms["pixel"] = mean_square(2 * (decoded - images))
             if weights["round_trip"]:
                 start = encoded if section.round_trip == "state" else model.latent_state(latent)
                 terms["round_trip"] = mean_square(decode(velocity, start, times, noise=again) - last)
         return sum(weights[name] * value for name, value in terms.items()), terms
+
+    return loss
+
+
+def make(config: ConfigDict, stage: str) -> Objective:
+    """The objective of `stage`: `coder_loss`."""
+    section = config[stage]
+    model, teacher = components.coder(config), components.teacher(config)
+    of_images = coder_loss(config, stage)
+
+    def loss(params: Params, frozen: dict[str, Params], batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
+        return of_images(params, frozen["teacher"], to_float(batch), key)
 
     def pictures(state: TrainState, batch: Batch) -> dict[str, jax.Array]:
         images, num_steps = to_float(batch), config.sampling.coder_steps

@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,28 +38,42 @@ def latent_encoder(config: ConfigDict) -> Callable[[dict[str, Params], Batch], j
     return encode
 
 
+class TrainingPoint(NamedTuple):
+    """What the network sees of a batch of latents, and the velocity that it is to predict; arrays are `[B, ...]`."""
+
+    z_t: jax.Array
+    t: jax.Array
+    labels: jax.Array
+    target: jax.Array
+
+
+def training_point(config: ConfigDict, stage: str, z: jax.Array, labels: jax.Array, key: jax.Array) -> TrainingPoint:
+    """Draws times, noise and dropped labels for the latents `z: [B, N, C]`, as the section of `stage` says."""
+    section = config[stage]
+    time_key, noise_key, label_key = jax.random.split(key, 3)
+    t = sample_times(
+        time_key,
+        z.shape[0],
+        section.time_distribution,
+        mean=section.logit_normal_mean,
+        std=section.logit_normal_std,
+        shift=components.time_shift(config),
+    )
+    eps = jax.random.normal(noise_key, z.shape)
+    labels = drop_labels(label_key, labels, section.label_dropout, config.flow.num_classes)
+    return TrainingPoint(interpolate(z, eps, t), t, labels, velocity_target(z, eps))
+
+
 def make(config: ConfigDict, stage: str) -> Objective:
     """The objective of `stage`, the section of a velocity network."""
     section = config[stage]
     encode, space = latent_encoder(config), components.latent_space(config)
     model = components.velocity_model(config, stage)
-    shift = components.time_shift(config)
 
     def loss(params: Params, frozen: dict[str, Params], batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
-        time_key, noise_key, label_key = jax.random.split(key, 3)
-        z = encode(frozen, batch)
-        t = sample_times(
-            time_key,
-            z.shape[0],
-            section.time_distribution,
-            mean=section.logit_normal_mean,
-            std=section.logit_normal_std,
-            shift=shift,
-        )
-        eps = jax.random.normal(noise_key, z.shape)
-        labels = drop_labels(label_key, batch["label"], section.label_dropout, config.flow.num_classes)
-        v = model.apply({"params": params}, interpolate(z, eps, t), t, labels)
-        return jnp.mean(jnp.square(v - velocity_target(z, eps))), {}
+        point = training_point(config, stage, encode(frozen, batch), batch["label"], key)
+        v = model.apply({"params": params}, point.z_t, point.t, point.labels)
+        return jnp.mean(jnp.square(v - point.target)), {}
 
     generate = generator(config, stage) if config.sampling.num_steps else None
     return single_network(

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from rae_jax.flow.times import dimension_shift
 from rae_jax.models import coder as rectified_coder
+from rae_jax.models.alignment import AlignmentProjector
 from rae_jax.models.autoencoder import EPSILON, LatentStatistics, RepresentationAutoencoder
 from rae_jax.models.bridge import BridgeDecoder, BridgeEncoder
 from rae_jax.models.coder import RectifiedCoder
@@ -93,7 +94,7 @@ def autoencoder(config: ConfigDict) -> RepresentationAutoencoder:
     """Encoder and decoder as one module."""
     return RepresentationAutoencoder(
         encoder=encoder(config),
-        decoder=decoder(config),
+        decoder=decoder(config) if config.decoder.model else None,  # another decodes: only the encoder is used
         encoder_input_size=config.encoder.input_size,
         image_mean=tuple(config.encoder.image_mean),
         image_std=tuple(config.encoder.image_std),
@@ -270,6 +271,12 @@ def discriminator(config: ConfigDict) -> DinoDiscriminator:
     return DinoDiscriminator(dino, Heads(section.kernel_size, section.spectral_norm))
 
 
+def alignment_projector(config: ConfigDict) -> AlignmentProjector:
+    """What takes a generator's tokens to those of the encoder."""
+    features = config.encoder.model.width
+    return AlignmentProjector(features, config.flow.alignment_width, dtype=compute_dtype(config))
+
+
 def velocity_model(config: ConfigDict, component: str = "flow") -> nn.Module:
     """The network that predicts the velocity in latent space: "flow", or "guidance", the weak one of AutoGuidance.
 
@@ -408,6 +415,12 @@ def _statistics_init(shape: tuple[int, int]) -> Callable[[jax.Array], Params]:
 def flow_init(config: ConfigDict, component: str = "flow") -> Callable[[jax.Array], Params]:
     """Initializer of a velocity network's parameters."""
     return initializer(velocity_model(config, component), spec(*latent_shape(config)), spec(), spec(dtype=jnp.int32))
+
+
+def alignment_init(config: ConfigDict) -> Callable[[jax.Array], Params]:
+    """Initializer of the alignment's parameters."""
+    tokens, _ = encoder_shape(config)
+    return initializer(alignment_projector(config), spec(tokens, config.flow.model.width))
 
 
 def flow_map_init(config: ConfigDict) -> Callable[[jax.Array], Params]:

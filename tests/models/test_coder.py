@@ -9,10 +9,12 @@ from random_params import random_params
 from rae_jax.models.coder import (
     SCALES,
     RectifiedCoder,
+    fold,
     image_of,
     image_state,
     latent_state,
     pooled_latent,
+    unfold,
 )
 
 RNG = np.random.default_rng(0)
@@ -76,6 +78,16 @@ def test_the_field_depends_on_state_and_time_and_on_the_place_only_if_it_is_told
     assert np.abs(without - v).max() > 1e-3
     params["field"]["conv_in"]["kernel"] = np.concatenate([kernel[:, :, :-2], 0 * kernel[:, :, -2:]], axis=2)
     np.testing.assert_allclose(velocity({"params": params}, state, t, method="velocity"), without, atol=1e-5)
+
+
+def test_a_field_that_makes_patches_gives_every_pixel_a_value_of_its_own():
+    assert np.array_equal(unfold(fold(x := latents(5, 4, 8), 2), 2), x)
+    model = RectifiedCoder(**TINY | {"channels": (8, 8), "middle_attention": False}, patch_size=2)
+    state, t = latents(4, 8, 4), np.zeros(2, np.float32)
+    params = random_params(model, state, t)
+    assert params["field"]["conv_in"]["kernel"].shape[2] == 4 * 4 * 4 + 1
+    v = np.asarray(model.apply({"params": params}, state, t, method="velocity"))
+    assert v.shape == state.shape and len(np.unique(v[0, :2, :2].round(5))) == 16
 
 
 def test_the_learned_projector_starts_as_average_pooling_and_is_learned():

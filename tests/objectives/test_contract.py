@@ -13,7 +13,7 @@ from rae_jax.objectives import OBJECTIVES
 from rae_jax.training import components, sharding
 
 CONFIGS = {stage: digits for stage in ("encoder", "decoder", "stats", "flow", "mid_training", "flow_map")}
-CONFIGS |= {stage: digits_rac for stage in ("teacher", "coder")}
+CONFIGS |= {stage: digits_rac for stage in ("teacher", "coder", "tuned_coder", "flow/aligned")}
 CONFIGS |= {stage: digits_rpiae for stage in ("feature_stats", "pivot", "bridge", "specialisation")}
 STAGES = tuple(CONFIGS)
 TRAINED = tuple(stage for stage in STAGES if "stats" not in stage)
@@ -21,7 +21,14 @@ BATCH = 8
 
 
 def config_of(stage: str):
-    return CONFIGS[stage].get_config("tiny")
+    """A tiny config with this stage; what follows a slash is another objective for the stage."""
+    config = CONFIGS[stage].get_config("tiny")
+    if stage in ("tuned_coder", "flow/aligned"):
+        config.flow.objective = "aligned_velocity"
+        config.flow.alignment_depth, config.flow.alignment_width = 1, 16
+        config.coder.num_steps = 1  # every step is compiled
+        config.tuned_coder.train.optimizer.learning_rate = 1e-3
+    return config
 
 
 def batch_of(seed: int, size: int) -> dict[str, jax.Array]:
@@ -49,6 +56,7 @@ def error(metrics) -> float:
 def prepared(stage: str):
     """The objective of a stage, its first state, its compiled step, and a batch."""
     config = config_of(stage)
+    stage = stage.partition("/")[0]
     objective = OBJECTIVES[config[stage].objective](config, stage)
     frozen = {
         name: varied(sharding.unbox(init(jax.random.key(i))))
