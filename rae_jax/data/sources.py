@@ -194,6 +194,10 @@ class FolderSource:
         name = os.fsdecode(self._names[start : self._ends[index]])
         return self._root / self.class_names[self._labels[index]] / name
 
+    def label(self, index: int) -> int:
+        """The class of element `index`."""
+        return int(self._labels[index])
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         count = len(self)
         if not 0 <= index < count:
@@ -204,7 +208,7 @@ class FolderSource:
             except (OSError, ValueError) as error:
                 self._note_unreadable(candidate, error)
             else:
-                return {"image": image, "label": int(self._labels[candidate])}
+                return {"image": image, "label": self.label(candidate)}
         raise ValueError(f"not one of the {count} images in {self._root} can be read")
 
     def _note_unreadable(self, index: int, error: Exception) -> None:

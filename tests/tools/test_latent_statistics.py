@@ -1,0 +1,41 @@
+"""The statistics command on the digits, against NumPy in double precision over all latents at once."""
+
+import subprocess
+import sys
+
+import jax
+import numpy as np
+from runs import ROOT, environment
+
+from configs import digits
+from rae_jax.data.sources import digits as digits_of
+from rae_jax.interop.checkpoint_files import read_safetensors
+from rae_jax.interop.statistics import import_statistics
+from rae_jax.interop.weights import load_weights, save_weights
+from rae_jax.training import components, sharding
+
+
+def test_the_command_writes_exact_statistics_in_both_formats(tmp_path):
+    config = digits.get_config("tiny")
+    encoder = sharding.unbox(components.encoder_init(config)(jax.random.key(0)))
+    save_weights(tmp_path / "encoder", encoder, {"stage": "encoder", "config": {}})
+    command = [sys.executable, "-m", "tools.latent_statistics", "--config=configs/digits.py:tiny",
+               f"--config.encoder.weights={tmp_path / 'encoder'}", f"--workdir={tmp_path / 'run'}",
+               f"--official={tmp_path / 'stat.safetensors'}"]  # fmt: skip
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment(4), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    assert done.returncode == 0, done.stdout
+    images = digits_of("train").images.astype(np.float32) / 255
+    tokens = jax.jit(lambda p, x: components.autoencoder(config).apply({"params": p}, x, method="tokens"))(
+        {"encoder": encoder}, images
+    )
+    tokens = np.asarray(tokens, np.float64)
+    structure = jax.eval_shape(components.stats_init(config), jax.random.key(0))
+    ours = load_weights(tmp_path / "run" / "stats" / "weights", structure, "stats")
+    np.testing.assert_allclose(ours["mean"], tokens.mean(0), atol=1e-5)
+    np.testing.assert_allclose(ours["variance"], tokens.var(0), rtol=1e-4, atol=1e-7)
+    official = import_statistics(read_safetensors(tmp_path / "stat.safetensors"))
+    np.testing.assert_array_equal(official.mean, ours["mean"])
+    np.testing.assert_array_equal(official.variance, ours["variance"])
+    assert not (tmp_path / "run" / "samples.npz").exists()

@@ -1,0 +1,122 @@
+"""Images a second that this machine reads, decodes and crops, against what the experiment's devices need.
+
+    python -m tools.data_benchmark --config=configs/rae_dinov2b_vitxl.py --config.data.path=DIR --needed=2900
+    python -m tools.data_benchmark --decoders
+
+The first measures the config's own pipeline (`data.source`, the stage's transform, `data.num_workers`) for `--seconds`,
+after the workers have started. `--needed` is what one host has to feed: batch size over seconds a step, over the number
+of hosts; `tools.compile_report` estimates the step. The second compares decoders on one thread, on JPEG files of
+500 x 375 pixels made from scikit-learn's photographs.
+"""
+
+import io
+import time
+from collections.abc import Callable
+
+import numpy as np
+from absl import app, flags
+from PIL import Image
+
+from rae_jax import main as experiment
+from rae_jax.data.decoding import decode_image
+from rae_jax.data.pipeline import training_batches
+from rae_jax.data.transforms import transform
+from rae_jax.pipeline import open_sources
+
+DECODERS = flags.DEFINE_bool("decoders", False, "Compare JPEG decoders instead.")
+STAGE = flags.DEFINE_string("stage", "decoder", "The stage whose transform and batch are measured.")
+SECONDS = flags.DEFINE_float("seconds", 20.0, "How long to measure.")
+NEEDED = flags.DEFINE_float("needed", 0.0, "Images a second that this host has to feed.")
+
+
+def photographs() -> list[bytes]:
+    """JPEG files of 500 x 375 pixels, quality 90."""
+    from sklearn.datasets import load_sample_images
+
+    files = []
+    for pixels in load_sample_images().images:
+        file = io.BytesIO()
+        Image.fromarray(pixels).resize((500, 375), Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
+        files.append(file.getvalue())
+    return files
+
+
+def decoders() -> dict[str, Callable[[bytes], np.ndarray]]:
+    """What turns a JPEG file into uint8 RGB `[H, W, 3]`, by name."""
+    import cv2
+    import simplejpeg
+
+    cv2.setNumThreads(1)
+    return {
+        "rae_jax (simplejpeg, Pillow for odd files)": decode_image,
+        "simplejpeg": lambda data: simplejpeg.decode_jpeg(data, "RGB"),
+        "opencv": lambda data: cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB),
+        "pillow": lambda data: np.asarray(Image.open(io.BytesIO(data)).convert("RGB")),
+    }
+
+
+def rate(function: Callable[[int], object], seconds: float) -> float:
+    """Calls of `function(i)` a second, one after the other."""
+    count, began = 0, time.perf_counter()
+    while time.perf_counter() - began < seconds:
+        function(count)
+        count += 1
+    return count / (time.perf_counter() - began)
+
+
+def compare_decoders(seconds: float) -> None:
+    """Prints images a second of each decoder on one thread, alone and with the decoder stage's crop behind it."""
+    files, crop = photographs(), transform("random_crop", 256)
+    random = np.random.default_rng(0)
+    print(f"{'one thread, images a second':45} {'decoding':>9} {'and random crop 256':>20}")
+    for name, decode in decoders().items():
+        decode(files[0])
+        alone = rate(lambda i, decode=decode: decode(files[i % len(files)]), seconds)
+        both = rate(lambda i, decode=decode: crop(decode(files[i % len(files)]), random), seconds)
+        print(f"{name:45} {alone:9.0f} {both:20.0f}")
+
+
+def measure_pipeline(config, stage: str, seconds: float) -> float:
+    """Images a second of the config's training pipeline on this host.
+
+    Raises:
+      ValueError: the data cannot be opened.
+    """
+    train = config[stage].train
+    batches = training_batches(
+        open_sources(config)["train"],
+        batch_size=train.batch_size,
+        seed=config.seed,
+        transform=transform(train.transform, config.data.image_size),
+        num_workers=config.data.num_workers,
+        process_index=0,
+        process_count=1,
+    )
+    try:
+        next(batches)  # the workers are up
+        return rate(lambda _: next(batches), seconds) * train.batch_size
+    finally:
+        batches.close()
+
+
+def main(arguments: list[str]) -> None:
+    del arguments
+    if DECODERS.value:
+        compare_decoders(SECONDS.value / 8)
+        return
+    config = experiment.CONFIG.value
+    if config is None:
+        raise app.UsageError("--config=FILE or --decoders is needed")
+    try:
+        found = measure_pipeline(config, STAGE.value, SECONDS.value)
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from None
+    print(f"{found:,.0f} images a second with {config.data.num_workers} workers")
+    if NEEDED.value:
+        share = found / NEEDED.value
+        verdict = "enough" if share >= 1 else "too few: raise data.num_workers, or take hosts with more cores"
+        print(f"{NEEDED.value:,.0f} are needed: {share:.0%}, {verdict}")
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=experiment.parse)
