@@ -51,10 +51,11 @@ def seconds_at_peak(config: ConfigDict, stage: str, mesh: jax.sharding.Mesh) -> 
     return peak and model_flops(config, stage) / (mesh.size * peak)
 
 
-def matrix_flops(function: Callable[..., Any], *arguments: Any) -> float:
+def matrix_flops(function: Callable[..., Any], *arguments: Any, batched: bool = True) -> float:
     """Operations in the matrix products and convolutions of `function`, from the shapes of its trace.
 
     A loop counts as often as it runs, a branch as its most expensive side. Of a Pallas kernel, its grid times its body.
+    Without `batched`, products with batch dimensions are left out: attention's two, for our models.
     """
 
     def inner(value: Any) -> Iterator[Any]:
@@ -72,6 +73,8 @@ def matrix_flops(function: Callable[..., Any], *arguments: Any) -> float:
             name, params = equation.primitive.name, equation.params
             if name in ("dot_general", "conv_general_dilated"):
                 left, right = (v.aval.shape for v in equation.invars[:2])
+                if name == "dot_general" and params["dimension_numbers"][1][0] and not batched:
+                    continue
                 if name == "dot_general":
                     terms = math.prod(left[axis] for axis in params["dimension_numbers"][0][0])
                 else:

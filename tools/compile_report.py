@@ -74,52 +74,6 @@ PLUMBING = {"AllocateBuffer", "Sharding", "AssumeGatherIndicesInBound", "ResizeB
 CHARGED_MINUS_ONE = ("ConcatBitcast", "ZeroCrop")
 
 
-<<<<<<< HEAD
-def matrix_flops(function: Callable[..., Any], *arguments: Any, batched: bool = True) -> float:
-    """Operations in the matrix products and convolutions of `function`, from the shapes of its trace.
-
-    A loop counts as often as it runs, a branch as its most expensive side. Of a Pallas kernel, its grid times its body.
-    Without `batched`, products with batch dimensions are left out: attention's two, for our models.
-    """
-
-    def inner(value: Any) -> Iterator[Any]:
-        if hasattr(value, "eqns"):
-            yield value
-        elif hasattr(value, "jaxpr"):
-            yield value.jaxpr
-        elif isinstance(value, tuple | list):
-            for item in value:
-                yield from inner(item)
-
-    def count(jaxpr: Any) -> float:
-        total = 0.0
-        for equation in jaxpr.eqns:
-            name, params = equation.primitive.name, equation.params
-            if name in ("dot_general", "conv_general_dilated"):
-                left, right = (v.aval.shape for v in equation.invars[:2])
-                if name == "dot_general" and params["dimension_numbers"][1][0] and not batched:
-                    continue
-                if name == "dot_general":
-                    terms = math.prod(left[axis] for axis in params["dimension_numbers"][0][0])
-                else:
-                    terms = math.prod(right[axis] for axis in params["dimension_numbers"].rhs_spec[1:])
-                total += 2.0 * terms * math.prod(equation.outvars[0].aval.shape)
-            elif name == "cond":
-                total += max(count(branch.jaxpr) for branch in params["branches"])
-            elif name == "custom_vjp_call":  # its rules are there too, and not called
-                total += count(params["call_jaxpr"].jaxpr)
-            else:
-                times = params["length"] if name == "scan" else 1
-                if name == "pallas_call":
-                    times = math.prod(params["grid_mapping"].grid)
-                total += times * sum(count(j) for value in params.values() for j in inner(value))
-        return total
-
-    return count(jax.make_jaxpr(function)(*arguments).jaxpr)
-
-
-=======
->>>>>>> e5dc635 (Throughput of a run: utilisation, a profile on demand, a benchmark of the step; the compiler that belongs to jax)
 @dataclasses.dataclass
 class Schedule:
     """What the compiled program does on one device, from its scheduled text.

@@ -24,10 +24,10 @@ from rich.console import Console
 from rich.table import Table
 
 from rae_jax.main import CONFIG, parse
+from rae_jax.model_flops import matrix_flops
 from rae_jax.training import components, sharding
 from rae_jax.training.components import spec
 from rae_jax.whole_files import whole_file
-from tools.compile_report import matrix_flops
 
 
 @dataclasses.dataclass(frozen=True)
