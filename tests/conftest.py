@@ -1,0 +1,16 @@
+"""What all tests share: a program compiled by one test, or by a process that it starts, is not compiled by another."""
+
+import os
+import tempfile
+
+import pytest
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Gives this session's processes one compilation cache, unless the caller has named another."""
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:  # so it is in the workers, which inherit it
+        return
+    cache = tempfile.TemporaryDirectory(prefix="compiled-", ignore_cleanup_errors=True)
+    config.add_cleanup(cache.cleanup)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = cache.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
