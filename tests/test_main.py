@@ -71,6 +71,7 @@ def test_sampling_alone_makes_as_many_as_asked_and_the_first_are_the_same(finish
     np.testing.assert_array_equal(after[:2], before[:2])  # both are zeros drawn from the first two noises
 
 
+@pytest.mark.slow
 def test_sampling_continues_after_a_kill_and_equals_sampling_in_one_go(finished):
     workdir, _ = finished
     options = ("--mode=sample", "--num_samples=24", "--config.sampling.batch_size=2", "--config.sampling.png=True",
@@ -106,6 +107,7 @@ def samples_of(workdir):
         return samples["arr_0"]
 
 
+@pytest.mark.slow
 def test_a_seed_grid_has_a_row_a_class_and_refuses_others(finished):
     workdir, _ = finished
     status, output = runs.run(workdir, "--mode=sample", "--seed_grid=3,7")

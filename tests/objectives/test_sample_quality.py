@@ -1,8 +1,10 @@
 """The evaluation of generators in training, run by the pipeline as a user runs it."""
 
+import pytest
 import runs
 
 
+@pytest.mark.slow
 def test_a_flow_records_the_frechet_distance_of_its_averaged_weights_and_keeps_the_best(tmp_path):
     options = [f"--config.flow.train.{field}" for field in ("evaluate_every=8", "best_metric=frechet",
                "keep_checkpoints=1", "checkpoint_every=100", "evaluation_images=300")]  # fmt: skip
