@@ -151,7 +151,7 @@ def test_a_mistake_is_refused_with_the_flag_that_made_it(case):
 def test_two_processes_of_this_machine_stop_together_when_asked_and_continue_to_the_end(tmp_path):
     options = [
         "--processes=2", "--devices=2", "--", "--config=configs/digits.py:tiny", f"--workdir={tmp_path / 'run'}",
-        "--config.stages=('encoder',)", "--config.encoder.train.steps=3000",
+        "--config.stages=('encoder',)", "--config.encoder.train.steps=600",
         *(f"--config.evaluation.{name}=False" for name in ("judge", "linear_probe", "reconstruction", "frechet")),
     ]  # fmt: skip
     command = [runs.ROOT / "launch" / "local.sh", *options]
