@@ -125,7 +125,7 @@ def reproduce(workdir: Path, digits: Path) -> str:
     ]
     best = min(((point.frechet, name, scale) for name, points in curves.items()
                 for scale, point in zip(SCALES, points, strict=True)))  # fmt: skip
-    surest = max(((point.agreement, name, scale) for name, points in curves.items()
+    surest = max(((point.agreement, -scale, name) for name, points in curves.items()
                   for scale, point in zip(SCALES, points, strict=True)))  # fmt: skip
     return "\n".join(
         [
@@ -145,7 +145,7 @@ def reproduce(workdir: Path, digits: Path) -> str:
             *rows,
             "",
             f"The smallest distance is that of {best[1]} at {best[2]:g} ({best[0]:.3f}; {plain.frechet:.3f} without), "
-            f"the highest agreement that of {surest[1]} at {surest[2]:g} ({100 * surest[0]:.1f} %).",
+            f"the highest agreement is first reached by {surest[2]} at {-surest[1]:g} ({100 * surest[0]:.1f} %).",
             "",
             "![Label agreement and Fréchet distance against the scale](guidance.png)",
             "",

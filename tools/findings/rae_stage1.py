@@ -154,11 +154,11 @@ training (sigma uniform in [0, tau]). One run each.
 
 {_trade_off(rows)}
 
-The adversarial phase, steps {loss.gan_from_step} to {train.steps}, every step looked at; a number that is not finite
-would have stopped the run. The adaptive weight is clamped to [0, {loss.adaptive_maximum:g}].
+The adversarial phase, steps {loss.gan_from_step} to {train.steps}, every step looked at. The adaptive weight is clamped
+to [0, {loss.adaptive_maximum:g}].
 
-| tau | discriminator accuracy, least to greatest | adaptive weight, least to greatest | discriminator loss, last |
-|---|---|---|---|
+| tau | discriminator accuracy, least to greatest | adaptive weight, least to greatest | last loss | not finite |
+|---|---|---|---|---|
 """
     return text + "\n".join(_stability(tau, of, loss.gan_from_step) for tau, of in full.items())
 
@@ -166,7 +166,11 @@ would have stopped the run. The adaptive weight is clamped to [0, {loss.adaptive
 def _trade_off(rows: list[tuple[str, str, tuple[float, ...]]]) -> str:
     """What the noise costs and brings, loss by loss."""
     found = {(name, tau): values for name, tau, values in rows}
-    lines = []
+    plain, perceptual = (found[loss, f"{TAUS[0]:g}"] for loss in ("L1", "L1 + LPIPS"))
+    lines = [
+        f"- LPIPS in the loss, without noise, changes PSNR by {perceptual[0] - plain[0]:+.2f} dB and the judge's "
+        f"LPIPS, that of another network, by {perceptual[1] - plain[1]:+.3f}."
+    ]
     for loss in LOSSES:
         without, with_noise = (found[loss, f"{tau:g}"] for tau in TAUS)
         change = [b - a for a, b in zip(without, with_noise, strict=True)]
@@ -179,11 +183,12 @@ def _trade_off(rows: list[tuple[str, str, tuple[float, ...]]]) -> str:
 
 def _stability(tau: float, of: Run, first: int) -> str:
     seen = {}
-    for name in ("discriminator_accuracy", "adaptive_weight", "discriminator_loss"):
+    for name in ("discriminator_accuracy", "adaptive_weight", "discriminator_loss", "loss"):
         # The metrics of the update that follows step `first` are recorded as those of step `first + 1`.
         seen[name] = [value for step, value in of.metric("decoder", name).items() if step > first]
     accuracy, weight = seen["discriminator_accuracy"], seen["adaptive_weight"]
+    numbers = np.array(list(seen.values()))
     return (
         f"| {tau:g} | {min(accuracy):.3f} to {max(accuracy):.3f} | {min(weight):.3g} to {max(weight):.3g} "
-        f"| {seen['discriminator_loss'][-1]:.3f} |"
+        f"| {seen['discriminator_loss'][-1]:.3f} | {np.sum(~np.isfinite(numbers))} of {numbers.size:,} |"
     )
