@@ -32,6 +32,7 @@ def get_config() -> ConfigDict:
     config.data.train_split = "train"
     config.data.test_split = "validation"  # held out; never trained on
     config.data.image_size = 256  # pixels, square
+    config.data.held_out_share = 0.0  # of a folder without held-out images, what to hold out; 0: it is an error
     config.data.num_workers = 8  # processes that decode images; 0 decodes in the training process
     config.data.max_unreadable_share = 0.01  # of the images; above it the run stops
     config.data.check_images = 2048  # images decoded before training starts, to find a broken data set early
@@ -162,7 +163,7 @@ def get_config() -> ConfigDict:
     config.flow.family = "dit_dh"  # or "lightning_dit"
     config.flow.model = ConfigDict()
     config.flow.objective = "velocity"
-    config.flow.num_classes = 1000
+    config.flow.num_classes = 1000  # -1: as many as the data have. 0: the images have none
     config.flow.label_dropout = 0.1  # share of the labels replaced by the null label; 1: unconditional generation
     config.flow.time_distribution = "uniform"  # or "logit_normal"
     config.flow.logit_normal_mean = 0.0

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from rae_jax.data.sources import count_classes
 from rae_jax.data.transforms import transform
 from rae_jax.evaluation.sampling import choose_labels
 from rae_jax.flow.flow_map import jump_times
@@ -41,6 +42,23 @@ def nearest(name: str, known: list[str]) -> str:
     """` (did you mean 'x'?)`, or nothing if no known name is like it."""
     close = difflib.get_close_matches(name, known, n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def take_classes_of_data(config: ConfigDict, workdir: Path) -> None:
+    """Puts a number in the place of `flow.num_classes=-1`: that of the run in `workdir`, if there is one, and of the
+    data otherwise. Where there are no classes, samples are unconditional.
+
+    Raises:
+      ValueError: there is neither a run nor data.
+    """
+    if config.flow.num_classes == -1:
+        data, path = config.data, workdir / FILE
+        if path.exists():
+            config.flow.num_classes = json.loads(path.read_text())["flow"]["num_classes"]
+        else:
+            config.flow.num_classes = count_classes(data.source, data.train_split, data.path)
+    if config.flow.num_classes == 0:
+        config.sampling.labels = "unconditional"
 
 
 def check(config: ConfigDict, *, file: str, num_devices: int) -> None:
@@ -133,6 +151,8 @@ def _check_autoencoder(config: ConfigDict, refuse: Callable[[str], None]) -> Non
 def _check_sampling(config: ConfigDict, available: set[str]) -> None:
     """Traces generation with the velocity network on abstract values, and raises ValueError for what cannot work."""
     sampling, flow = config.sampling, config.flow
+    if flow.num_classes < 0:
+        raise ValueError(f"flow.num_classes={flow.num_classes} is neither a number of classes nor -1, that of the data")
     choose_labels(sampling.labels, 1, flow.num_classes, config.seed)
     guide = guiding_component(config)
     for name in ("num_samples", "batch_size"):

@@ -26,7 +26,7 @@ from ml_collections import config_flags
 from rich.console import Console
 from rich.table import Table
 
-from rae_jax.configuration import ConfigError, check, remember
+from rae_jax.configuration import ConfigError, check, remember, take_classes_of_data
 from rae_jax.evaluation.report import write_environment, write_report
 from rae_jax.pipeline import Pipeline, open_sources
 from rae_jax.training import sharding
@@ -91,9 +91,10 @@ def run(config, file: str) -> None:
         config.sampling.num_samples = NUM_SAMPLES.value
     if DISTRIBUTED.value:
         jax.distributed.initialize(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
+    workdir = Path(WORKDIR.value or Path("runs") / re.sub(r"\.py:?", "_", Path(file).name).strip("_"))
+    take_classes_of_data(config, workdir)
     check(config, file=file, num_devices=jax.device_count())
     sources = {} if MODE.value == "sample" else open_sources(config)  # generation needs no images
-    workdir = Path(WORKDIR.value or Path("runs") / re.sub(r"\.py:?", "_", Path(file).name).strip("_"))
     first = jax.process_index() == 0
     with locked(workdir) if first else contextlib.nullcontext():
         plain = remember(config, workdir, file=file, write=first)

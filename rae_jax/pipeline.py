@@ -41,18 +41,31 @@ FLOW_MAPS = ("flow_map", "mid_training")  # the first that is trained makes the 
 
 
 def open_sources(config: ConfigDict) -> dict[str, Source]:
-    """The "train" and "test" images; a broken data set is an error here, before anything is written."""
+    """The "train" and "test" images; a broken data set is an error here, before anything is written.
+
+    Raises:
+      ValueError: see `open_source`; or the images have more classes than a stage that learns them.
+    """
     data = config.data
-    return {
+    sources = {
         split: open_source(
             data.source,
             name,
             data.path,
             max_unreadable_share=data.max_unreadable_share,
             check_images=data.check_images,
+            held_out_share=data.held_out_share,
         )
         for split, name in (("train", data.train_split), ("test", data.test_split))
     }
+    there, known = sources["train"].num_classes, config.flow.num_classes
+    learnt = [stage for stage in config.stages if config[stage].get("label_dropout", 1) < 1]
+    if learnt and there > known:
+        raise ValueError(
+            f"flow.num_classes={known}, but the images have {there} classes, which {learnt[0]!r} learns; set it to "
+            f"{there}, or to -1 for as many as there are"
+        )
+    return sources
 
 
 class Pipeline:
@@ -119,12 +132,15 @@ class Pipeline:
         files = sorted(path.iterdir()) if path.is_dir() else [path]
         return f"{path}: " + ", ".join(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files)
 
-    def load(self, component: str, structure: Any, before: str | None = None) -> Any:
-        """A component's weights on the devices, as the stage `before` finds them; `structure` is its abstract, boxed
-        parameters.
+    def load(self, component: str, init: Callable[[jax.Array], Any], before: str | None = None) -> Any:
+        """A component's weights on the devices, as the stage `before` finds them; `init` makes its boxed parameters
+        from a key.
         """
         module = components.module(self.config, component)
         directory = self.weights_directory(component, before)
+        if str(directory) == components.RANDOM:
+            return self._random(component, init)
+        structure = jax.eval_shape(init, jax.random.key(0))
         if str(directory) == components.IDENTITY:
             host = components.identity_statistics(sharding.unbox(structure))
         else:
@@ -166,8 +182,8 @@ class Pipeline:
                 key=key,
                 batches=batches,
                 example=batches.example(),
-                frozen=self._frozen(objective, stage, key),
-                load_initial=lambda: self._load_all(objective.initial, stage, key),
+                frozen=self._frozen(objective, stage),
+                load_initial=lambda: self._load_all(objective.initial, stage),
                 mesh=self.mesh,
                 directory=self.workdir / stage,
                 config=self.plain,
@@ -190,20 +206,15 @@ class Pipeline:
         self._barrier(stage)
         self.log.say(f"{stage}: finished in {time.monotonic() - began:.0f} s")
 
-    def _frozen(self, objective: Objective, stage: str, key: jax.Array) -> dict[str, Any]:
+    def _frozen(self, objective: Objective, stage: str) -> dict[str, Any]:
         names = objective.frozen | (objective.evaluation.needs if self.config[stage].train.evaluate_every else {})
         for component, init in objective.wanted.items():
             if self.available(component, stage):
                 names[component] = init
-        return self._load_all(names, stage, key)
+        return self._load_all(names, stage)
 
-    def _load_all(self, inits: dict[str, Any], stage: str, key: jax.Array) -> dict[str, Any]:
-        return {
-            name: self._random(name, init)
-            if self.config[name].weights == components.RANDOM
-            else self.load(name, jax.eval_shape(init, key), stage)
-            for name, init in inits.items()
-        }
+    def _load_all(self, inits: dict[str, Any], stage: str) -> dict[str, Any]:
+        return {name: self.load(name, init, stage) for name, init in inits.items()}
 
     def _random(self, component: str, init: Callable[[jax.Array], Any]) -> Any:
         """Untrained weights, the same in every stage and at every start of the run."""

@@ -1,14 +1,17 @@
 """Labelled images with random access: the embedded digits, folders of image files, and TensorFlow Datasets.
 
 digits           scikit-learn's 1,797 handwritten digits, enlarged to 32 x 32; split "train" or "test"
-folder           <path>/<class>/**/*.jpg, or <path>/train/<class>/ with <path>/test/<class>/ (or val/) beside it
+folder           <path>/<class>/**/*.jpg, or <path>/train/<class>/ with <path>/test/<class>/ (or val/) beside it;
+                 without class folders, <path>/*.jpg, the images have no classes
 tfds:<builder>   a prepared data set in ArrayRecord files, read without TensorFlow; any split expression of TFDS
 """
 
 import concurrent.futures
+import dataclasses
 import itertools
 import logging
 import os
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,7 +26,7 @@ log = logging.getLogger(__name__)
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 LAYOUT = (
     "expected one subfolder a class, <path>/<class>/**/<image>, "
-    "or <path>/train/<class>/ and <path>/test/<class>/ for two splits; "
+    "or <path>/train/<class>/ and <path>/test/<class>/ for two splits, or images without class folders; "
     f"images end in {', '.join(IMAGE_SUFFIXES)}"
 )
 
@@ -45,11 +48,19 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """`image`: the bytes of an image file, or uint8 `[H, W, 3]`; `label`: int in `[0, num_classes)`."""
+        """`image`: the bytes of an image file, or uint8 `[H, W, 3]`; `label`: int in `[0, num_classes)`.
+
+        Without classes, `num_classes` is 0 and so is every label: the null label of a model without classes.
+        """
 
 
 def open_source(
-    name: str, split: str, path: str = "", max_unreadable_share: float = 0.01, check_images: int = 256
+    name: str,
+    split: str,
+    path: str = "",
+    max_unreadable_share: float = 0.01,
+    check_images: int = 256,
+    held_out_share: float = 0.0,
 ) -> Source:
     """The images `name` of the module's table.
 
@@ -59,6 +70,7 @@ def open_source(
       path: the folder of images; for TFDS its data directory or the directory of one prepared version.
       max_unreadable_share: a folder with a larger share of unreadable images is an error.
       check_images: so many images of a folder, evenly spaced, are decoded before this returns.
+      held_out_share: of each class of a folder that has no held-out images of its own; 0: such a folder has no "test".
 
     Raises:
       ValueError: there is no such source or split, or it is not in the state that is needed; says what to do.
@@ -68,10 +80,17 @@ def open_source(
     if name == "folder":
         if not path:
             raise ValueError(f"the source 'folder' needs the folder's path (config.data.path); {LAYOUT}")
-        return FolderSource(path, split, max_unreadable_share, check_images)
+        return FolderSource(path, split, max_unreadable_share, check_images, held_out_share)
     if name.startswith("tfds:"):
         return TfdsSource(name.removeprefix("tfds:"), split, path)
     raise ValueError(f"there is no data source {name!r}; use 'digits', 'folder' or 'tfds:<builder>'")
+
+
+def count_classes(name: str, split: str, path: str = "") -> int:
+    """How many classes the source `name` has; errors as `open_source`, but no image is looked at."""
+    if name == "folder" and path:
+        return len(_find_folder(Path(path), split, held_out=True).classes)
+    return open_source(name, split, path).num_classes
 
 
 def load_split(
@@ -155,7 +174,7 @@ class FolderSource:
     """Image files in one subfolder a class; the sorted names of the subfolders are the labels 0, 1, 2, ...
 
     Files are found at any depth below their class. Hidden folders and files of other types are passed over. Held-out
-    images get the labels of the training classes.
+    images get the labels of the training classes. A folder of images without subfolders has no classes.
 
     Images come out decoded, because only then is it known whether they can be read. An unreadable one is named in a
     warning and stands for the next readable one, with that one's label, so the source stays random access and its
@@ -163,19 +182,27 @@ class FolderSource:
     and stops once they are more than `max_unreadable_share` of all files.
     """
 
-    def __init__(self, path: str, split: str, max_unreadable_share: float, check_images: int):
-        if not 0 <= max_unreadable_share <= 1:
-            raise ValueError(f"max_unreadable_share is a share between 0 and 1, not {max_unreadable_share}")
-        self._root, classes = _split_folder(Path(path), split)
-        self.class_names = tuple(sorted(classes))
+    def __init__(
+        self, path: str, split: str, max_unreadable_share: float, check_images: int, held_out_share: float = 0.0
+    ):
+        for name, share in (("max_unreadable_share", max_unreadable_share), ("held_out_share", held_out_share)):
+            if not 0 <= share <= 1:
+                raise ValueError(f"{name} is a share between 0 and 1, not {share}")
+        found = _find_folder(Path(path), split, held_out=held_out_share > 0)
+        self._root, self.class_names = found.root, found.classes
         self.num_classes = len(self.class_names)
+        self._folders = self.class_names or ("",)
         self._max_share = max_unreadable_share
         self.unreadable: set[int] = set()
 
-        names = [_image_files(self._root / name) for name in self.class_names]
-        self._labels = np.repeat(np.arange(self.num_classes, dtype=np.int32), [len(files) for files in names])
+        names = [_image_files(self._root / folder) for folder in self._folders]
+        if found.shared:
+            names = [_part(files, split, held_out_share) for files in names]
+        self._labels = np.repeat(np.arange(len(names), dtype=np.int32), [len(files) for files in names])
         if not len(self._labels):
-            raise ValueError(f"no images below the {self.num_classes} folders of {self._root}; {LAYOUT}")
+            below = f"below the {self.num_classes} folders of" if self.num_classes else "in"
+            share = f" for the split {split!r} with held_out_share={held_out_share:g}" if found.shared else ""
+            raise ValueError(f"no images {below} {self._root}{share}; {LAYOUT}")
         # One block of bytes: a million strings would be pickled into every worker.
         encoded = [os.fsencode(name) for name in itertools.chain.from_iterable(names)]
         self._names = b"".join(encoded)
@@ -192,7 +219,7 @@ class FolderSource:
         """The file of element `index`."""
         start = self._ends[index - 1] if index else 0
         name = os.fsdecode(self._names[start : self._ends[index]])
-        return self._root / self.class_names[self._labels[index]] / name
+        return self._root / self._folders[self._labels[index]] / name
 
     def label(self, index: int) -> int:
         """The class of element `index`."""
@@ -253,31 +280,68 @@ class FolderSource:
         return ", ".join(str(self.path(i)) for i in indices[:_NAMED]) + more
 
 
-def _split_folder(path: Path, split: str) -> tuple[Path, set[str]]:
-    """The folder that holds the class folders of `split`, and the names of the classes."""
+@dataclasses.dataclass(frozen=True)
+class _Folder:
+    """Where the images of a split are.
+
+    Attributes:
+      root: the folder that holds the class folders, or the images if there are no classes.
+      classes: sorted names of the class folders.
+      shared: `root` holds the images of both splits.
+    """
+
+    root: Path
+    classes: tuple[str, ...]
+    shared: bool
+
+
+def _find_folder(path: Path, split: str, *, held_out: bool) -> _Folder:
+    """Where the images of `split` are; with `held_out`, part of the training images will do where none are held out."""
     if split not in ("train", "test"):
         raise ValueError(f"a folder of images has the splits 'train' and 'test', not {split!r}")
     if not path.is_dir():
         raise ValueError(f"there is no folder {str(path)!r}; {LAYOUT}")
     folders = _subfolders(path)
-    if not folders:
-        raise ValueError(f"{path} has no subfolders; {LAYOUT}")
-    if not folders <= {"train", "test", "val"}:
-        if split == "test":
-            raise ValueError(
-                f"{path} holds classes and no held-out images; move them to {path / 'train'} and put held-out ones "
-                f"into {path / 'test'}, in folders of the same names"
-            )
-        return path, folders
-    chosen = "val" if split == "test" and "test" not in folders else split
-    if chosen not in folders or "train" not in folders:
+    splits = bool(folders) and folders <= {"train", "test", "val"}
+    if splits and "train" not in folders:
         raise ValueError(f"{path} has {sorted(folders)} and lacks what split {split!r} needs; {LAYOUT}")
-    classes, present = _subfolders(path / "train"), _subfolders(path / chosen)
-    if not present:
-        raise ValueError(f"{path / chosen} has no subfolders; {LAYOUT}")
-    if strangers := present - classes:
-        raise ValueError(f"{path / chosen} has classes that {path / 'train'} lacks: {sorted(strangers)[:_NAMED]}")
-    return path / chosen, classes
+    train = path / "train" if splits else path
+    classes = _subfolders(train)
+    if not classes and not _has_images(train):
+        raise ValueError(f"{train} has no subfolders and no images; {LAYOUT}")
+    test = next((path / name for name in ("test", "val") if splits and name in folders), None)
+    if test is None:
+        if split == "test" and not held_out:
+            raise ValueError(
+                f"{path} holds no held-out images; move the others to {path / 'train'} and put held-out ones into "
+                f"{path / 'test'}, in folders of the same names, or set held_out_share (config.data.held_out_share)"
+            )
+        return _Folder(train, tuple(sorted(classes)), shared=held_out)
+    if split == "test":
+        if strangers := _subfolders(test) - classes:
+            raise ValueError(f"{test} has classes that {train} lacks: {sorted(strangers)[:_NAMED]}")
+        if classes and not _subfolders(test):
+            raise ValueError(f"{test} has no subfolders; {LAYOUT}")
+    return _Folder(test if split == "test" else train, tuple(sorted(classes)), shared=False)
+
+
+def _part(names: list[str], split: str, held_out_share: float) -> list[str]:
+    """Those of `names`, sorted, that belong to `split`: chosen by their names alone, at least one of two each.
+
+    Adding a file changes the split of at most one other.
+    """
+    count = min(max(round(held_out_share * len(names)), 1), len(names) - 1)
+    held_out = set(sorted(names, key=lambda name: (zlib.crc32(os.fsencode(name)), name))[: max(count, 0)])
+    return [name for name in names if (name in held_out) == (split == "test")]
+
+
+def _has_images(path: Path) -> bool:
+    with os.scandir(path) as entries:
+        return any(_is_image(entry.name) for entry in entries)
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
 
 
 def _subfolders(path: Path) -> set[str]:
@@ -292,7 +356,7 @@ def _image_files(folder: Path) -> list[str]:
         folders[:] = [name for name in folders if not name.startswith(".")]
         below = os.path.relpath(parent, folder)
         for name in files:
-            if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."):
+            if _is_image(name):
                 found.append(os.path.normpath(os.path.join(below, name)))
     return sorted(found)
 

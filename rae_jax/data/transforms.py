@@ -23,6 +23,8 @@ from PIL import Image
 
 BICUBIC = Image.Resampling.BICUBIC
 
+MAX_ASPECT = 16  # of longer to shorter side; the ends of a longer image are left out
+
 FixedStep = Callable[[np.ndarray], np.ndarray]
 RandomStep = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
@@ -36,6 +38,7 @@ class Transform:
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator | None = None) -> np.ndarray:
         """uint8 `[H, W, 3]` to uint8 `[S, S, 3]`; `rng` is needed only where there are random steps."""
+        image = without_ends(image)
         for step in self.fixed:
             image = step(image)
         for step in self.random:
@@ -63,6 +66,14 @@ def transform(name: str, image_size: int) -> Transform:
         hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
         raise ValueError(f"there is no transform {name!r}{hint} Known: {', '.join(presets)}")
     return presets[name]
+
+
+def without_ends(image: np.ndarray) -> np.ndarray:
+    """The middle of an image so long that enlarging its shorter side would exhaust memory; any other as it is."""
+    height, width = image.shape[:2]
+    longest = MAX_ASPECT * min(height, width)
+    top, left = max(height - longest, 0) // 2, max(width - longest, 0) // 2
+    return image[top : top + longest, left : left + longest]
 
 
 def as_it_is(image: np.ndarray, size: int) -> np.ndarray:

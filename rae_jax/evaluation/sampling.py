@@ -29,6 +29,8 @@ def choose_labels(how: str, num_samples: int, num_classes: int, seed: int) -> np
     Raises:
       ValueError: none of these.
     """
+    if num_classes == 0 and how != "unconditional":
+        raise ValueError(f"sampling.labels={how!r}, but there are no classes; set it to 'unconditional'")
     if how == "equal":
         return np.sort(np.arange(num_samples) % num_classes).astype(np.int32)
     if how == "unconditional":
@@ -43,7 +45,7 @@ def choose_labels(how: str, num_samples: int, num_classes: int, seed: int) -> np
 def load_components(config: ConfigDict, load: Load, *names: str) -> dict[str, Any]:
     """The trained parameters of the named components, on the devices."""
     inits = components.initializers(config)
-    return {name: load(name, jax.eval_shape(inits[name], jax.random.key(0))) for name in names}
+    return {name: load(name, inits[name]) for name in names}
 
 
 def sampling_program(config: ConfigDict, generate: Generator) -> Callable[..., jax.Array]:

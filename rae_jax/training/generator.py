@@ -120,11 +120,10 @@ def class_samples(
 
     def pictures(state: TrainState, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         del batch
-        per_class, classes = 8, min(config.flow.num_classes, 10)
-        labels = jnp.repeat(jnp.arange(classes), per_class)
-        asked = jnp.full_like(labels, config.flow.num_classes) if unconditional else labels
+        classes = config.flow.num_classes
+        labels = jnp.full(32, classes) if unconditional else jnp.repeat(jnp.arange(min(classes, 10)), 8)
         keys = sample_keys(config.seed, jnp.arange(labels.size))
-        samples = {"samples": generate(state.ema_params, state.frozen, keys, asked)}
+        samples = {"samples": generate(state.ema_params, state.frozen, keys, labels)}
         return samples if unconditional else samples | {"label": labels}
 
     return pictures

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from rae_jax.data.sources import ArraySource, load_split, open_source
+from rae_jax.data.sources import ArraySource, count_classes, load_split, open_source
 from rae_jax.data.transforms import transform
 from tests.data.tiny_digits import TinyDigits, digit
 
@@ -134,17 +134,16 @@ def test_layouts_that_cannot_be_read_are_errors_that_show_the_right_one(tmp_path
 
     with pytest.raises(ValueError, match=r"there is no folder .*missing'; expected one subfolder a class"):
         opened(tmp_path / "missing")
-    with pytest.raises(ValueError, match=r"has no subfolders; expected one subfolder a class, <path>/<class>"):
+    with pytest.raises(ValueError, match=r"has no subfolders and no images; expected one subfolder a class, <path>/"):
         opened(tmp_path)
-    write(tmp_path / "loose" / "0.png", 1)
-    with pytest.raises(ValueError, match="has no subfolders"):
-        opened(tmp_path / "loose")
     (tmp_path / "empty" / "class").mkdir(parents=True)
     (tmp_path / "empty" / "class" / "readme.txt").write_text("no image")
     with pytest.raises(ValueError, match=r"no images below the 1 folders of .*expected one subfolder a class"):
         opened(tmp_path / "empty")
     write(tmp_path / "flat" / "a" / "0.png", 1)
-    with pytest.raises(ValueError, match=r"no held-out images; move them to .*train and put held-out ones into .*test"):
+    with pytest.raises(
+        ValueError, match=r"no held-out images; move the others to .*train and put held-out ones into .*test"
+    ):
         opened(tmp_path / "flat", "test")
     write(tmp_path / "half" / "val" / "a" / "0.png", 1)
     with pytest.raises(ValueError, match=r"has \['val'\] and lacks what split 'test' needs"):
@@ -152,6 +151,41 @@ def test_layouts_that_cannot_be_read_are_errors_that_show_the_right_one(tmp_path
     (tmp_path / "bare" / "train").mkdir(parents=True)
     with pytest.raises(ValueError, match=r"train has no subfolders"):
         opened(tmp_path / "bare")
+
+
+def test_a_folder_of_images_has_no_classes_and_every_label_is_the_null_label(tmp_path):
+    for split, value in (("train", 10), ("train", 20), ("test", 30)):
+        write(tmp_path / split / f"{value}.png", value)
+    train, test = (open_source("folder", split, str(tmp_path)) for split in ("train", "test"))
+    assert train.class_names == () and train.num_classes == count_classes("folder", "train", str(tmp_path)) == 0
+    assert values(train) == [10, 20] and labels(train) == [0, 0] and train.path(1) == tmp_path / "train" / "20.png"
+    assert values(test) == [30]
+
+
+@pytest.mark.parametrize("classes", [("",), ("ant", "bee")])
+def test_held_out_images_are_chosen_by_name_from_every_class_and_adding_one_moves_at_most_one(classes, tmp_path):
+    for name in classes:
+        for i in range(20):
+            write(tmp_path / name / f"{i:02}.png", 10 * i)
+
+    def names(split):
+        source = open_source("folder", split, str(tmp_path), held_out_share=0.2)
+        return {source.path(i).relative_to(tmp_path) for i in range(len(source))}
+
+    train, test = names("train"), names("test")
+    assert not train & test and len(train | test) == 20 * len(classes)
+    assert sorted(path.parent.name for path in test) == sorted(4 * [*classes])
+    assert test != {Path(name) / f"{i:02}.png" for name in classes for i in range(4)}  # not the first by name
+    write(tmp_path / classes[0] / "new.png", 5)
+    assert len(names("test") - test) <= 1 and len(test - names("test")) <= 1
+    assert count_classes("folder", "test", str(tmp_path)) == (0 if classes == ("",) else 2)
+
+
+def test_a_single_image_is_trained_on(tmp_path):
+    write(tmp_path / "0.png", 1)
+    assert len(open_source("folder", "train", str(tmp_path), held_out_share=0.5)) == 1
+    with pytest.raises(ValueError, match=r"no images in .* for the split 'test' with held_out_share=0\.5"):
+        open_source("folder", "test", str(tmp_path), held_out_share=0.5)
 
 
 def broken_folder(folder: Path, count: int = 12) -> Path:
