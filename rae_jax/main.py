@@ -10,6 +10,8 @@ Modes:
   sample    samples with the weights that the working directory or the config names: samples.npz, samples.png; goes on
             where a killed one stopped. --seed_grid=3,207 makes only a picture of these classes.
   evaluate  evaluates what the working directory holds: summary.json.
+
+--dry_run shows what a run would cost, on this machine or on a TPU slice, and stops.
 """
 
 import contextlib
@@ -26,6 +28,8 @@ from ml_collections import config_flags
 from rich.console import Console
 from rich.table import Table
 
+from rae_jax import dry_run
+from rae_jax.compile_report import mesh_over
 from rae_jax.configuration import ConfigError, check, remember, take_classes_of_data
 from rae_jax.evaluation.report import write_environment, write_report
 from rae_jax.pipeline import Pipeline, open_sources
@@ -50,6 +54,13 @@ PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, fr
 NUM_SAMPLES = flags.DEFINE_integer("num_samples", 0, "How many images to sample; the config's number by default.")
 SEED_GRID = flags.DEFINE_list(
     "seed_grid", [], "With --mode=sample: only a picture of these classes, as in 3,207; a column a noise."
+)
+
+DRY_RUN = flags.DEFINE_bool(
+    "dry_run", False, "Only print the config, what its models and stages cost, and memory; nothing is written."
+)
+TOPOLOGY = flags.DEFINE_string(
+    "topology", "", "With --dry_run: as on this TPU slice, v5p:4x4x4 say, with the compiler's report (needs libtpu)."
 )
 
 
@@ -92,7 +103,14 @@ def run(config, file: str) -> None:
     if DISTRIBUTED.value:
         jax.distributed.initialize(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
     workdir = Path(WORKDIR.value or Path("runs") / re.sub(r"\.py:?", "_", Path(file).name).strip("_"))
+    if TOPOLOGY.value and not DRY_RUN.value:
+        raise ConfigError("--topology goes with --dry_run")
     take_classes_of_data(config, workdir)
+    if DRY_RUN.value:
+        mesh = mesh_over(config, TOPOLOGY.value) if TOPOLOGY.value else sharding.make_mesh(config.mesh.to_dict())
+        check(config, file=file, num_devices=mesh.size)
+        dry_run.show(config, mesh, TOPOLOGY.value)
+        return
     check(config, file=file, num_devices=jax.device_count())
     sources = {} if MODE.value == "sample" else open_sources(config)  # generation needs no images
     first = jax.process_index() == 0

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from rae_jax.compile_report import contradiction, read_schedule
 from rae_jax.model_flops import matrix_flops
-from tools.compile_report import contradiction, read_schedule
 
 ROOT = Path(__file__).resolve().parents[2]
 

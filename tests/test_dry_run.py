@@ -1,0 +1,56 @@
+"""`--dry_run`: what it says of memory, and that it leaves nothing behind."""
+
+import jax
+import pytest
+import runs
+
+from configs import digits
+from rae_jax.configuration import example_batch
+from rae_jax.dry_run import state_bytes
+from rae_jax.objectives import OBJECTIVES
+from rae_jax.training import sharding
+
+
+@pytest.mark.parametrize("stage", ["decoder", "flow"])
+def test_the_state_has_as_many_bytes_as_one_that_is_made(stage):
+    config = digits.get_config("tiny")
+    sizes = state_bytes(config, stage, sharding.make_mesh(config.mesh.to_dict()))
+    objective, key = OBJECTIVES[config[stage].objective](config, stage), jax.random.key(0)
+    state = sharding.unbox(jax.jit(lambda key: objective.init(key, example_batch(config, stage)))(key))
+    frozen = {name: jax.jit(init)(key) for name, init in objective.frozen.items()}
+
+    def measured(tree):
+        return sum(x.nbytes for x in jax.tree.leaves(sharding.unbox(tree)))
+
+    assert sizes == {
+        "parameters": measured(state.params),
+        "average": measured(state.ema_params),
+        "optimizer": measured(state.opt_state),
+        "discriminator": 0,
+        "frozen": measured(frozen),
+    }
+
+
+def test_it_shows_config_models_and_stages_over_the_devices_and_writes_nothing(tmp_path):
+    status, output = runs.run(tmp_path / "run", "--dry_run", "--config.flow.train.steps=1234", devices=2)
+    assert status == 0, output
+    assert '"steps": 1234' in output and "on each of 2 devices (data=2 x fsdp=1 x tensor=1)" in output
+    rows = {line.split("│")[1].strip(): line.split("│") for line in output.splitlines() if line.startswith("│")}
+    assert rows.keys() >= {"encoder", "decoder", "stats", "flow", "mid_training", "flow_map", "image of latents"}
+    assert rows["flow"][2].strip() == "1,234" and rows["image of latents"][2].strip() == "5,808"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_with_a_topology_the_compiler_reports_too(tmp_path):
+    pytest.importorskip("libtpu")
+    status, output = runs.run(tmp_path / "run", "--dry_run", "--topology=v5p:2x2x1", "--config.mesh.fsdp=4")
+    assert status == 0, output
+    assert "on each of 4 devices (data=1 x fsdp=4 x tensor=1)" in output
+    assert "train_step on v5p:2x2x1" in output and "memory a device" in output
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_topology_without_a_dry_run_is_an_error(tmp_path):
+    status, output = runs.run(tmp_path / "run", "--topology=v5p:2x2x1")
+    assert status != 0 and "--topology goes with --dry_run" in output
