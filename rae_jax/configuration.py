@@ -2,12 +2,14 @@
 
 import difflib
 import json
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax.errors import FlaxError
 from ml_collections import ConfigDict
 
 from rae_jax.data.sources import count_classes
@@ -24,6 +26,7 @@ from rae_jax.training.state import TrainState
 from rae_jax.whole_files import whole_file
 
 FILE = "config.json"
+PACKAGE = str(Path(__file__).parents[1])
 # What may change between two starts of one run: where it runs and how it is watched, not what is computed.
 MAY_CHANGE = (
     "mesh", "sampling", "evaluation", "data.num_workers", "data.path", "data.max_unreadable_share", "data.check_images",
@@ -63,7 +66,17 @@ def take_classes_of_data(config: ConfigDict, workdir: Path) -> None:
 
 def check(config: ConfigDict, *, file: str, num_devices: int) -> None:
     """Raises `ConfigError` for the first thing in `config` that cannot work on `num_devices` devices."""
+    try:
+        _check(config, file=file, num_devices=num_devices)
+    except ConfigError:
+        raise
+    except (ArithmeticError, TypeError, FlaxError) as error:  # a value that a model's own code stumbled over
+        places = [frame for frame in traceback.extract_tb(error.__traceback__) if PACKAGE in frame.filename]
+        where = f"{Path(places[-1].filename).relative_to(PACKAGE)}, line {places[-1].lineno}: {places[-1].line}"
+        raise ConfigError(f"{file}: a value cannot work: {type(error).__name__}: {error} ({where})") from error
 
+
+def _check(config: ConfigDict, *, file: str, num_devices: int) -> None:
     def refuse(text: str) -> None:
         raise ConfigError(f"{file}: {text}")
 

@@ -30,7 +30,7 @@ from rae_jax.evaluation.image_quality import psnr, ssim
 from rae_jax.evaluation.image_sets import ImageSet, open_images
 from rae_jax.evaluation.inception_score import inception_score
 from rae_jax.evaluation.precision_recall import precision_recall
-from rae_jax.evaluation.samples import read_statistics
+from rae_jax.evaluation.samples import open_npz, read_statistics
 from rae_jax.interop.lpips import pretrained
 from rae_jax.interop.weights import load_weights
 from rae_jax.models.lpips import LPIPS
@@ -130,8 +130,9 @@ def _tracked(images: ImageSet, name: str, batch_size: int) -> ImageSet:
 def _stored_statistics(reference: Path) -> tuple[Gaussian, Gaussian] | None:
     if not reference.is_file():
         return None
-    with np.load(reference, allow_pickle=False) as archive:
-        return read_statistics(reference) if "mu" in archive else None
+    with open_npz(reference) as archive:
+        stored = "mu" in archive
+    return read_statistics(reference) if stored else None
 
 
 def _require_enough(names: list[str], network: FeatureNetwork, samples: ImageSet, reference: ImageSet | None) -> None:

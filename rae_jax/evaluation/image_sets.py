@@ -1,12 +1,15 @@
 """Sets of images on disk, larger than memory perhaps: an ADM `.npz` or a folder of picture files, read in order."""
 
 import dataclasses
+import math
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
+
+from rae_jax.evaluation.samples import UNREADABLE
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
@@ -67,7 +70,7 @@ def _size(file: Path) -> tuple[int, int]:
     try:
         with Image.open(file) as image:
             return image.size
-    except (UnidentifiedImageError, OSError) as error:
+    except Exception as error:  # Pillow's decoders raise errors of many types for a damaged file
         raise ValueError(f"{file} is no readable image: {error}") from None
 
 
@@ -75,35 +78,42 @@ def _pixels(file: Path) -> np.ndarray:
     try:
         with Image.open(file) as image:
             return np.asarray(image.convert("RGB"))
-    except OSError as error:
+    except Exception as error:
         raise ValueError(f"{file} is no readable image: {error}") from None
 
 
 def _npz(path: Path) -> ImageSet:
+    unreadable = f"{path} is not a readable .npz of arrays"
     try:
         with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-            if "arr_0.npy" not in names:
-                held = [name.removesuffix(".npy") for name in names]
-                raise ValueError(f"{path} has no images: it holds {held}, expected arr_0")
-            with archive.open("arr_0.npy") as member:
-                shape, fortran, dtype = _header(member)
-    except (zipfile.BadZipFile, EOFError, OSError) as error:
-        raise ValueError(f"{path} is not a readable .npz of arrays: {error}") from None
+            held = [name.removesuffix(".npy") for name in archive.namelist()]
+            if "arr_0" in held:
+                with archive.open("arr_0.npy") as member:
+                    shape, fortran, dtype = _header(member)
+    except UNREADABLE as error:
+        raise ValueError(f"{unreadable}: {error}") from None
+    if "arr_0" not in held:
+        raise ValueError(f"{path} has no images: it holds {held}, expected arr_0")
     if dtype != np.uint8 or len(shape) != 4 or shape[-1] != 3 or 0 in shape or fortran:
         order = " in Fortran order" if fortran else ""
         raise ValueError(f"images (arr_0) in {path} are {dtype} {shape}{order}, expected uint8 [N, H, W, 3]")
 
     def batches(batch_size: int) -> Iterator[np.ndarray]:
-        size = int(np.prod(shape[1:]))
-        with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as member:
-            _header(member)
-            for start in range(0, shape[0], batch_size):
-                rows = min(batch_size, shape[0] - start)
-                data = member.read(rows * size)
-                if len(data) != rows * size:
-                    raise ValueError(f"{path} ends after {start + len(data) // size} of {shape[0]} images")
-                yield np.frombuffer(data, np.uint8).reshape(rows, *shape[1:])
+        size, done = math.prod(shape[1:]), 0
+        try:
+            with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as member:
+                _header(member)
+                while done < shape[0]:
+                    rows = min(batch_size, shape[0] - done)
+                    data = member.read(rows * size)
+                    if len(data) != rows * size:
+                        break
+                    yield np.frombuffer(data, np.uint8).reshape(rows, *shape[1:])
+                    done += rows
+        except UNREADABLE as error:
+            raise ValueError(f"{unreadable}: {error}") from None
+        if done < shape[0]:
+            raise ValueError(f"{path} ends after {done + len(data) // size} of {shape[0]} images")
 
     return ImageSet(path, shape, batches)
 

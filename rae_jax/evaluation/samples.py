@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -13,6 +14,12 @@ from PIL import Image
 
 from rae_jax.evaluation.frechet import Gaussian
 from rae_jax.whole_files import whole_file
+
+# What reading a damaged archive, or one that claims to be larger than memory, can end in.
+UNREADABLE = (
+    OSError, EOFError, ValueError, MemoryError, NotImplementedError, RuntimeError, struct.error, zipfile.BadZipFile,
+    zlib.error,
+)  # fmt: skip
 
 
 def check_images(images: np.ndarray, name: str) -> None:
@@ -73,7 +80,13 @@ def write_png_folder(folder: str | Path, images: np.ndarray, labels: np.ndarray 
 
 
 @contextlib.contextmanager
-def _open_npz(path: str | Path) -> Iterator[np.lib.npyio.NpzFile]:
+def open_npz(path: str | Path) -> Iterator[np.lib.npyio.NpzFile]:
+    """The archive of arrays at `path`; nothing pickled is let out of it.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: it cannot be read, now or by what is done within the context; it names the file.
+    """
     try:
         with np.load(path, allow_pickle=False) as archive:
             if not isinstance(archive, np.lib.npyio.NpzFile):
@@ -81,7 +94,7 @@ def _open_npz(path: str | Path) -> Iterator[np.lib.npyio.NpzFile]:
             yield archive
     except FileNotFoundError:
         raise
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+    except UNREADABLE as error:
         raise ValueError(f"{path} is not a readable .npz of arrays: {error}") from error
 
 
@@ -92,7 +105,7 @@ def read_samples(path: str | Path) -> Samples:
       FileNotFoundError: there is no such file.
       ValueError: the file is damaged, has no `arr_0`, or its arrays are not what they should be; it names the file.
     """
-    with _open_npz(path) as archive:
+    with open_npz(path) as archive:
         arrays = {name: archive[name] for name in ("arr_0", "labels", "arr_1") if name in archive}
         names = list(archive)
     if "arr_0" not in arrays:
@@ -111,7 +124,7 @@ def read_statistics(path: str | Path) -> tuple[Gaussian, Gaussian]:
     not the statistics: published numbers use the stored ones.
     """
     keys = ("mu", "sigma", "mu_s", "sigma_s")
-    with _open_npz(path) as archive:
+    with open_npz(path) as archive:
         statistics = {name: archive[name] for name in keys if name in archive}
         names = list(archive)
     if missing := [name for name in keys if name not in statistics]:

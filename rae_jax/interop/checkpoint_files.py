@@ -150,10 +150,14 @@ def _read_directory(path: Path) -> dict[str, Any]:
 def _read_shards(index: Path) -> dict[str, Any]:
     """The tensors of a sharded checkpoint, each from the shard that the index names."""
     try:
-        places = json.loads(index.read_text())["weight_map"]
-        shards = {name: _read_file(index.parent / name) for name in sorted(set(places.values())) if _beside(name)}
+        places = dict(json.loads(index.read_text())["weight_map"])
+        names = sorted(set(places.values()))
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"{index} is no index of shards: {error!r}") from None
+    try:
+        shards = {name: _read_file(index.parent / name) for name in names if _beside(name)}
         return {name: shards[shard][name] for name, shard in places.items()}
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError) as error:
         raise ValueError(f"{index} is no index of the shards beside it: {error!r}") from None
 
 
@@ -176,7 +180,7 @@ def _read_pickle(path: Path) -> dict[str, Any]:
             f"{path} is refused: it holds {what}, and loading it could run code. Nothing of it was run. "
             "Ask whoever made it for a safetensors file, or a plain state dict"
         ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
+    except Exception as error:  # a damaged pickle can end in an error of any type
         reason = (str(error).splitlines() or [""])[0]
         raise ValueError(f"{path} is no readable torch checkpoint ({type(error).__name__}: {reason})") from None
     content = _to_numpy(torch, content)

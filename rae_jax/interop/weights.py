@@ -81,8 +81,13 @@ def read_weights(directory: str | Path) -> tuple[dict[str, Any], Tensors, Tensor
     directory = Path(directory)
     try:
         description = json.loads((directory / DESCRIPTION).read_text())
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{directory / DESCRIPTION} is damaged: {error}") from None
+    kinds_of_values = {"kind": str, "architecture": dict}
+    if not isinstance(description, dict) or any(
+        not isinstance(description.get(name, kind()), kind) for name, kind in kinds_of_values.items()
+    ):
+        raise ValueError(f"{directory / DESCRIPTION} is damaged: it describes no weights")
     carried = read_safetensors(directory / CARRIED) if (directory / CARRIED).exists() else {}
     return description, read_safetensors(directory / TENSORS), carried
 
