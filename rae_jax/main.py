@@ -36,7 +36,7 @@ from rae_jax.pipeline import Pipeline, open_sources
 from rae_jax.training import sharding
 from rae_jax.training.checkpoint import NotSaved
 from rae_jax.training.loop import Diverged, Interrupted
-from rae_jax.training.progress import RunLog
+from rae_jax.training.progress import RunLog, open_wandb
 from rae_jax.workdir_lock import locked
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: a file that defines get_config().")
@@ -56,6 +56,7 @@ SEED_GRID = flags.DEFINE_list(
     "seed_grid", [], "With --mode=sample: only a picture of these classes, as in 3,207; a column a noise."
 )
 
+WANDB = flags.DEFINE_string("wandb", "", "The project of Weights & Biases that is to get metrics and pictures too.")
 DRY_RUN = flags.DEFINE_bool(
     "dry_run", False, "Only print the config, what its models and stages cost, and memory; nothing is written."
 )
@@ -118,7 +119,8 @@ def run(config, file: str) -> None:
         plain = remember(config, workdir, file=file, write=first)
         if first:
             write_environment(workdir)
-        log = RunLog(workdir, active=first, report=functools.partial(write_report, workdir))
+        wandb = open_wandb(WANDB.value, workdir, plain) if WANDB.value and first else None
+        log = RunLog(workdir, active=first, report=functools.partial(write_report, workdir), wandb=wandb)
         mesh = sharding.make_mesh(config.mesh.to_dict())
         try:
             with sharding.use(mesh):

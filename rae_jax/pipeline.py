@@ -246,8 +246,7 @@ class Pipeline:
                     picture = pictures.class_grid(images["samples"], labels)
                 path = self.workdir / stage / f"step_{step}.png"
                 pictures.save_png(path, picture)
-                self.log.image(stage, "pictures", picture, step)
-                self.log.say(f"{stage}: picture {path}")
+                self.log.image(stage, path, picture, step)
 
         return take
 
