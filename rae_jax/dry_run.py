@@ -63,18 +63,22 @@ def show(config: ConfigDict, mesh: jax.sharding.Mesh, topology: str = "") -> Non
         models.add_row(name, f"{cost.parameters:,}", f"{cost.multiply_adds / 1e6:,.2f}")
     console.print(models)
 
-    axes = " x ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
-    stages = Table(title=f"a step of each stage, and MiB of its state on each of {mesh.size} devices ({axes})",
-                   title_justify="left")  # fmt: skip
-    _columns(stages, "stage", "steps", "batch", "matrix FLOPs", "state", *PARTS)
+    steps = Table(title="a step of each stage", title_justify="left")
+    _columns(steps, "stage", "steps", "batch", "matrix FLOPs")
+    sizes = {stage: state_bytes(config, stage, mesh) for stage in config.stages}
     for stage in config.stages:
-        sizes = state_bytes(config, stage, mesh)
-        mebibytes = [f"{size / MIB:,.2f}" for size in (sum(sizes.values()), *sizes.values())]
         one_epoch = OBJECTIVES[config[stage].objective](config, stage).one_epoch
-        steps = "one epoch" if one_epoch else f"{config[stage].train.steps:,}"
-        batch, flops = f"{config[stage].train.batch_size:,}", f"{model_flops(config, stage):.3g}"
-        stages.add_row(stage, steps, batch, flops, *mebibytes)
-    console.print(stages)
+        number = "one epoch" if one_epoch else f"{config[stage].train.steps:,}"
+        steps.add_row(stage, number, f"{config[stage].train.batch_size:,}", f"{model_flops(config, stage):.3g}")
+    console.print(steps)
+
+    axes = " x ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
+    memory = Table(title=f"MiB of state on each of {mesh.size} devices ({axes})", title_justify="left")
+    parts = [part for part in PARTS if any(found[part] for found in sizes.values())]
+    _columns(memory, "stage", "all", *parts)
+    for stage, found in sizes.items():
+        memory.add_row(stage, *(f"{size / MIB:,.2f}" for size in (sum(found.values()), *(found[p] for p in parts))))
+    console.print(memory)
     console.print("The state is what lasts from step to step; activations and gradients come on top.")
     if topology:
         compile_report.show(compile_report.report(config, topology))

@@ -34,10 +34,13 @@ def test_the_state_has_as_many_bytes_as_one_that_is_made(stage):
 def test_it_shows_config_models_and_stages_over_the_devices_and_writes_nothing(tmp_path):
     status, output = runs.run(tmp_path / "run", "--dry_run", "--config.flow.train.steps=1234", devices=2)
     assert status == 0, output
-    assert '"steps": 1234' in output and "on each of 2 devices (data=2 x fsdp=1 x tensor=1)" in output
-    rows = {line.split("│")[1].strip(): line.split("│") for line in output.splitlines() if line.startswith("│")}
-    assert rows.keys() >= {"encoder", "decoder", "stats", "flow", "mid_training", "flow_map", "image of latents"}
-    assert rows["flow"][2].strip() == "1,234" and rows["image of latents"][2].strip() == "5,808"
+    assert '"steps": 1234' in output and "MiB of state on each of 2 devices (data=2 x fsdp=1 x tensor=1)" in output
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in output.splitlines() if line.startswith("│")]
+    assert ["image of latents", "5,808"] in [row[:2] for row in rows]
+    of_flow = [row for row in rows if row[0] == "flow"]  # as a model, as a step, as memory
+    assert [row[1:3] for row in of_flow][1] == ["1,234", "16"]
+    assert float(of_flow[2][1]) == pytest.approx(sum(map(float, of_flow[2][2:])), abs=0.03)
+    assert {"encoder", "decoder", "stats", "mid_training", "flow_map"} <= {row[0] for row in rows[-6:]}
     assert list(tmp_path.iterdir()) == []
 
 
