@@ -44,7 +44,8 @@ def open_sources(config: ConfigDict) -> dict[str, Source]:
     """The "train" and "test" images; a broken data set is an error here, before anything is written.
 
     Raises:
-      ValueError: see `open_source`; or the images have more classes than a stage that learns them.
+      ValueError: see `open_source`; or the images have more classes than a stage that learns them, or too
+        few are held out.
     """
     data = config.data
     sources = {
@@ -64,6 +65,12 @@ def open_sources(config: ConfigDict) -> dict[str, Source]:
         raise ValueError(
             f"flow.num_classes={known}, but the images have {there} classes, which {learnt[0]!r} learns; set it to "
             f"{there}, or to -1 for as many as there are"
+        )
+    judged = [stage for stage in config.stages if config[stage].train.evaluate_every]
+    if judged and len(sources["test"]) < 2:
+        raise ValueError(
+            f"{judged[0]}.train.evaluate_every asks for the Fréchet distance to held-out images, of which there is "
+            f"only one in {sources['test']}; add images, raise data.held_out_share, or set it to 0"
         )
     return sources
 

@@ -14,7 +14,7 @@ def write_images(folder, classes, count=12):
     """Images of many shapes, `count` in each class folder."""
     rng = np.random.default_rng(0)
     for name in classes:
-        (folder / name).mkdir(parents=True)
+        (folder / name).mkdir(parents=True, exist_ok=True)
         for i in range(count):
             pixels = rng.integers(0, 255, (70 + 5 * i, 150 - 9 * i, 3), np.uint8)
             Image.fromarray(pixels).save(folder / name / f"{i}.png")
@@ -24,13 +24,21 @@ def write_images(folder, classes, count=12):
 def test_the_classes_are_those_of_the_folder_and_without_any_samples_are_unconditional(classes, count, tmp_path):
     write_images(tmp_path / "images", classes)
     config = finetune.get_config("tiny")
-    config.data.path = str(tmp_path / "images")
+    config.data.path, config.data.held_out_share = str(tmp_path / "images"), 0.2
     take_classes_of_data(config, tmp_path / "run")
     assert config.flow.num_classes == count
     assert config.sampling.labels == ("equal" if count else "unconditional")
     check(config, file="configs/finetune.py", num_devices=1)
     sources = open_sources(config)
-    assert len(sources["train"]) == 11 * len(classes) and len(sources["test"]) == len(classes)
+    assert len(sources["train"]) == 10 * len(classes) and len(sources["test"]) == 2 * len(classes)
+
+
+def test_a_single_held_out_image_is_refused_before_anything_is_trained(tmp_path):
+    write_images(tmp_path, ("",))
+    config = finetune.get_config("tiny")
+    config.data.path, config.flow.num_classes = str(tmp_path), 0
+    with pytest.raises(ValueError, match=r"of which there is only one in the folder .*raise data\.held_out_share"):
+        open_sources(config)
 
 
 def test_a_model_of_fewer_classes_than_the_images_have_is_refused_unless_it_learns_none(tmp_path):
@@ -61,12 +69,13 @@ def test_unknown_words_are_errors(variant, text):
 def test_the_whole_pipeline_runs_on_a_folder_with_and_without_classes(classes, tmp_path):
     write_images(tmp_path / "images", classes)
     workdir, path = tmp_path / "run", f"--config.data.path={tmp_path / 'images'}"
-    status, output = runs.run(workdir, path, config="configs/finetune.py:tiny")
+    status, output = runs.run(workdir, path, "--config.data.held_out_share=0.2", config="configs/finetune.py:tiny")
     assert status == 0, output
     assert (workdir / "decoder_tuning" / "weights" / "weights.safetensors").exists()
     with np.load(workdir / "samples.npz") as samples:
         assert samples["arr_0"].shape == (16, 64, 64, 3)
         assert ("labels" in samples) == (len(classes) > 1)
     (tmp_path / "images").rename(tmp_path / "moved")  # sampling needs no images, not even to count classes
-    status, output = runs.run(workdir, path, "--mode=sample", "--num_samples=6", config="configs/finetune.py:tiny")
+    more = ("--config.data.held_out_share=0.2", "--mode=sample", "--num_samples=6")
+    status, output = runs.run(workdir, path, *more, config="configs/finetune.py:tiny")
     assert status == 0, output
