@@ -128,3 +128,11 @@ def test_a_part_of_an_image_too_narrow_for_any_draw_is_its_middle():
     assert (random_resized_crop(image, np.random.default_rng(0), 8) == 255).all()
     image[:, 194:205] = 0
     assert (random_resized_crop(image, np.random.default_rng(0), 8)[:, [0, -1]] > 50).all()
+
+
+@pytest.mark.parametrize("name", ["center_crop", "random_crop", "resize", "random_resized_crop"])
+def test_of_an_image_that_is_far_too_long_only_the_middle_is_enlarged(name):
+    image = np.zeros((1, 30_001, 3), np.uint8)
+    image[0, 15_000 - 10 : 15_000 + 10] = 200
+    square = transform(name, 64)(image, np.random.default_rng(0))
+    assert square.shape == (64, 64, 3) and square.min() == 200
