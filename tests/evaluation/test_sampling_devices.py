@@ -19,8 +19,8 @@ config = digits.get_config("tiny")
 config.sampling.guidance_scale = 1.5
 rng = np.random.default_rng(0)
 
-def load(name, structure):
-    shapes = sharding.unbox(structure)
+def load(name, init):
+    shapes = sharding.unbox(jax.eval_shape(init, jax.random.key(0)))
     if name == "stats":
         return {name: np.full(x.shape, name == "variance", np.float32) for name, x in shapes.items()}
     rng = np.random.default_rng(len(name))
