@@ -228,6 +228,15 @@ def gelu_tanh(x: jax.Array) -> jax.Array:
     return nn.gelu(x, approximate=True)
 
 
+def divided_by_batch(x: jax.Array) -> jax.Array:
+    """`x: [B, ...]` with its rows over the devices, as the batch came, and the rest whole.
+
+    Every residual stream says so: the model width of the weights is divided over some of the same devices, and the
+    compiler would as soon divide the activations like that and give each device the rows of many.
+    """
+    return nn.with_logical_constraint(x, ("batch", *(None,) * (x.ndim - 1)))
+
+
 def apply_blocks(
     block_class: Callable[..., nn.Module],
     x: jax.Array,

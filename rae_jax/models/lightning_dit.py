@@ -24,6 +24,7 @@ from rae_jax.models.layers import (
     SwiGLU,
     apply_blocks,
     dense,
+    divided_by_batch,
     gelu_tanh,
 )
 
@@ -97,7 +98,7 @@ class Block(nn.Module):
     def __call__(
         self, x: jax.Array, condition: jax.Array, rotary: tuple[jax.Array, jax.Array] | None = None
     ) -> jax.Array:
-        x = nn.with_logical_constraint(x, ("batch", "sequence", "embed_activation"))
+        x = divided_by_batch(x)
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = Modulation(6, self.dtype, name="modulation")(condition)
 
         y = modulate(make_norm(self.rms_norm, "attention_norm")(x), shift, scale)

@@ -11,7 +11,18 @@ import numpy as np
 from einops import rearrange
 
 from rae_jax.models.embeddings import sincos_table
-from rae_jax.models.layers import MLP, Attention, LayerNorm, SwiGLU, apply_blocks, dense, gelu_exact, gelu_tanh, named
+from rae_jax.models.layers import (
+    MLP,
+    Attention,
+    LayerNorm,
+    SwiGLU,
+    apply_blocks,
+    dense,
+    divided_by_batch,
+    gelu_exact,
+    gelu_tanh,
+    named,
+)
 
 trunc_normal = nn.initializers.truncated_normal(0.02)
 FEED_FORWARD = {
@@ -55,6 +66,7 @@ class Block(nn.Module):
         def norm(name: str) -> LayerNorm:
             return LayerNorm(epsilon=self.norm_epsilon, dtype=self.dtype, name=name)
 
+        x = divided_by_batch(x)
         attention = Attention(
             self.num_heads,
             qkv_bias=self.qkv_bias,

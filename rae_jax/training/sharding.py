@@ -12,6 +12,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 MESH_AXES = ("data", "fsdp", "tensor")
@@ -28,8 +29,6 @@ RULES = (
     ("patch", None),
     ("tokens", None),
     ("layers", None),
-    ("sequence", None),
-    ("embed_activation", None),
 )
 
 
@@ -56,12 +55,15 @@ def mesh_shape(sizes: dict[str, int], num_devices: int) -> dict[str, int]:
 
 
 def make_mesh(sizes: dict[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The mesh with axes `data`, `fsdp`, `tensor` over `devices` (all of them by default)."""
+    """The mesh with axes `data`, `fsdp`, `tensor` over `devices` (all of them by default).
+
+    Neighbours along an axis are neighbours in the slice. An axis may take part of one of the slice's own: fsdp=8 lies
+    over the 4 x 2 of a 4 x 4 x 4.
+    """
     devices = jax.devices() if devices is None else devices
-    shape = mesh_shape(sizes, len(devices))
-    return jax.make_mesh(
-        tuple(shape.values()), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices
-    )
+    shape = tuple(mesh_shape(sizes, len(devices)).values())
+    laid_out = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return Mesh(laid_out, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
 @contextlib.contextmanager
