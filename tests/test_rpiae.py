@@ -11,7 +11,6 @@ TRAINED = ("encoder", "pivot", "bridge", "specialisation", "flow")
 SHORT = [
     *(f"--config.{stage}.train.steps=2" for stage in TRAINED),
     *(f"--config.{stage}.train.checkpoint_every=2" for stage in TRAINED),
-    "--config.evaluation.linear_probe=False",
 ]
 
 
@@ -35,6 +34,12 @@ def test_the_stages_hand_their_weights_on_and_end_in_samples_and_reconstructions
     with np.load(workdir / "reconstructions.npz") as pairs:
         assert pairs["originals"].shape == pairs["reconstructions"].shape == (359, 32, 32, 3)
         assert pairs["originals"].dtype == pairs["reconstructions"].dtype == np.uint8
+
+    results = json.loads((workdir / "summary.json").read_text())["results"]
+    for probe in ("linear_probe_accuracy", "original_linear_probe_accuracy", "attached_head_accuracy"):
+        assert 0.1 < results[probe] <= 1, probe
+    # Two steps change the encoder a little.
+    assert abs(results["attached_head_accuracy"] - results["original_linear_probe_accuracy"]) < 0.2
 
     status, output = runs.run(workdir, *SHORT, config=CONFIG)
     assert status == 0 and output.count("already finished") == 7, output

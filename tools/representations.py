@@ -20,15 +20,13 @@ from absl import app, flags
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict, config_flags
 from sklearn.decomposition import PCA
-from sklearn.linear_model import LogisticRegression
 from sklearn.manifold import TSNE
 from sklearn.metrics import ConfusionMatrixDisplay
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from rae_jax.configuration import check
 from rae_jax.evaluation import pictures
 from rae_jax.evaluation.evaluate import Features, in_batches
+from rae_jax.evaluation.linear_probe import linear_probe, probe_accuracy
 from rae_jax.evaluation.sampling import load_components
 from rae_jax.flow import samplers
 from rae_jax.flow.times import sampling_times
@@ -93,8 +91,8 @@ def probe(pipeline: Pipeline, features: Features, count: int) -> Figure:
     """What a linear probe on the mean tokens takes held-out images for."""
     (train, train_labels), (held_out, labels) = (first_images(pipeline, split, count) for split in ("train", "test"))
     of_train, of_held_out = (in_batches(features.of, images, min(64, len(images))) for images in (train, held_out))
-    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(of_train, train_labels)
-    print(f"linear probe: {100 * model.score(of_held_out, labels):.2f} % of {len(labels)} held-out images")
+    model = linear_probe(of_train, train_labels)
+    print(f"linear probe: {100 * probe_accuracy(model, of_held_out, labels):.2f} % of {len(labels)} held-out images")
     figure = Figure(figsize=(6, 6), dpi=120, layout="constrained")
     classes = len(np.unique(train_labels))
     ConfusionMatrixDisplay.from_predictions(

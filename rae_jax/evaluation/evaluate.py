@@ -13,7 +13,7 @@ from rae_jax.evaluation import pictures
 from rae_jax.evaluation.frechet import Moments, frechet_distance, require_samples
 from rae_jax.evaluation.image_quality import psnr
 from rae_jax.evaluation.judge import train_judge
-from rae_jax.evaluation.linear_probe import linear_probe_accuracy
+from rae_jax.evaluation.linear_probe import linear_probe, probe_accuracy
 from rae_jax.evaluation.samples import read_samples, write_png_folder, write_samples
 from rae_jax.evaluation.sampling import Load, PartialSamples, choose_labels, load_components, sample_batches
 from rae_jax.models.autoencoder import to_uint8
@@ -168,7 +168,9 @@ def evaluate(
     """The numbers that `config.evaluation` asks for, of the samples in `samples*.npz` and of the trained parts.
 
     Returns:
-      `reconstruction_psnr` (dB, held-out), `linear_probe_accuracy` (held-out), `frechet_samples` and `frechet_train`
+      `reconstruction_psnr` (dB, held-out), `linear_probe_accuracy` (held-out), of an encoder that a stage has tuned
+      also `original_linear_probe_accuracy` (before that) and `attached_head_accuracy` (the head trained before that, on
+      the features after it; RPiAE, Table 9), `frechet_samples` and `frechet_train`
       (distances of samples and of training images to held-out ones), `judge_accuracy` and `label_agreement`; with a
       flow map's samples also `frechet_samples_1step`, `label_agreement_1step`, and so on.
     """
@@ -194,7 +196,14 @@ def evaluate(
         features = Features(config, load, mesh)
         of_train, of_held_out = (in_batches(features.of, x, batch_size) for x in (train, held_out))
     if wanted.linear_probe:
-        results["linear_probe_accuracy"] = linear_probe_accuracy(of_train, train_labels, of_held_out, held_out_labels)
+        probe = linear_probe(of_train, train_labels)
+        results["linear_probe_accuracy"] = probe_accuracy(probe, of_held_out, held_out_labels)
+        if (tuned_by := components.trained_by(config, "encoder")) not in (None, "encoder"):
+            original = Features(config, lambda name, init: load(name, init, tuned_by), mesh)
+            head = linear_probe(in_batches(original.of, train, batch_size), train_labels)
+            before = in_batches(original.of, held_out, batch_size)
+            results["original_linear_probe_accuracy"] = probe_accuracy(head, before, held_out_labels)
+            results["attached_head_accuracy"] = probe_accuracy(head, of_held_out, held_out_labels)
     if wanted.frechet:
         require_samples(len(held_out), of_held_out.shape[1], "the Fréchet distance")
         reference = Moments.of(of_held_out).gaussian()

@@ -15,7 +15,7 @@ from rae_jax.training import components, sharding
 from rae_jax.training.generator import Generator, guiding_component, sample_keys
 from rae_jax.whole_files import whole_file
 
-Load = Callable[[str, Any], Any]
+Load = Callable[..., Any]
 LABELS = ("equal", "random", "unconditional")
 
 

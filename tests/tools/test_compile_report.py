@@ -1,3 +1,4 @@
+import importlib
 import json
 import subprocess
 import sys
@@ -7,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from rae_jax.compile_report import contradiction, read_schedule
+from rae_jax.compile_report import contradiction, mesh_over, read_schedule
 from rae_jax.model_flops import matrix_flops
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -79,6 +80,16 @@ def run(*options: str) -> subprocess.CompletedProcess:
 def test_a_topology_of_no_known_generation_is_one_line():
     done = run("--config=configs/digits.py:tiny", "--topology=v99:2x2x1")
     assert done.returncode == 1 and done.stderr.strip().splitlines()[-1].startswith("error: topology 'v99:2x2x1'")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", ["dith_xl", "rae_dinov2b_vitxl", "rpiae_dinov2b_vitxl", "rpiae_xl", "rac_256"])
+@pytest.mark.parametrize("topology", ["v5p:4x4x4", "v6e:8x8", "v5e:16x16"])
+def test_every_flagship_config_lays_over_the_slices_that_people_use(config, topology):
+    pytest.importorskip("libtpu")
+    module = importlib.import_module(f"configs.{config}")
+    mesh = mesh_over(module.get_config("coder_0.3x") if config == "rac_256" else module.get_config(), topology)
+    assert mesh.size == {"v5p:4x4x4": 64, "v6e:8x8": 64, "v5e:16x16": 256}[topology]
 
 
 @pytest.mark.slow

@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import json
 import os
@@ -101,6 +102,22 @@ def test_a_run_that_is_cut_off_and_started_again_equals_one_that_was_not(tmp_pat
     np.testing.assert_array_equal(again.opt_state[0].nu["w"], whole.opt_state[0].nu["w"])
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
     assert [step for step, _ in losses(tmp_path / "cut")] == list(range(1, 13))
+
+
+def test_nothing_but_batches_and_metrics_moves_between_host_and_devices(tmp_path):
+    """A number or array that a step took from the host unasked would be a transfer at every step."""
+    guard = contextlib.ExitStack()
+
+    def guarded_from_5_to_11(position):
+        if position == 5:
+            guard.enter_context(jax.transfer_guard("disallow"))
+        if position == 11:
+            guard.close()
+
+    whole = run(tmp_path / "guarded", batches=CountedBatches(guarded_from_5_to_11))
+    assert int(whole.step) == 12
+    with pytest.raises(Exception, match="Disallowed host-to-device"), jax.transfer_guard("disallow"):
+        jax.jit(jnp.add)(np.ones(2), np.ones(2))  # the guard works here
 
 
 def test_sigterm_saves_a_checkpoint_and_asks_to_be_started_again(tmp_path):
