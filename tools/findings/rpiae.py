@@ -84,7 +84,7 @@ def reproduce(workdir: Path, digits: Path) -> str:
         + ", ".join(f"{stage} {steps}" for stage, steps in STEPS.items())
         + ", so that generation is worse than that of the full pipelines; compare within a table. The Fréchet distance "
         "is taken in the mean tokens of that pretrained encoder. The probe is trained on each run's encoder; the "
-        "attached head on the encoder as the run found it, and stays so. One seed each.",
+        "attached head on the encoder as the run found it, where it tunes it. One seed each.",
         "",
         "(a) Frozen encoder, unfrozen with the pivot, unfrozen without. The paper: the pivot keeps the probe and the "
         "generation while reconstruction improves.",
@@ -145,7 +145,7 @@ def reproduce(workdir: Path, digits: Path) -> str:
 
 
 def table(runs: dict[str, Run], judge: Judge | None) -> list[str]:
-    """A row a run; with a judge, generation too. On an encoder that was not tuned, the attached head is its probe."""
+    """A row a run; with a judge, generation too. The attached head is of the runs that tune the encoder."""
     columns = ["run", "reconstruction PSNR, dB", "linear probe", "attached head"]
     columns += ["label agreement", "Fréchet distance"] if judge else []
     rows = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
@@ -154,9 +154,9 @@ def table(runs: dict[str, Run], judge: Judge | None) -> list[str]:
             rows.append(f"| {name} | {this.stopped} |" + " |" * (len(columns) - 2))
             continue
         results = this.results
-        probe = results["linear_probe_accuracy"]
-        cells = [name, f"{results['reconstruction_psnr']:.2f}", f"{100 * probe:.1f} %"]
-        cells.append(f"{100 * results.get('attached_head_accuracy', probe):.1f} %")
+        cells = [name, f"{results['reconstruction_psnr']:.2f}", f"{100 * results['linear_probe_accuracy']:.1f} %"]
+        head = results.get("attached_head_accuracy")
+        cells.append("—" if head is None else f"{100 * head:.1f} %")
         if judge:
             images = read_samples(this.workdir / "samples.npz").images
             cells += [f"{100 * results['label_agreement']:.1f} %", f"{judge.distance(images):.3f}"]
