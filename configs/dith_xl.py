@@ -5,7 +5,7 @@
 
 Reported by the paper: gFID 1.51 without guidance after 800 epochs and 1.13 with AutoGuidance, at 7.2 steps a second on
 a TPU v5p-128. Nothing of that has been run with this code yet. `configs/dith_xl.py:B` and so on give the other
-backbones (S, B, L, XL) with the same head.
+backbones (S, B, L, XL) with the same head, `configs/dith_xl.py:XL-512` images of 512 pixels.
 """
 
 from ml_collections import ConfigDict
@@ -15,8 +15,12 @@ from rae_jax.models.decoder import SIZES as DECODERS
 from rae_jax.models.dit_dh import SIZES
 
 
-def get_config(backbone: str = "XL", *, image_size: int = 256) -> ConfigDict:
+def get_config(variant: str = "XL") -> ConfigDict:
     """The experiment; at 512 pixels the encoder sees 448 and gives 32 x 32 tokens instead of 16 x 16."""
+    backbone, _, pixels = variant.partition("-")
+    if backbone not in ("S", "B", "L", "XL") or pixels not in ("", "512"):
+        raise ValueError(f"configs/dith_xl.py has no variant {variant!r}; there are S, B, L, XL, and S-512 to XL-512")
+    image_size = int(pixels or 256)
     config = base.get_config()
     config.stages = ("flow",)
     config.dtype = "bfloat16"
@@ -26,8 +30,6 @@ def get_config(backbone: str = "XL", *, image_size: int = 256) -> ConfigDict:
     config.encoder.input_size = image_size // 16 * config.encoder.model.patch_size
     config.decoder.model = base.vit_decoder(patch_size=16, **DECODERS["xl"])
 
-    if backbone not in ("S", "B", "L", "XL"):
-        raise ValueError(f"configs/dith_xl.py has no backbone {backbone!r}; there are S, B, L, XL")
     config.flow.model = base.dit_dh(**SIZES[backbone])
     config.flow.model.scan = True
     train = config.flow.train

@@ -12,8 +12,8 @@ from ml_collections import ConfigDict
 from configs import dith_xl
 
 
-def get_config(backbone: str = "XL", *, image_size: int = 256) -> ConfigDict:
-    config = dith_xl.get_config(backbone, image_size=image_size)
+def get_config(variant: str = "XL") -> ConfigDict:
+    config = dith_xl.get_config(variant)
     config.stages = ("mid_training",)
     train = config.mid_training.train
     train.steps = 20_000

@@ -13,4 +13,4 @@ from configs import mf_rae_cmt_256
 
 
 def get_config(backbone: str = "XL") -> ConfigDict:
-    return mf_rae_cmt_256.get_config(backbone, image_size=512)
+    return mf_rae_cmt_256.get_config(f"{backbone}-512")

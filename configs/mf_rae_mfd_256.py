@@ -13,8 +13,8 @@ from ml_collections import ConfigDict
 from configs import dith_xl
 
 
-def get_config(backbone: str = "XL", *, image_size: int = 256) -> ConfigDict:
-    config = dith_xl.get_config(backbone, image_size=image_size)
+def get_config(variant: str = "XL") -> ConfigDict:
+    config = dith_xl.get_config(variant)
     config.stages = ("flow_map",)
     train = config.flow_map.train
     train.steps = 200_000

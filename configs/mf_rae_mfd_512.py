@@ -14,7 +14,7 @@ from configs import mf_rae_mfd_256
 
 
 def get_config(backbone: str = "XL") -> ConfigDict:
-    config = mf_rae_mfd_256.get_config(backbone, image_size=512)
+    config = mf_rae_mfd_256.get_config(f"{backbone}-512")
     train = config.flow_map.train
     train.batch_size = 128
     train.ema_decay = 0.9995

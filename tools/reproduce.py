@@ -36,7 +36,7 @@ def with_section(document: str, name: str, section: str) -> str:
         return f"{document.rstrip()}\n\n{marked}\n"
     _, closed, after = rest.partition(end)
     if not closed:
-        raise ValueError(f"docs/findings.md has {begin!r} without {end!r}: put it after the section")
+        raise ValueError(f"the document has {begin!r} without {end!r}: put it after the section")
     return f"{before}{marked}{after}"
 
 

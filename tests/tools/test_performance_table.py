@@ -1,0 +1,35 @@
+"""The table of compile reports: its rows are real, and say what the reports say."""
+
+import pytest
+from test_documents import check
+
+from tools.performance_table import ROWS, cells, main, table
+
+RESULT = {
+    "hbm_bytes_per_chip": 3 * 2**30, "hbm_limit_bytes": 95 * 2**30, "compiler_step_seconds": 0.05,
+    "optimal_seconds": 0.06, "collective_seconds": 0.002, "seconds_at_peak": 0.031, "contradiction": None,
+    "steps_per_second": 1 / 0.062, "mfu": 0.5, "compile_seconds": 61.4,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_every_row_is_a_command_that_exists(name):
+    check(["python", "-m", *ROWS[name].command])
+
+
+def test_a_line_says_what_the_report_says():
+    line = cells(ROWS["dit_dh_xl"], RESULT)
+    assert line[2:] == ["3.0 of 95", "50.0 / 60.0", "2.0", "31.0", "16.13", "50.0 %", "61"]
+    none = cells(ROWS["cmt"], RESULT | {"optimal_seconds": None, "steps_per_second": None, "contradiction": "too few"})
+    assert none[3] == "50.0 / none" and none[6:8] == ["too few", ""]
+
+
+def test_a_program_that_does_not_fit_says_so_and_the_rows_keep_their_order():
+    lines = table({"cmt": {"failed": "RESOURCE_EXHAUSTED: 54 G of 31 G"}, "dit_dh_s": RESULT}).splitlines()
+    assert lines[2].startswith("| DiT^DH-S |") and lines[3].startswith("| CMT | v5p:4x4x4 | RESOURCE_EXHAUSTED: 54 G")
+    assert len({line.count("|") for line in lines}) == 1
+
+
+def test_an_unknown_row_is_refused():
+    with pytest.raises(SystemExit, match="no rows"):
+        main(["--rows=dit_dh_xxl"])

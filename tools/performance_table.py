@@ -1,0 +1,135 @@
+"""The table of docs/performance.md: what the TPU compiler says of the flagship programs.
+
+    python -m tools.performance_table --rows=dit_dh_xl,rae_stage1
+    python -m tools.performance_table --rows=all
+
+Runs `tools.compile_report` for each of the chosen rows that has no report in `--workdir` yet, several minutes each, and
+writes the table of all reports there are. A program that does not fit says so in its row.
+"""
+
+import argparse
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from rae_jax.whole_files import whole_file
+from tools.reproduce import with_section
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENT = ROOT / "docs" / "performance.md"
+V5P = "v5p:4x4x4"
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A program: what it is, the config that has it, the slice, and the other options of `tools.compile_report`."""
+
+    what: str
+    config: str
+    topology: str = V5P
+    options: tuple[str, ...] = ()
+
+    @property
+    def command(self) -> list[str]:
+        return ["tools.compile_report", f"--config=configs/{self.config}", f"--topology={self.topology}", *self.options]
+
+
+LATENTS = ("--latents",)
+UNROLLED = "--config.flow.model.scan=False"
+ROWS = {
+    "dit_dh_s": Row("DiT^DH-S", "dith_xl.py:S", options=LATENTS),
+    "dit_dh_b": Row("DiT^DH-B", "dith_xl.py:B", options=LATENTS),
+    "dit_dh_l": Row("DiT^DH-L", "dith_xl.py:L", options=LATENTS),
+    "dit_dh_xl": Row("DiT^DH-XL", "dith_xl.py", options=LATENTS),
+    "dit_dh_xl_unrolled": Row("DiT^DH-XL, unrolled", "dith_xl.py", options=(*LATENTS, UNROLLED)),
+    "dit_dh_xl_images": Row("DiT^DH-XL with the encoder's pass", "dith_xl.py"),
+    "dit_dh_xl_512": Row("DiT^DH-XL, 512 pixels", "dith_xl.py:XL-512", options=LATENTS),
+    "dit_dh_xl_v6e": Row("DiT^DH-XL", "dith_xl.py", "v6e:16x16", LATENTS),
+    "dit_dh_xl_v5e": Row("DiT^DH-XL", "dith_xl.py", "v5e:16x16", LATENTS),
+    "dit_dh_xl_v4": Row("DiT^DH-XL", "dith_xl.py", "v4:4x4x4", LATENTS),
+    "lightning_dit": Row("LightningDiT-XL, RPiAE's latents", "rpiae_xl.py", options=LATENTS),
+    "mfd": Row("MFD, finite difference", "mf_rae_mfd_256.py", options=LATENTS),
+    "mfd_jvp": Row("MFD, `jax.jvp`", "mf_rae_mfd_256.py", options=(*LATENTS, "--config.flow_map.derivative=jvp")),
+    "cmt": Row("CMT", "mf_rae_cmt_256.py", options=LATENTS),
+    "rae_stage1": Row("RAE stage 1, with discriminator", "rae_dinov2b_vitxl.py", options=("--stage=decoder",)),
+    "rae_stage1_v6e": Row("RAE stage 1", "rae_dinov2b_vitxl.py", "v6e:8x8", ("--stage=decoder",)),
+    "rpiae_1": Row("RPiAE stage I", "rpiae_dinov2b_vitxl.py", options=("--stage=pivot",)),
+    "rpiae_2": Row("RPiAE stage II", "rpiae_dinov2b_vitxl.py", options=("--stage=bridge",)),
+    "rpiae_3": Row("RPiAE stage III", "rpiae_dinov2b_vitxl.py", options=("--stage=specialisation",)),
+    "coder": Row("RAC 0.3x", "rac_256.py:coder_0.3x"),
+    "sit": Row("SiT-XL + REPA", "rac_256.py:sit_XL"),
+}
+COLUMNS = (
+    "program", "slice", "memory a chip, GiB", "scheduled / optimal, ms", "collectives, ms", "at peak, ms",
+    "steps a second", "utilisation", "compile, s",
+)  # fmt: skip
+
+
+def report(row: Row, path: Path) -> None:
+    """Leaves the row's report in `path`; of a program that does not compile, the compiler's last line."""
+    print(f"{row.what}: python -m {' '.join(row.command)}", flush=True)
+    partial = path.with_suffix(".partial")
+    done = subprocess.run([sys.executable, "-m", *row.command, f"--json={partial}"], cwd=ROOT, text=True,
+                          stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)  # fmt: skip
+    if done.returncode:
+        partial.write_text(json.dumps({"failed": (done.stderr.strip().splitlines() or ["killed"])[-1]}))
+    partial.rename(path)
+
+
+def cells(row: Row, result: dict[str, Any]) -> list[str]:
+    """The row's line of the table."""
+    if "failed" in result:
+        return [row.what, row.topology, result["failed"].replace("|", "/"), *[""] * (len(COLUMNS) - 3)]
+
+    def milliseconds(seconds: float | None) -> str:
+        return "none" if seconds is None else f"{1000 * seconds:.1f}"
+
+    used, limit = (result[name] / 2**30 for name in ("hbm_bytes_per_chip", "hbm_limit_bytes"))
+    rate = result["steps_per_second"]
+    return [
+        row.what,
+        row.topology,
+        f"{used:.1f} of {limit:.0f}",
+        f"{milliseconds(result['compiler_step_seconds'])} / {milliseconds(result['optimal_seconds'])}",
+        milliseconds(result["collective_seconds"]),
+        milliseconds(result["seconds_at_peak"]),
+        f"{rate:.2f}" if rate else result["contradiction"],
+        f"{100 * result['mfu']:.1f} %" if rate else "",
+        f"{result['compile_seconds']:.0f}",
+    ]
+
+
+def table(results: dict[str, dict[str, Any]]) -> str:
+    """The table of the rows that have results, in the order of `ROWS`."""
+    lines = [COLUMNS, ["---"] * len(COLUMNS)] + [
+        cells(row, results[name]) for name, row in ROWS.items() if name in results
+    ]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m tools.performance_table", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--rows", required=True, help=f"names with commas between them, or all: {', '.join(ROWS)}")
+    parser.add_argument("--workdir", type=Path, default=Path("runs/compile_reports"), help="where the reports are kept")
+    options = parser.parse_args(arguments)
+    chosen = list(ROWS) if options.rows == "all" else options.rows.split(",")
+    if unknown := [name for name in chosen if name not in ROWS]:
+        sys.exit(f"error: --rows: there are no rows {unknown}, but {', '.join(ROWS)}")
+    workdir = options.workdir.resolve()
+    workdir.mkdir(parents=True, exist_ok=True)
+    for name in chosen:
+        if not (path := workdir / f"{name}.json").exists():
+            report(ROWS[name], path)
+    paths = {name: workdir / f"{name}.json" for name in ROWS}
+    results = {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
+    document = with_section(DOCUMENT.read_text(), "performance_table", table(results))
+    with whole_file(DOCUMENT) as file:
+        file.write(document.encode())
+    print(f"{len(results)} rows in {DOCUMENT}")
+
+
+if __name__ == "__main__":
+    main()
