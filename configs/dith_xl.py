@@ -32,6 +32,8 @@ def get_config(variant: str = "XL") -> ConfigDict:
 
     config.flow.model = base.dit_dh(**SIZES[backbone])
     config.flow.model.scan = True
+    if image_size == 512:
+        config.flow.model.remat = "dots"  # without, 64 v5p chips do not quite hold a batch of 1024
     train = config.flow.train
     train.steps = base.epochs(800, batch_size=1024)
     train.batch_size = 1024

@@ -49,7 +49,7 @@ class Chip:
 
 
 CHIPS = {
-    "v4": Chip(16 * GIB, 137.5e12, 150e9, 1.05e9),  # a v4 device is one of a chip's two TensorCores
+    "v4": Chip(32 * GIB, 275e12, 300e9, 1.05e9),
     "v5e": Chip(16 * GIB, 197e12, 200e9, 1.5e9),
     "v5p": Chip(95 * GIB, 459e12, 600e9, 1.75e9),
     "v6e": Chip(32 * GIB, 918e12, 448e9, 1.75e9),
@@ -208,7 +208,9 @@ def mesh_over(config: ConfigDict, topology: str) -> jax.sharding.Mesh:
     if importlib.util.find_spec("libtpu") is None:
         raise ValueError('the TPU compiler is missing; install it with `pip install "jax[tpu]"`')
     try:
-        devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+        # A v4 chip's two TensorCores are one device, as jax has them by default.
+        chip = {"chip_config_name": "megacore"} if generation == "v4" else {}
+        devices = topologies.get_topology_desc(platform="tpu", topology_name=topology, **chip).devices
     except Exception as error:  # the runtime's own error types
         raise ValueError(f"the TPU compiler knows no topology {topology!r}: {str(error).splitlines()[0]}") from error
     return sharding.make_mesh(config.mesh.to_dict(), devices)

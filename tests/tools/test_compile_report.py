@@ -93,7 +93,7 @@ def test_every_flagship_config_lays_over_the_slices_that_people_use(config, topo
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("topology, chips", [("v5p:2x2x1", 4), ("v6e:2x2", 4)])
+@pytest.mark.parametrize("topology, chips", [("v5p:2x2x1", 4), ("v6e:2x2", 4), ("v4:2x2x1", 4)])
 def test_the_training_step_compiles_for_tpu_and_its_report_adds_up(tmp_path, topology, chips):
     pytest.importorskip("libtpu")
     done = run("--config=configs/digits.py:tiny", "--stage=flow", f"--topology={topology}", f"--json={tmp_path / 'r'}")
