@@ -356,7 +356,8 @@ def vit_decoder(
 ) -> ConfigDict:
     """Every field of the ViT decoder's architecture."""
     fields = dict(
-        patch_size=patch_size,  # of the image; times the latent grid it gives the image size
+        patch_size=patch_size,  # of the image; times the grid it gives the image size
+        grid_size=0,  # patches along each side; 0: as many as latents, others are resampled bilinearly to that many
         width=width,
         depth=depth,
         num_heads=num_heads,

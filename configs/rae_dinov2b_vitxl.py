@@ -13,6 +13,7 @@ Words after the colon, joined by hyphens, change it (`configs/rae_dinov2b_vitxl.
     vitb vitl  the smaller decoders
     512        512 pixels, encoder fed 448
     up512      512 pixels from the 256 tokens of 224: decoder patches twice as large
+    up378      378 pixels from the same: 27 x 27 decoder patches of 14, for which the 16 x 16 tokens are resampled
 
 `configs/rae_siglip2b_vitxl.py` and `configs/rae_maeb_vitxl.py` are the same on the other encoders. None of them has
 been run at full size with this code yet.
@@ -25,7 +26,7 @@ from rae_jax.models.decoder import SIZES
 
 BATCH = 512
 DECODERS = {"vitb": "b", "vitl": "l"}
-PRESETS, RESOLUTIONS = ("december", "october", "paper"), ("512", "up512")
+PRESETS, RESOLUTIONS = ("december", "october", "paper"), ("512", "up512", "up378")
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -58,6 +59,9 @@ def stage1(encoder: str, variant: str, *, file: str) -> ConfigDict:
     if "up512" in words:
         config.data.image_size = 512
         config.decoder.model.patch_size = 32
+    if "up378" in words:
+        config.data.image_size = 378
+        config.decoder.model.patch_size, config.decoder.model.grid_size = 14, 27
 
     adversarial_stage(config, "decoder", epochs=16)
     train, loss = config.decoder.train, config.decoder.loss

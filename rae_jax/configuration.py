@@ -154,9 +154,12 @@ def _check_autoencoder(config: ConfigDict, refuse: Callable[[str], None]) -> Non
         patch = encoder.model.patch_size
         refuse(f"encoder.input_size={encoder.input_size} is not divisible by encoder.model.patch_size={patch}; "
                f"use {encoder.input_size // patch * patch} or {(encoder.input_size // patch + 1) * patch}")  # fmt: skip
-    decoded, grid = components.decoded_size(config), components.encoder_grid(config)
-    if decoded != size:
-        patch = "decoder.model.patch_size=" if config.decoder.family == "vit" else "the decoder's upsampling "
+    if config.decoder.family == "vit" and (grid := config.decoder.model.grid_size) < 0:
+        refuse(f"decoder.model.grid_size={grid} is less than 0, which stands for the encoder's grid")
+    if (decoded := components.decoded_size(config)) != size:
+        vit = config.decoder.family == "vit"
+        grid = components.decoder(config).grid_size if vit else components.encoder_grid(config)
+        patch = "decoder.model.patch_size=" if vit else "the decoder's upsampling "
         refuse(f"the decoder makes images of {decoded} pixels ({grid} x {patch}{decoded // grid}), "
                f"data.image_size is {size}; they must be equal")  # fmt: skip
 

@@ -1,5 +1,7 @@
 """The configs of RAE's stage 1 say what the paper and the two releases say."""
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from configs import rae_dinov2b_vitxl, rae_maeb_vitxl, rae_siglip2b_vitxl
@@ -43,13 +45,25 @@ def test_each_preset_is_what_it_names(words, betas, lpips_range, fakes, noise, a
 
 
 @pytest.mark.parametrize(
-    ("words", "pixels", "tokens"), [("", 256, 256), ("512", 512, 1024), ("up512-vitb", 512, 256), ("vitl", 256, 256)]
+    ("words", "pixels", "tokens", "patches"),
+    [
+        ("", 256, 256, 16),
+        ("512", 512, 1024, 32),
+        ("up512-vitb", 512, 256, 16),
+        ("up378", 378, 256, 27),
+        ("vitl", 256, 256, 16),
+    ],
 )
 @pytest.mark.parametrize("module", [rae_dinov2b_vitxl, rae_siglip2b_vitxl, rae_maeb_vitxl])
-def test_encoder_and_decoder_meet_at_the_image_size(module, words, pixels, tokens):
+def test_encoder_and_decoder_meet_at_the_image_size(module, words, pixels, tokens, patches):
     config = module.get_config(words)
-    grid, patch = components.encoder_grid(config), config.decoder.model.patch_size
-    assert (config.data.image_size, grid**2) == (pixels, tokens) and grid * patch == pixels
+    decoder = components.decoder(config)
+    assert (config.data.image_size, components.encoder_grid(config) ** 2) == (pixels, tokens)
+    assert decoder.grid_size == patches and components.decoded_size(config) == pixels
+    space = components.autoencoder(config)
+    image = jax.ShapeDtypeStruct((1, pixels, pixels, 3), jnp.float32)
+    decoded = jax.eval_shape(lambda x: space.init_with_output(jax.random.key(0), x)[0], image)
+    assert decoded.shape == image.shape
     assert config.decoder.model.width == {"vitb": 768, "vitl": 1024}.get(words[-4:], 1152)
     assert config.encoder.model.width == PRETRAINED["dinov2_b"].architecture["width"]
 

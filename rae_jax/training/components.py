@@ -76,13 +76,17 @@ def decoder(config: ConfigDict) -> ViTDecoder | ConvDecoder:
     if (family := config.decoder.family) not in LAST_KERNELS:
         raise ValueError(f"decoder.family={family!r} is not one of {list(LAST_KERNELS)}")
     fields = config.decoder.model.to_dict() | {"dtype": compute_dtype(config)}
-    return ViTDecoder(grid_size=encoder_grid(config), **fields) if family == "vit" else ConvDecoder(**fields)
+    if family != "vit":
+        return ConvDecoder(**fields)
+    return ViTDecoder(**fields | {"grid_size": fields["grid_size"] or encoder_grid(config)})
 
 
 def decoded_size(config: ConfigDict) -> int:
     """Side of the decoded images in pixels."""
     model = decoder(config)
-    return encoder_grid(config) * (model.patch_size if isinstance(model, ViTDecoder) else model.upsampling)
+    if isinstance(model, ViTDecoder):
+        return model.grid_size * model.patch_size
+    return encoder_grid(config) * model.upsampling
 
 
 def last_kernel(config: ConfigDict, decoder: Params) -> jax.Array:
