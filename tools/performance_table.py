@@ -4,7 +4,7 @@
     python -m tools.performance_table --rows=all
 
 Runs `tools.compile_report` for each of the chosen rows that has no report in `--workdir` yet, several minutes each, and
-writes the table of all reports there are. A program that does not fit says so in its row.
+writes the table of all reports there are, and docs/scaling.png. A program that does not fit says so in its row.
 """
 
 import argparse
@@ -15,12 +15,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+
 from rae_jax.whole_files import whole_file
 from tools.reproduce import with_section
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENT = ROOT / "docs" / "performance.md"
+PLOT = ROOT / "docs" / "scaling.png"
 V5P = "v5p:4x4x4"
+IMAGES_A_CHIP = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +43,14 @@ class Row:
 
 LATENTS = ("--latents",)
 UNROLLED = "--config.flow.model.scan=False"
+
+
+def batch(size: int, **mesh: int) -> tuple[str, ...]:
+    """Options for DiT^DH on latents in batches of `size`."""
+    changed = {"flow.train.batch_size": size} | {f"mesh.{axis}": devices for axis, devices in mesh.items()}
+    return (*LATENTS, *(f"--config.{field}={value}" for field, value in changed.items()))
+
+
 ROWS = {
     "dit_dh_s": Row("DiT^DH-S", "dith_xl.py:S", options=LATENTS),
     "dit_dh_b": Row("DiT^DH-B", "dith_xl.py:B", options=LATENTS),
@@ -50,6 +62,10 @@ ROWS = {
     "dit_dh_xl_v6e": Row("DiT^DH-XL", "dith_xl.py", "v6e:16x16", LATENTS),
     "dit_dh_xl_v5e": Row("DiT^DH-XL", "dith_xl.py", "v5e:16x16", LATENTS),
     "dit_dh_xl_v4": Row("DiT^DH-XL", "dith_xl.py", "v4:4x4x4", LATENTS),
+    "dit_dh_xl_4_chips": Row("DiT^DH-XL, batch 64", "dith_xl.py", "v5p:2x2x1", batch(64, fsdp=4)),
+    "dit_dh_xl_256_chips": Row("DiT^DH-XL, batch 4096", "dith_xl.py", "v5p:4x8x8", batch(4096)),
+    "dit_dh_xl_v6e_16_chips": Row("DiT^DH-XL, batch 256", "dith_xl.py", "v6e:4x4", batch(256)),
+    "dit_dh_xl_v5e_16_chips": Row("DiT^DH-XL, batch 256", "dith_xl.py", "v5e:4x4", batch(256)),
     "lightning_dit": Row("LightningDiT-XL, RPiAE's latents", "rpiae_xl.py", options=(*LATENTS, "--stage=flow")),
     "mfd": Row("MFD, finite difference", "mf_rae_mfd_256.py", options=LATENTS),
     "mfd_jvp": Row("MFD, `jax.jvp`", "mf_rae_mfd_256.py", options=(*LATENTS, "--config.flow_map.derivative=jvp")),
@@ -62,6 +78,7 @@ ROWS = {
     "coder": Row("RAC 0.3x", "rac_256.py:coder_0.3x"),
     "sit": Row("SiT-XL + REPA", "rac_256.py:sit_XL"),
 }
+SCALING = ("dit_dh_xl_4_chips", "dit_dh_xl", "dit_dh_xl_256_chips")  # 16 images a chip, each
 COLUMNS = (
     "program", "slice", "memory a chip, GiB", "scheduled / optimal, ms", "collectives, ms", "at peak, ms",
     "steps a second", "utilisation", "compile, s",
@@ -110,6 +127,24 @@ def table(results: dict[str, dict[str, Any]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def draw_scaling(results: list[dict[str, Any]], path: Path) -> None:
+    """Writes the picture of images a second and chip, of the same program on slices of rising size."""
+    chips = [result["chips"] for result in results]
+    figure = Figure(figsize=(5.5, 3.2), layout="constrained")
+    axes = figure.subplots()
+    for name, seconds in (
+        ("with the collectives' bound", lambda r: 1 / r["steps_per_second"]),
+        ("without", lambda r: 1 / r["steps_per_second"] - r["collective_seconds"]),
+    ):
+        axes.plot(chips, [IMAGES_A_CHIP / seconds(result) for result in results], "o-", label=name)
+    axes.set(xlabel="chips (v5p)", ylabel="images a second and chip", xscale="log", ylim=(0, None))
+    axes.set_xticks(chips, [str(count) for count in chips], minor=False)
+    axes.minorticks_off()
+    axes.legend()
+    with whole_file(path) as file:
+        figure.savefig(file, format="png", dpi=120)
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.performance_table", description=__doc__.split("\n\n")[0])
     parser.add_argument("--rows", required=True, help=f"names with commas between them, or all: {', '.join(ROWS)}")
@@ -125,6 +160,8 @@ def main(arguments: list[str] | None = None) -> None:
             report(ROWS[name], path)
     paths = {name: workdir / f"{name}.json" for name in ROWS}
     results = {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
+    if all((results.get(name) or {}).get("steps_per_second") for name in SCALING):
+        draw_scaling([results[name] for name in SCALING], PLOT)
     document = with_section(DOCUMENT.read_text(), "performance_table", table(results))
     with whole_file(DOCUMENT) as file:
         file.write(document.encode())

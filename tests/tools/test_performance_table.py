@@ -1,9 +1,13 @@
 """The table of compile reports: its rows are real, and say what the reports say."""
 
+import importlib.util
+import json
+
 import pytest
+from PIL import Image
 from test_documents import check
 
-from tools.performance_table import ROWS, cells, main, table
+from tools.performance_table import ROWS, SCALING, cells, draw_scaling, main, report, table
 
 RESULT = {
     "hbm_bytes_per_chip": 3 * 2**30, "hbm_limit_bytes": 95 * 2**30, "compiler_step_seconds": 0.05,
@@ -35,3 +39,22 @@ def test_a_program_that_does_not_fit_says_so_and_the_rows_keep_their_order():
 def test_an_unknown_row_is_refused():
     with pytest.raises(SystemExit, match="no rows"):
         main(["--rows=dit_dh_xxl"])
+
+
+def test_the_rows_of_the_scaling_plot_have_as_many_images_a_chip_and_make_a_picture(tmp_path):
+    results = [RESULT | {"chips": chips} for chips in (4, 64, 256)]
+    draw_scaling(results, tmp_path / "scaling.png")
+    assert Image.open(tmp_path / "scaling.png").width > 300
+    batches = {name: [word for word in ROWS[name].command if "batch_size" in word] for name in SCALING}
+    assert [value[0].split("=")[1] if value else "1024" for value in batches.values()] == ["64", "1024", "4096"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+@pytest.mark.parametrize("name", ["dit_dh_s", "lightning_dit"])
+def test_the_two_smallest_rows_compile_for_a_tpu_slice_and_fit(name, tmp_path):
+    report(ROWS[name], tmp_path / "report.json")
+    result = json.loads((tmp_path / "report.json").read_text())
+    assert "failed" not in result, result
+    assert result["chips"] == 64 and 0 < result["hbm_bytes_per_chip"] < result["hbm_limit_bytes"]
+    assert result["contradiction"] is None and 0.1 < result["mfu"] < 0.6
