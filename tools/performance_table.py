@@ -65,7 +65,7 @@ ROWS = {
     "dit_dh_xl_4_chips": Row("DiT^DH-XL, batch 64", "dith_xl.py", "v5p:2x2x1", batch(64, fsdp=4)),
     "dit_dh_xl_256_chips": Row("DiT^DH-XL, batch 4096", "dith_xl.py", "v5p:4x8x8", batch(4096)),
     "dit_dh_xl_v6e_16_chips": Row("DiT^DH-XL, batch 256", "dith_xl.py", "v6e:4x4", batch(256)),
-    "dit_dh_xl_v5e_16_chips": Row("DiT^DH-XL, batch 256", "dith_xl.py", "v5e:4x4", batch(256)),
+    "dit_dh_xl_v5e_16_chips": Row("DiT^DH-XL, batch 128", "dith_xl.py", "v5e:4x4", batch(128)),
     "lightning_dit": Row("LightningDiT-XL, RPiAE's latents", "rpiae_xl.py", options=(*LATENTS, "--stage=flow")),
     "mfd": Row("MFD, finite difference", "mf_rae_mfd_256.py", options=LATENTS),
     "mfd_jvp": Row("MFD, `jax.jvp`", "mf_rae_mfd_256.py", options=(*LATENTS, "--config.flow_map.derivative=jvp")),
@@ -137,7 +137,7 @@ def draw_scaling(results: list[dict[str, Any]], path: Path) -> None:
         ("without", lambda r: 1 / r["steps_per_second"] - r["collective_seconds"]),
     ):
         axes.plot(chips, [IMAGES_A_CHIP / seconds(result) for result in results], "o-", label=name)
-    axes.set(xlabel="chips (v5p)", ylabel="images a second and chip", xscale="log", ylim=(0, None))
+    axes.set(xlabel="chips (v5p)", ylabel="images a second and chip", xscale="log", ylim=(0, 200))
     axes.set_xticks(chips, [str(count) for count in chips], minor=False)
     axes.minorticks_off()
     axes.legend()
