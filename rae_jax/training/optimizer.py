@@ -44,9 +44,14 @@ def learning_rate_schedule(
     return schedule
 
 
-def matrices_only(params: Any) -> Any:
-    """True for the parameters that weight decay acts on: matrices, not biases, norms, tokens or frequencies."""
-    return jax.tree.map(lambda p: p.ndim > 1, params)
+def kernels_only(params: Any) -> Any:
+    """True for the parameters that weight decay acts on: kernels, not biases, norms, tables, tokens or frequencies.
+
+    Names tell them apart: in a scanned stack a bias is an array of two axes.
+    """
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: any(getattr(entry, "key", None) == "kernel" for entry in path), params
+    )
 
 
 def make_optimizer(config: ConfigDict) -> tuple[optax.GradientTransformation, Callable[[jax.Array], jax.Array]]:
@@ -69,7 +74,7 @@ def make_optimizer(config: ConfigDict) -> tuple[optax.GradientTransformation, Ca
             b2=config.beta2,
             eps=config.epsilon,
             weight_decay=config.weight_decay,
-            mask=matrices_only,
+            mask=kernels_only,
         )
     )
     return optax.chain(*steps), schedule

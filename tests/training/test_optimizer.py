@@ -1,3 +1,4 @@
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +8,7 @@ from golden import load_case
 from ml_collections import ConfigDict
 
 from rae_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from rae_jax.training.sharding import unbox
 from rae_jax.training.state import update_ema
 
 
@@ -57,7 +59,8 @@ def test_adamw_with_clipping_equals_torch():
     case.assert_close(np.stack(path), "adamw_params", atol=1e-6)
 
 
-def test_weight_decay_leaves_vectors_alone():
+@pytest.mark.parametrize("boxed", [False, True])
+def test_weight_decay_acts_on_kernels_alone(boxed):
     optimizer, _ = make_optimizer(
         ConfigDict(
             dict(
@@ -66,10 +69,13 @@ def test_weight_decay_leaves_vectors_alone():
             )
         )
     )  # fmt: skip
-    params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
+    params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones((3, 2))}  # of three layers, scanned
+    if boxed:
+        params = jax.tree.map(lambda x: nn.LogicallyPartitioned(x, (None, None)), params)
     updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
+    updates = unbox(updates)
     np.testing.assert_allclose(updates["kernel"], np.full((2, 2), -0.05), rtol=1e-6)
-    np.testing.assert_array_equal(updates["bias"], np.zeros(2))
+    np.testing.assert_array_equal(updates["bias"], np.zeros((3, 2)))
 
 
 def test_a_schedule_that_cannot_be_is_refused():
