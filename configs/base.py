@@ -428,6 +428,7 @@ def dit_dh(
         swiglu=True,
         rms_norm=True,
         absolute_positions=True,
+        fused_attention=True,  # one kernel, where the program is for a TPU; plain operations elsewhere
         scan=False,
         remat="none",
     )
@@ -447,6 +448,7 @@ def lightning_dit(*, width: int, depth: int, num_heads: int, **changes: object) 
         rms_norm=True,
         rope=True,
         learn_sigma=False,
+        fused_attention=True,  # one kernel, where the program is for a TPU; plain operations elsewhere
         scan=False,
         remat="none",
     )

@@ -10,12 +10,10 @@ from rae_jax.interop.layout import (
     LINEAR,
     Rule,
     Tensors,
-    bias_to_heads,
     export_params,
-    fused,
     import_params,
-    linear_from_heads,
-    linear_to_heads,
+    stacked,
+    to_heads,
 )
 from rae_jax.interop.model import Model
 from rae_jax.models.bridge import heads_of
@@ -70,14 +68,13 @@ def rules(architecture: Mapping[str, Mapping[str, Any]]) -> list[Rule]:
 
 def _attention(official: str, official_norm: str, ours: str, num_heads: int) -> list[Rule]:
     """Attention and the two norms of one block."""
+    heads = stacked(to_heads(num_heads))
     result = [
-        Rule(f"{official}.out_proj.weight", f"{ours}/attention/out/kernel", linear_from_heads(num_heads)),
+        Rule(f"{official}.in_proj_weight", f"{ours}/attention/qkv/kernel", heads),
+        Rule(f"{official}.in_proj_bias", f"{ours}/attention/qkv/bias", heads),
+        Rule(f"{official}.out_proj.weight", f"{ours}/attention/out/kernel", LINEAR),
         Rule(f"{official}.out_proj.bias", f"{ours}/attention/out/bias", IDENTITY),
     ]
-    for leaf, layout in (("weight", linear_to_heads(num_heads)), ("bias", bias_to_heads(num_heads))):
-        our_leaf = "kernel" if leaf == "weight" else "bias"
-        projections = tuple(f"{ours}/attention/{name}/{our_leaf}" for name in ("query", "key", "value"))
-        result.append(Rule(f"{official}.in_proj_{leaf}", projections, fused(*[layout] * 3)))
     for number, norm in ((1, "attention_norm"), (2, "mlp_norm")):
         result.append(Rule(f"{official_norm}{number}.weight", f"{ours}/{norm}/scale", IDENTITY))
         result.append(Rule(f"{official_norm}{number}.bias", f"{ours}/{norm}/bias", IDENTITY))

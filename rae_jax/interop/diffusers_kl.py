@@ -8,15 +8,14 @@ import numpy as np
 from rae_jax.interop.layout import (
     CONV,
     IDENTITY,
+    LINEAR,
     Layout,
     Rule,
     Tensors,
-    bias_to_heads,
     export_params,
     import_params,
-    linear_from_heads,
-    linear_to_heads,
     require,
+    to_heads,
 )
 from rae_jax.interop.model import Model
 
@@ -109,7 +108,7 @@ def rules(architecture: Mapping[str, Any], names: str = "current") -> list[Rule]
 
 
 def _layer(official: str, ours: str, layout: Layout | None = None) -> list[Rule]:
-    """A convolution with its `layout`, or a norm, and the bias of either."""
+    """A convolution or linear layer with its `layout`, or a norm, and the bias of either."""
     weight = f"{ours}/kernel" if layout else f"{ours}/scale"
     return [
         Rule(f"{official}.weight", weight, layout or IDENTITY),
@@ -135,10 +134,11 @@ def _residual(official: str, ours: str, shortcut: bool) -> list[Rule]:
 
 def _attention(official: str, ours: str, projections: Mapping[str, str]) -> list[Rule]:
     result = _layer(f"{official}.group_norm", f"{ours}/norm")
-    for name, source in projections.items():
-        kernel, bias = (linear_from_heads(1), IDENTITY) if name == "out" else (linear_to_heads(1), bias_to_heads(1))
-        result.append(Rule(f"{official}.{source}.weight", f"{ours}/attention/{name}/kernel", kernel))
-        result.append(Rule(f"{official}.{source}.bias", f"{ours}/attention/{name}/bias", bias))
+    qkv = [f"{official}.{projections[name]}" for name in ("query", "key", "value")]
+    for leaf, our_leaf in (("weight", "kernel"), ("bias", "bias")):
+        sources = tuple(f"{projection}.{leaf}" for projection in qkv)
+        result.append(Rule(sources, f"{ours}/attention/qkv/{our_leaf}", to_heads(1)))
+    result += _layer(f"{official}.{projections['out']}", f"{ours}/attention/out", LINEAR)
     return result
 
 

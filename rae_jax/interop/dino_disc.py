@@ -14,15 +14,13 @@ from rae_jax.interop.layout import (
     Layout,
     Rule,
     Tensors,
-    bias_to_heads,
     count_blocks,
     export_params,
-    fused,
     import_params,
-    linear_from_heads,
-    linear_to_heads,
     patch_embedding,
     prefixed,
+    stacked,
+    to_heads,
     under,
     without_leading,
 )
@@ -51,13 +49,10 @@ def dino_rules(depth: int, num_heads: int, patch_size: int) -> list[Rule]:
         for norm, our_norm in (("norm1", "attention_norm"), ("norm2", "mlp_norm")):
             result.append(Rule(f"{official}.{norm}.weight", f"{ours}/{our_norm}/scale", IDENTITY))
             result.append(Rule(f"{official}.{norm}.bias", f"{ours}/{our_norm}/bias", IDENTITY))
-        for leaf, layout in (("kernel", linear_to_heads(num_heads)), ("bias", bias_to_heads(num_heads))):
-            official_leaf = "weight" if leaf == "kernel" else "bias"
-            projections = tuple(f"{ours}/attention/{name}/{leaf}" for name in ("query", "key", "value"))
-            result.append(Rule(f"{official}.attn.qkv.{official_leaf}", projections, fused(*[layout] * 3)))
-        result.append(
-            Rule(f"{official}.attn.proj.weight", f"{ours}/attention/out/kernel", linear_from_heads(num_heads))
-        )
+        heads = stacked(to_heads(num_heads))
+        for leaf, our_leaf in (("weight", "kernel"), ("bias", "bias")):
+            result.append(Rule(f"{official}.attn.qkv.{leaf}", f"{ours}/attention/qkv/{our_leaf}", heads))
+        result.append(Rule(f"{official}.attn.proj.weight", f"{ours}/attention/out/kernel", LINEAR))
         result.append(Rule(f"{official}.attn.proj.bias", f"{ours}/attention/out/bias", IDENTITY))
         for layer, our_layer in (("fc1", "up"), ("fc2", "down")):
             result.append(Rule(f"{official}.mlp.{layer}.weight", f"{ours}/mlp/{our_layer}/kernel", LINEAR))

@@ -3,7 +3,7 @@
 Each kind of model in `interop/` writes a list of `Rule`s with every index spelled out; this module applies them.
 Nothing is computed: importing and then exporting returns the same tensors, bit for bit. Parameters are nested dicts of
 NumPy arrays with unrolled blocks (`blocks_0`, `blocks_1`, ...); `stack_blocks` and `unstack_blocks` go to and from the
-scanned form. Rules name a parameter by its path, `"blocks_0/attention/query/kernel"`.
+scanned form. Rules name a parameter by its path, `"blocks_0/attention/qkv/kernel"`.
 """
 
 import dataclasses
@@ -57,36 +57,48 @@ CONV = Layout(
     lambda w: w.transpose(w.ndim - 1, w.ndim - 2, *range(w.ndim - 2)),
 )
 
-# Rotary embedding pairs channels (2i, 2i + 1) of the last axis <-> pairs (i, i + E/2).
+
+# Rotary embedding pairs channels (2i, 2i + 1) of the first axis <-> pairs (i, i + E/2).
 ROTARY = Layout(
-    lambda w: w.reshape(*w.shape[:-1], -1, 2).swapaxes(-1, -2).reshape(w.shape),
-    lambda w: w.reshape(*w.shape[:-1], 2, -1).swapaxes(-1, -2).reshape(w.shape),
+    lambda w: w.reshape(-1, 2, *w.shape[1:]).swapaxes(0, 1).reshape(w.shape),
+    lambda w: w.reshape(2, -1, *w.shape[1:]).swapaxes(0, 1).reshape(w.shape),
 )
 
 
-def linear_to_heads(num_heads: int) -> Layout:
-    """Linear `[K * E, D]` <-> kernel `[D, K, E]` of a query, key or value projection."""
+def to_heads(num_heads: int, parts: int = 3, rotary: bool = False) -> Layout:
+    """Queries', keys' and values' linear layers: weights `[K * E, D]` <-> one kernel `[K * parts * E, D]`; biases too.
+
+    Biases `[K * E]` <-> one bias `[K, parts, E]`; of two parts, queries' and values', where keys have none. With
+    `rotary` queries and keys have their channels in `ROTARY`'s order.
+    """
+
+    def turned(w: np.ndarray, part: int, turn: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        return np.stack([turn(head) for head in w]) if rotary and part < parts - 1 else w
+
+    def to_flax(*official: np.ndarray) -> np.ndarray:
+        heads = [w.reshape(num_heads, -1, *w.shape[1:]) for w in official]  # [K, E, D] or [K, E]
+        ours = np.stack([turned(w, i, ROTARY.to_flax) for i, w in enumerate(heads)], axis=1)
+        return ours.reshape(-1, ours.shape[-1]) if ours.ndim == 4 else ours
+
+    def to_torch(ours: np.ndarray) -> tuple[np.ndarray, ...]:
+        if ours.ndim == 2:
+            ours = ours.reshape(num_heads, parts, -1, ours.shape[1])
+        heads = [turned(ours[:, i], i, ROTARY.to_torch) for i in range(parts)]
+        return tuple(w.reshape(-1, *w.shape[2:]) for w in heads)
+
+    return Layout(to_flax, to_torch)
+
+
+def stacked(layout: Layout, parts: int = 3) -> Layout:
+    """`layout` of `parts` official tensors where the checkpoint has them one below the other, as one."""
     return Layout(
-        lambda w: w.reshape(num_heads, -1, w.shape[1]).transpose(2, 0, 1),
-        lambda w: w.transpose(1, 2, 0).reshape(-1, w.shape[0]),
-    )
-
-
-def bias_to_heads(num_heads: int) -> Layout:
-    """Bias `[K * E]` <-> `[K, E]` of a query, key or value projection."""
-    return Layout(lambda b: b.reshape(num_heads, -1), lambda b: b.reshape(-1))
-
-
-def linear_from_heads(num_heads: int) -> Layout:
-    """Linear `[D, K * E]` <-> kernel `[K, E, D]` of an attention's output projection."""
-    return Layout(
-        lambda w: w.reshape(w.shape[0], num_heads, -1).transpose(1, 2, 0),
-        lambda w: w.transpose(2, 0, 1).reshape(w.shape[2], -1),
+        lambda w: layout.to_flax(*np.split(w, parts, axis=0)),
+        lambda ours: np.concatenate(layout.to_torch(ours), axis=0),
     )
 
 
 def fused(*layouts: Layout) -> Layout:
-    """One official tensor whose rows are equal parts, each a parameter of ours in its own layout (qkv; gate and up)."""
+    """One official tensor whose rows are equal parts, each a parameter of ours in its own layout (gate and up)."""
 
     def split(w: np.ndarray) -> tuple[np.ndarray, ...]:
         parts = np.split(w, len(layouts), axis=0)

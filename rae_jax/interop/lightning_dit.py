@@ -14,17 +14,16 @@ from rae_jax.interop.layout import (
     Layout,
     Rule,
     Tensors,
-    bias_to_heads,
     export_params,
     fused,
     import_params,
-    linear_from_heads,
-    linear_to_heads,
     patch_embedding,
+    stacked,
+    to_heads,
 )
 from rae_jax.interop.model import Model
 from rae_jax.models.embeddings import rotary_table, sincos_table
-from rae_jax.models.lightning_dit import SIZES
+from rae_jax.models.lightning_dit import BLOCK_MODULATION, FINAL_MODULATION, SIZES
 
 POSITIONS = "pos_embed"
 ROTARY_TABLE = "feat_rope"
@@ -135,6 +134,14 @@ def linear(official: str, ours: str) -> list[Rule]:
     return [Rule(f"{official}.weight", f"{ours}/kernel", LINEAR), Rule(f"{official}.bias", f"{ours}/bias", IDENTITY)]
 
 
+def modulation(official: str, ours: str, names: tuple[str, ...]) -> list[Rule]:
+    """A linear layer whose rows are those of our `names`, one after the other."""
+    return [
+        Rule(f"{official}.{tensor}", tuple(f"{ours}/{name}/{leaf}" for name in names), fused(*[layout] * len(names)))
+        for tensor, leaf, layout in (("weight", "kernel", LINEAR), ("bias", "bias", IDENTITY))
+    ]
+
+
 def patches(official: str, ours: str, patch_size: int) -> list[Rule]:
     """A patch embedding."""
     return [
@@ -158,24 +165,14 @@ def block_rules(
     official: str, ours: str, num_heads: int, *, rope: bool, qk_norm: bool, swiglu: bool, rms_norm: bool
 ) -> list[Rule]:
     """One transformer block."""
-    turned: Layout = ROTARY if rope else IDENTITY
-    kernel, bias = linear_to_heads(num_heads), bias_to_heads(num_heads)
-    qkv = [f"{ours}/attention/{name}" for name in ("query", "key", "value")]
+    heads = stacked(to_heads(num_heads, rotary=rope))
     result = [
-        Rule(
-            f"{official}attn.qkv.weight",
-            tuple(f"{name}/kernel" for name in qkv),
-            fused(kernel.then(turned), kernel.then(turned), kernel),
-        ),
-        Rule(
-            f"{official}attn.qkv.bias",
-            tuple(f"{name}/bias" for name in qkv),
-            fused(bias.then(turned), bias.then(turned), bias),
-        ),
-        Rule(f"{official}attn.proj.weight", f"{ours}/attention/out/kernel", linear_from_heads(num_heads)),
-        Rule(f"{official}attn.proj.bias", f"{ours}/attention/out/bias", IDENTITY),
+        Rule(f"{official}attn.qkv.weight", f"{ours}/attention/qkv/kernel", heads),
+        Rule(f"{official}attn.qkv.bias", f"{ours}/attention/qkv/bias", heads),
+        *linear(f"{official}attn.proj", f"{ours}/attention/out"),
     ]
     if qk_norm:
+        turned: Layout = ROTARY if rope else IDENTITY
         for norm in ("q_norm", "k_norm"):
             target = f"{ours}/attention/{'query' if norm == 'q_norm' else 'key'}_norm"
             result.append(Rule(f"{official}attn.{norm}.weight", f"{target}/scale", turned))
@@ -192,12 +189,12 @@ def block_rules(
     else:
         result += linear(f"{official}mlp.fc1", f"{ours}/mlp/up")
         result += linear(f"{official}mlp.fc2", f"{ours}/mlp/down")
-    return result + linear(f"{official}adaLN_modulation.1", f"{ours}/modulation/linear")
+    return result + modulation(f"{official}adaLN_modulation.1", f"{ours}/modulation", BLOCK_MODULATION)
 
 
 def final_rules(rms_norm: bool) -> list[Rule]:
     """The final layer."""
-    result = linear("final_layer.adaLN_modulation.1", "final/modulation/linear")
+    result = modulation("final_layer.adaLN_modulation.1", "final/modulation", FINAL_MODULATION)
     if rms_norm:
         result.append(Rule("final_layer.norm_final.weight", "final/norm/scale", IDENTITY))
     return result + linear("final_layer.linear", "final/linear")

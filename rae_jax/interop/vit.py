@@ -19,15 +19,13 @@ from rae_jax.interop.layout import (
     Layout,
     Rule,
     Tensors,
-    bias_to_heads,
     count_blocks,
     export_params,
     fused,
     import_params,
-    linear_from_heads,
-    linear_to_heads,
     patch_embedding,
     prefixed,
+    to_heads,
     under,
     without_leading,
 )
@@ -235,15 +233,17 @@ def block_rules(
     official: str, ours: str, names: Any, num_heads: int, qkv_bias: bool, key_bias: bool = True
 ) -> list[Rule]:
     """Norms, attention and feed-forward of one block; `names` has the fields of `Names` from `attention_norm` on."""
+    projections = [f"{official}{name}" for name in (names.query, names.key, names.value)]
+    kernel = Rule(tuple(f"{p}.weight" for p in projections), f"{ours}/attention/qkv/kernel", to_heads(num_heads))
     result = [
-        Rule(f"{official}{names.out}.weight", f"{ours}/attention/out/kernel", linear_from_heads(num_heads)),
+        kernel,
+        Rule(f"{official}{names.out}.weight", f"{ours}/attention/out/kernel", LINEAR),
         Rule(f"{official}{names.out}.bias", f"{ours}/attention/out/bias", IDENTITY),
     ]
-    for projection in ("query", "key", "value"):
-        source, target = f"{official}{getattr(names, projection)}", f"{ours}/attention/{projection}"
-        result.append(Rule(f"{source}.weight", f"{target}/kernel", linear_to_heads(num_heads)))
-        if qkv_bias and (key_bias or projection != "key"):
-            result.append(Rule(f"{source}.bias", f"{target}/bias", bias_to_heads(num_heads)))
+    if qkv_bias:
+        biased = projections if key_bias else projections[::2]
+        layout = to_heads(num_heads, parts=len(biased))
+        result.append(Rule(tuple(f"{p}.bias" for p in biased), f"{ours}/attention/qkv/bias", layout))
     for norm in ("attention_norm", "mlp_norm"):
         source = f"{official}{getattr(names, norm)}"
         result.append(Rule(f"{source}.weight", f"{ours}/{norm}/scale", IDENTITY))

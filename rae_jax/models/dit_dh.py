@@ -45,6 +45,7 @@ class DiTDH(nn.Module):
       rms_norm: RMSNorm, rather than LayerNorm without parameters.
       absolute_positions: sine-cosine positions at the backbone's input, beside the rotary ones everywhere.
       flow_map: condition on t - r too.
+      fused_attention: as in `attention.attend`.
       dtype: of matrix products.
       scan, remat: as in `layers.apply_blocks`; backbone and head are separate stacks.
     """
@@ -65,6 +66,7 @@ class DiTDH(nn.Module):
     rms_norm: bool = True
     absolute_positions: bool = True
     flow_map: bool = False
+    fused_attention: bool = True
     dtype: Any = jnp.float32
     scan: bool = False
     remat: str = "none"
@@ -113,5 +115,6 @@ class DiTDH(nn.Module):
             swiglu=self.swiglu,
             rms_norm=self.rms_norm,
             kernel_init=kernel_init,
+            fused_attention=self.fused_attention,
             dtype=self.dtype,
         )

@@ -33,7 +33,7 @@ def sincos_table(grid_size: int, width: int, *, spacing: float = 1.0, class_toke
 
 
 def rotary_table(grid_size: int, head_dim: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cosines and sines, each `[grid_size^2, head_dim / 2]`, float32, for `layers.rotate` on a row-major square grid.
+    """Cosines and sines, each `[grid_size^2, head_dim / 2]`, float32, for `attention.attend` on a row-major grid.
 
     The first half of the angles turns with the row, the second with the column, at frequencies
     `10000^(-i / (head_dim / 4))`; positions are integers.

@@ -4,7 +4,7 @@ Parameters are float32 and carry logical axis names, which `training/sharding.py
 
     embed     the model width D, as the side of a matrix
     heads     attention heads K
-    head_dim  width E of one head
+    head_channels  the channels K * E of all heads, or their queries, keys and values K * 3 * E, as the side of a matrix
     mlp       hidden width of a feed-forward layer, and the stacked outputs of adaLN
     classes   rows of the label table
     patch     flattened pixels or latent channels of one patch
@@ -15,13 +15,17 @@ Parameters are float32 and carry logical axis names, which `training/sharding.py
 `dtype` is the dtype of matrix products; norm statistics and the softmax are float32 whatever it is.
 """
 
-import math
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from einops import rearrange
+from flax.linen.dtypes import promote_dtype
+
+from rae_jax.models.attention import Rotary, attend
 
 Initializer = Callable[..., Any]
 
@@ -46,16 +50,44 @@ def dense(
     init: Initializer = xavier_uniform,
     bias_init: Initializer = nn.initializers.zeros,
     use_bias: bool = True,
+    collect: bool = True,
 ) -> nn.Dense:
-    """Linear layer `[..., in] -> [..., features]`; `axes` names the kernel's two sides."""
+    """Linear layer `[..., in] -> [..., features]`; `axes` names the kernel's two sides.
+
+    With `collect` the kernel is `collected`; for a few rows it moves less to leave it divided and bring the rows to it.
+    """
+
+    def promote(x: jax.Array, kernel: jax.Array, bias: jax.Array | None, *, dtype: Any) -> list[jax.Array]:
+        x, kernel, bias = promote_dtype(x, kernel, bias, dtype=dtype)
+        return x, collected(kernel, axes) if collect else kernel, bias
+
     return nn.Dense(
         features,
         use_bias=use_bias,
         dtype=dtype,
         kernel_init=named(init, *axes),
         bias_init=named(bias_init, None),
+        promote_dtype=promote,
         name=name,
     )
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def collected(kernel: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
+    """A kernel whole where `fsdp` divides it, for the product that it is about to be in.
+
+    Said here, it is collected in the dtype of the product, and once: the backward pass has the same copy. Nothing is
+    said of its gradient, which may so be summed and divided in one go.
+    """
+    undivided = {"embed": None, "head_channels": "heads"}
+    return nn.with_logical_constraint(kernel, tuple(undivided.get(axis, axis) for axis in axes))
+
+
+@collected.defjvp
+def _(
+    axes: tuple[str | None, ...], primals: tuple[jax.Array], tangents: tuple[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    return collected(*primals, axes), tangents[0]
 
 
 class RMSNorm(nn.Module):
@@ -91,70 +123,79 @@ class LayerNorm(nn.Module):
         return y.astype(self.dtype)
 
 
-def rotate(x: jax.Array, rotary: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Rotary position embedding of `x: [B, N, K, E]` by `rotary = (cos, sin)`, each `[N, E / 2]`.
-
-    Channel i turns with channel i + E/2, which keeps both halves contiguous in memory. The published weights pair
-    channels 2i and 2i + 1 instead; `interop` permutes the columns of query and key, which makes the two the same map.
-    """
-    cos, sin = (table[:, None, :] for table in rotary)
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return turned.astype(x.dtype)
+def drawn_as_matrix(init: Initializer) -> Initializer:
+    """`init` for a kernel `[out, in]`, which it draws as the matrix `[in, out]`."""
+    return lambda key, shape, dtype=jnp.float32: init(key, shape[::-1], dtype).T
 
 
-def drawn_flat(init: Initializer, rows: int) -> Initializer:
-    """`init` for a kernel of more than two axes, drawn as the matrix `[rows, columns]` that it stands for."""
+def drawn_apart(init: Initializer, parts: int) -> Initializer:
+    """`init` for a matrix `[in, out]`, each of `parts` equal groups of its columns drawn as a matrix of its own."""
 
-    def draw(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
-        return init(key, (rows, math.prod(shape) // rows), dtype).reshape(shape)
+    def draw(key: jax.Array, shape: tuple[int, int], dtype: Any = jnp.float32) -> jax.Array:
+        part = (shape[0], shape[1] // parts)
+        return jnp.concatenate([init(k, part, dtype) for k in jax.random.split(key, parts)], axis=1)
 
     return draw
 
 
 class ToHeads(nn.Module):
-    """Linear layer into attention heads, `[B, N, D] -> [B, N, K, E]`."""
+    """Linear layer into the queries, keys and values of K heads, `[B, N, D] -> [B, K, 3, E, N]`.
+
+    `kernel: [K * 3 * E, D]`, as PyTorch has its matrices, and as a TPU computes this product without laying out
+    anything anew. `bias: [K, 3, E]`; without `key_bias` `[K, 2, E]`, of queries and values.
+    """
 
     num_heads: int
-    head_dim: int
-    use_bias: bool
+    bias: bool
+    key_bias: bool
     kernel_init: Initializer
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         width = x.shape[-1]
-        init = named(drawn_flat(self.kernel_init, width), "embed", "heads", "head_dim")
-        kernel = self.param("kernel", init, (width, self.num_heads, self.head_dim))
-        y = jnp.einsum("bnd,dke->bnke", x.astype(self.dtype), kernel.astype(self.dtype))
-        if self.use_bias:
-            init = named(nn.initializers.zeros, "heads", "head_dim")
-            y = y + self.param("bias", init, (self.num_heads, self.head_dim)).astype(self.dtype)
-        return y
+        axes = ("head_channels", None)
+        init = named(drawn_as_matrix(self.kernel_init), *axes)
+        kernel = collected(self.param("kernel", init, (3 * width, width)).astype(self.dtype), axes)
+        y = jnp.einsum("bnd,fd->bfn", x.astype(self.dtype), kernel)
+        if self.bias:
+            shape = (self.num_heads, 2 + self.key_bias, width // self.num_heads)
+            bias = self.param("bias", named(nn.initializers.zeros, "heads", None, None), shape).astype(self.dtype)
+            if not self.key_bias:
+                bias = jnp.insert(bias, 1, 0, axis=1)
+            y = y + bias.reshape(-1, 1)
+        return rearrange(y, "b (k three e) n -> b k three e n", k=self.num_heads, three=3)
 
 
 class FromHeads(nn.Module):
-    """Linear layer out of attention heads, `[B, N, K, E] -> [B, N, D]`, with a bias."""
+    """Linear layer out of attention heads, `[B, K, E, N] -> [B, N, D]`, with a bias; `kernel: [K * E, D]`."""
 
-    width: int
     kernel_init: Initializer
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        num_heads, head_dim = x.shape[-2:]
-        init = named(drawn_flat(self.kernel_init, num_heads * head_dim), "heads", "head_dim", "embed")
-        kernel = self.param("kernel", init, (num_heads, head_dim, self.width))
-        bias = self.param("bias", named(nn.initializers.zeros, None), (self.width,))
-        y = jnp.einsum("bnke,ked->bnd", x.astype(self.dtype), kernel.astype(self.dtype))
-        return y + bias.astype(self.dtype)
+        num_heads, head_dim = x.shape[1:3]
+        width = num_heads * head_dim
+        axes = ("head_channels", None)
+        kernel = collected(
+            self.param("kernel", named(self.kernel_init, *axes), (width, width)).astype(self.dtype), axes
+        )
+        bias = self.param("bias", named(nn.initializers.zeros, None), (width,))
+        kernel = kernel.reshape(num_heads, head_dim, width)
+        return jnp.einsum("bken,ked->bnd", x.astype(self.dtype), kernel) + bias.astype(self.dtype)
 
 
 class Attention(nn.Module):
     """Multi-head self-attention, with optional query-key norm before the optional rotary embedding.
 
-    `x: [B, N, D] -> [B, N, D]`. Parameters: `query`, `key`, `value` with kernel `[D, K, E]`, `out` with `[K, E, D]`.
-    With `key_bias=False` only query and value have the bias that `qkv_bias` gives.
+    `x: [B, N, D] -> [B, N, D]`. Parameters: `qkv`, a `ToHeads`, and `out`, a `FromHeads`.
+
+    Attributes:
+      qkv_bias, key_bias: whether queries, keys and values have a bias, and keys too.
+      kernel_init: of matrices `[in, out]`.
+      qkv_init: of the matrix of all three; three matrices of `kernel_init` by default.
+      fused: as in `attention.attend`.
     """
 
     num_heads: int
@@ -163,27 +204,20 @@ class Attention(nn.Module):
     qk_norm: Callable[..., nn.Module] | None = None
     kernel_init: Initializer = xavier_uniform
     qkv_init: Initializer | None = None
+    fused: bool = False
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, rotary: tuple[jax.Array, jax.Array] | None = None) -> jax.Array:
-        width = x.shape[-1]
-        head_dim = width // self.num_heads
-
-        def project(name: str, use_bias: bool) -> jax.Array:
-            init = self.qkv_init or self.kernel_init
-            return ToHeads(self.num_heads, head_dim, use_bias, init, dtype=self.dtype, name=name)(x)
-
-        query = project("query", self.qkv_bias)
-        key = project("key", self.qkv_bias and self.key_bias)
-        value = project("value", self.qkv_bias)
+    def __call__(self, x: jax.Array, rotary: Rotary | None = None) -> jax.Array:
+        init = self.qkv_init or drawn_apart(self.kernel_init, 3)
+        qkv = ToHeads(self.num_heads, self.qkv_bias, self.key_bias, init, self.dtype, name="qkv")(x)  # [B, K, 3, E, N]
         if self.qk_norm is not None:
-            query = self.qk_norm(dtype=self.dtype, name="query_norm")(query)
-            key = self.qk_norm(dtype=self.dtype, name="key_norm")(key)
-        if rotary is not None:
-            query, key = rotate(query, rotary), rotate(key, rotary)
-        out = jax.nn.dot_product_attention(query, key, value)
-        return FromHeads(width, self.kernel_init, dtype=self.dtype, name="out")(out)
+            query, key = (
+                self.qk_norm(dtype=self.dtype, name=f"{name}_norm")(qkv[:, :, i].swapaxes(-1, -2)).swapaxes(-1, -2)
+                for i, name in enumerate(("query", "key"))
+            )
+            qkv = jnp.stack([query, key, qkv[:, :, 2]], axis=2)
+        return FromHeads(self.kernel_init, self.dtype, name="out")(attend(qkv, rotary, fused=self.fused))
 
 
 class MLP(nn.Module):

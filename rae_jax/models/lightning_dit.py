@@ -36,6 +36,10 @@ SIZES = {
     "XL": {"width": 1152, "depth": 28, "num_heads": 16},
 }
 
+# What the condition gives a block and the final layer, in the order in which the official checkpoints stack them.
+BLOCK_MODULATION = ("attention_shift", "attention_scale", "attention_gate", "mlp_shift", "mlp_scale", "mlp_gate")
+FINAL_MODULATION = ("shift", "scale")
+
 
 def fused_xavier_uniform(parts: int) -> Initializer:
     """Xavier uniform for one of `parts` equal matrices `[in, out]` that the reference keeps and draws as one."""
@@ -58,23 +62,29 @@ def make_norm(rms_norm: bool, name: str) -> nn.Module:
 
 
 class Modulation(nn.Module):
-    """`num` vectors of the model's width from the condition, zero at first: adaLN-Zero (Peebles & Xie, 2023).
+    """A vector of the model's width for each of `names` from the condition, zero at first: adaLN-Zero (Peebles & Xie).
 
-    `condition: [B, D]` for a whole image, or `[B, N, D]` for each token -> `num` arrays `[B, 1 or N, D]`.
+    `condition: [B, D]` for a whole image, or `[B, N, D]` for each token -> arrays `[B, 1 or N, D]`, one a name. Each
+    has its own kernel: the gradients of a single wide one would first have to be put side by side.
     """
 
-    num: int
+    names: tuple[str, ...]
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, condition: jax.Array) -> list[jax.Array]:
         # One vector an image costs nothing and keeps its precision; one a token is a matrix product like any other.
-        dtype = self.dtype
-        if condition.ndim == 2:
-            condition, dtype = condition[:, None], jnp.float32
-        features = self.num * condition.shape[-1]
-        linear = dense(features, ("embed", "mlp"), init=nn.initializers.zeros, dtype=dtype, name="linear")
-        return jnp.split(linear(nn.silu(condition.astype(jnp.float32))), self.num, axis=-1)
+        each_token = condition.ndim == 3
+        condition = nn.silu(condition.astype(jnp.float32))
+        linear = functools.partial(
+            dense,
+            condition.shape[-1],
+            ("embed", "mlp"),
+            init=nn.initializers.zeros,
+            dtype=self.dtype if each_token else jnp.float32,
+            collect=each_token,
+        )
+        return [linear(name=name)(condition if each_token else condition[:, None]) for name in self.names]
 
 
 class Block(nn.Module):
@@ -84,6 +94,7 @@ class Block(nn.Module):
 
     Attributes:
       kernel_init: number of matrices that the reference fuses into one -> initializer of each.
+      fused_attention: as in `attention.attend`.
     """
 
     num_heads: int
@@ -92,6 +103,7 @@ class Block(nn.Module):
     swiglu: bool
     rms_norm: bool
     kernel_init: Callable[[int], Initializer]
+    fused_attention: bool
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -99,7 +111,8 @@ class Block(nn.Module):
         self, x: jax.Array, condition: jax.Array, rotary: tuple[jax.Array, jax.Array] | None = None
     ) -> jax.Array:
         x = divided_by_batch(x)
-        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = Modulation(6, self.dtype, name="modulation")(condition)
+        modulation = Modulation(BLOCK_MODULATION, self.dtype, name="modulation")(condition)
+        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = modulation
 
         y = modulate(make_norm(self.rms_norm, "attention_norm")(x), shift, scale)
         x = x + gate * self.attention()(y, rotary)
@@ -112,7 +125,8 @@ class Block(nn.Module):
             self.num_heads,
             qk_norm=qk_norm if self.qk_norm else None,
             kernel_init=self.kernel_init(1),
-            qkv_init=self.kernel_init(3),
+            qkv_init=self.kernel_init(1),  # drawn as one matrix
+            fused=self.fused_attention,
             dtype=self.dtype,
             name="attention",
         )
@@ -139,7 +153,7 @@ class FinalLayer(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, condition: jax.Array) -> jax.Array:
-        shift, scale = Modulation(2, self.dtype, name="modulation")(condition)
+        shift, scale = Modulation(FINAL_MODULATION, self.dtype, name="modulation")(condition)
         x = modulate(make_norm(self.rms_norm, "norm")(x), shift, scale)
         linear = dense(self.features, ("embed", "patch"), init=nn.initializers.zeros, dtype=jnp.float32, name="linear")
         return linear(x)
@@ -197,6 +211,7 @@ class LightningDiT(nn.Module):
       rope: rotary positions, beside the sine-cosine ones at the input.
       learn_sigma: predict twice the channels and drop the second half, as the original DiT.
       flow_map: condition on t - r too.
+      fused_attention: as in `attention.attend`.
       dtype: of matrix products.
       scan, remat: as in `layers.apply_blocks`.
     """
@@ -215,6 +230,7 @@ class LightningDiT(nn.Module):
     rope: bool = True
     learn_sigma: bool = False
     flow_map: bool = False
+    fused_attention: bool = True
     dtype: Any = jnp.float32
     scan: bool = False
     remat: str = "none"
@@ -242,6 +258,7 @@ class LightningDiT(nn.Module):
             swiglu=self.swiglu,
             rms_norm=self.rms_norm,
             kernel_init=fused_xavier_uniform,
+            fused_attention=self.fused_attention,
             dtype=self.dtype,
         )
         out_channels = self.in_channels * (2 if self.learn_sigma else 1)

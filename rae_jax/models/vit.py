@@ -44,7 +44,7 @@ class Block(nn.Module):
     """Pre-norm transformer block `x: [B, N, D] -> [B, N, D]` of Vision Transformers.
 
     `activation` is `gelu`, `gelu_tanh` or `swiglu`; `layer_scale` multiplies each branch by a learned vector. `rotary`
-    is as in `layers.rotate`.
+    is as in `attention.attend`.
     """
 
     num_heads: int
@@ -244,7 +244,7 @@ class VisionTransformer(nn.Module):
 def rotary_positions(
     grid: tuple[int, int], head_dim: int, theta: float, num_prefix: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """DINOv3's cosines and sines, each `[num_prefix + h * w, head_dim / 2]`, float32, for `layers.rotate`.
+    """DINOv3's cosines and sines, each `[num_prefix + h * w, head_dim / 2]`, float32, for `attention.attend`.
 
     A patch is where its centre is, each coordinate from -1 to 1 over the image whatever the grid. The first half of the
     angles turns with the row, the second with the column, by `2 pi` times the coordinate over `theta^(i / (head_dim /

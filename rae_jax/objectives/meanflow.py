@@ -111,6 +111,8 @@ def make(config: ConfigDict, stage: str) -> Objective:
     space, encode, shift = components.latent_space(config), latent_encoder(config), components.time_shift(config)
     if section.derivative not in DERIVATIVES:
         raise ValueError(f"derivative={section.derivative!r} is not one of {DERIVATIVES}")
+    if section.derivative == "jvp":
+        student = student.clone(fused_attention=False)  # whose kernel has no forward derivative
     if not 0 <= section.eta <= 1:
         raise ValueError(f"eta={section.eta} is not in [0, 1]: 1 distils the teacher (MFD), 0 goes without it (MFT)")
 

@@ -23,8 +23,8 @@ RULES = (
     ("batch", BATCH_AXES),
     ("embed", "fsdp"),
     ("heads", "tensor"),
+    ("head_channels", ("tensor", "fsdp")),
     ("mlp", "tensor"),
-    ("head_dim", None),
     ("classes", None),
     ("patch", None),
     ("tokens", None),
@@ -97,6 +97,14 @@ def unbox(tree: Any) -> Any:
     )
 
 
+def dividing(axes: str | tuple[str, ...] | None, size: int, mesh: Mesh) -> str | tuple[str, ...] | None:
+    """`axes` of the mesh if together they divide a dimension of `size`; else without the last of them, and so on."""
+    axes = (axes,) if isinstance(axes, str) else axes or ()
+    while size % math.prod(mesh.shape[axis] for axis in axes):
+        axes = axes[:-1]
+    return axes if len(axes) > 1 else axes[0] if axes else None
+
+
 def shardings_of(boxed: Any, mesh: Mesh) -> Any:
     """The `NamedSharding` of every leaf of an abstract tree whose parameters carry logical axis names.
 
@@ -116,10 +124,8 @@ def shardings_of(boxed: Any, mesh: Mesh) -> Any:
                 f"parameter {jax.tree_util.keystr(path)} has the logical axis {unknown[0]!r}, "
                 f"which no sharding rule knows; known: {sorted(rules)}"
             )
-        axes = [rules.get(name) for name in leaf.names]
         divided = [
-            axis if axis is not None and size % mesh.shape[axis] == 0 else None
-            for axis, size in zip(axes, leaf.value.shape, strict=True)
+            dividing(rules.get(name), size, mesh) for name, size in zip(leaf.names, leaf.value.shape, strict=True)
         ]
         return NamedSharding(mesh, PartitionSpec(*divided))
 

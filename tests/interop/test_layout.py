@@ -11,14 +11,13 @@ from rae_jax.interop.layout import (
     ROTARY,
     Layout,
     Rule,
-    bias_to_heads,
     export_params,
     fused,
     import_params,
-    linear_from_heads,
-    linear_to_heads,
     patch_embedding,
     stack_blocks,
+    stacked,
+    to_heads,
     unstack_blocks,
     without_leading,
 )
@@ -29,11 +28,11 @@ LAYOUTS = {
     "linear": (LINEAR, (7, D), (D, 7)),
     "convolution": (CONV, (7, D, 3, 2), (3, 2, D, 7)),
     "convolution_1d": (CONV, (7, D, 9), (9, D, 7)),
-    "rotary": (ROTARY, (D, HEADS, E), (D, HEADS, E)),
-    "linear_to_heads": (linear_to_heads(HEADS), (HEADS * E, D), (D, HEADS, E)),
-    "linear_to_heads_rotary": (linear_to_heads(HEADS).then(ROTARY), (HEADS * E, D), (D, HEADS, E)),
-    "bias_to_heads": (bias_to_heads(HEADS).then(ROTARY), (HEADS * E,), (HEADS, E)),
-    "linear_from_heads": (linear_from_heads(HEADS), (D, HEADS * E), (HEADS, E, D)),
+    "rotary": (ROTARY, (E, D), (E, D)),
+    "to_heads": (stacked(to_heads(HEADS)), (3 * HEADS * E, D), (HEADS * 3 * E, D)),
+    "to_heads_rotary": (stacked(to_heads(HEADS, rotary=True)), (3 * HEADS * E, D), (HEADS * 3 * E, D)),
+    "bias_to_heads": (stacked(to_heads(HEADS, rotary=True)), (3 * HEADS * E,), (HEADS, 3, E)),
+    "bias_to_heads_without_keys": (stacked(to_heads(HEADS, parts=2), 2), (2 * HEADS * E,), (HEADS, 2, E)),
     "patch_embedding": (patch_embedding(2), (D, 3, 2, 2), (12, D)),
     "without_leading": (without_leading(2), (1, 1, D), (D,)),
 }
@@ -49,10 +48,12 @@ def test_every_layout_has_the_stated_shape_and_an_exact_inverse(name):
     np.testing.assert_array_equal(layout.to_torch(ours), official)
 
 
-def test_heads_are_consecutive_rows_and_rotary_puts_even_channels_before_odd_ones():
-    official = np.arange(HEADS * E)[:, None]  # row number, one input
-    ours = linear_to_heads(HEADS).then(ROTARY).to_flax(official)
-    np.testing.assert_array_equal(ours[0], [[0, 2, 4, 1, 3, 5], [6, 8, 10, 7, 9, 11], [12, 14, 16, 13, 15, 17]])
+def test_heads_are_consecutive_rows_and_rotary_puts_even_channels_of_queries_and_keys_before_odd_ones():
+    query, key, value = np.split(np.arange(3 * HEADS * E)[:, None], 3)  # row number, one input
+    ours = to_heads(HEADS, rotary=True).to_flax(query, key, value).reshape(HEADS, 3, E)
+    np.testing.assert_array_equal(ours[:, 0], [[0, 2, 4, 1, 3, 5], [6, 8, 10, 7, 9, 11], [12, 14, 16, 13, 15, 17]])
+    np.testing.assert_array_equal(ours[:, 1], ours[:, 0] + HEADS * E)
+    np.testing.assert_array_equal(ours[:, 2].ravel(), value[:, 0])
 
 
 def test_patch_embedding_is_the_convolution_on_patches_flattened_row_column_channel():

@@ -37,8 +37,7 @@ def test_the_tokens_after_a_block_are_those_of_a_model_cut_there_scanned_recompu
 
     # A third block whose gates are zero changes nothing, so that the last tokens are the second block's.
     cut = jax.tree.map(lambda x: x, params)
-    modulation = cut["blocks_2"]["modulation"]["linear"]
-    cut["blocks_2"]["modulation"]["linear"] = jax.tree.map(np.zeros_like, modulation)
+    cut["blocks_2"]["modulation"] = jax.tree.map(np.zeros_like, cut["blocks_2"]["modulation"])
     _, last = with_tokens_after(model, cut, 3, z, t, labels)
     np.testing.assert_allclose(tokens, last, atol=1e-5)
     assert np.abs(with_tokens_after(model, params, 3, z, t, labels)[1] - tokens).max() > 1e-3

@@ -125,8 +125,8 @@ def test_a_bias_of_the_keys_which_the_reference_deletes_does_not_change_the_feat
     apply = jax.jit(model.dino.apply)
     plain = apply({"params": params["dino"]}, images)
     for block in ("blocks_0", "blocks_3"):
-        bias = params["dino"][block]["attention"]["key"]["bias"]
-        params["dino"][block]["attention"]["key"]["bias"] = bias + 0.7
+        qkv = params["dino"][block]["attention"]["qkv"]
+        qkv["bias"] = qkv["bias"] + np.array([0, 0.7, 0], np.float32)[:, None]  # [K, 3, E]
     for a, b in zip(plain, apply({"params": params["dino"]}, images), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
 

@@ -132,7 +132,7 @@ def test_the_initial_velocity_is_zero_and_kernels_start_as_the_references():
     params = meta.unbox(jax.jit(model.init)(jax.random.key(0), *arguments)["params"])
     assert not np.any(jax.jit(model.apply)({"params": params}, *arguments))
     limits = {
-        "blocks_0/attention/query/kernel": 128**-0.5,
+        "blocks_0/attention/qkv/kernel": 128**-0.5,
         "blocks_0/mlp/gate/kernel": 128**-0.5,
         "blocks_0/mlp/down/kernel": int(2 / 3 * 512) ** -0.5,
         "head_projection/kernel": 128**-0.5,

@@ -9,6 +9,7 @@ import pytest
 from flax.core import meta
 from golden import load_case
 
+from rae_jax.models.attention import rotate
 from rae_jax.models.embeddings import (
     LabelEmbedding,
     TimeEmbedding,
@@ -17,7 +18,6 @@ from rae_jax.models.embeddings import (
     sincos_table,
     time_embedding,
 )
-from rae_jax.models.layers import rotate
 
 CASES = [("dit_dh_xl_flags", "model."), ("dit_dh_equal_width_qknorm", ""), ("lightning_dit_patch2", "")]
 
@@ -45,8 +45,8 @@ def test_rotary_attention_depends_on_differences_of_position_only():
     grid, head_dim = 5, 8
     rotary = rotary_table(grid, head_dim)
     query, key = np.random.default_rng(0).normal(size=(2, head_dim)).astype(np.float32)
-    everywhere = np.ones((1, grid**2, 1, 1), np.float32)
-    q, k = (np.asarray(rotate(jnp.asarray(everywhere * x), rotary))[0, :, 0] for x in (query, key))
+    tables = tuple(table.T for table in rotary)
+    q, k = (np.asarray(rotate(jnp.asarray(np.repeat(x[:, None], grid**2, axis=1)), tables)).T for x in (query, key))
     scores = (q @ k.T).reshape(grid, grid, grid, grid)
     np.testing.assert_allclose(scores[:-1, :-1, :-1, :-1], scores[1:, 1:, 1:, 1:], atol=1e-5)
     assert not np.allclose(scores[0, 0, 0, 1], scores[0, 0, 1, 0], atol=1e-2)

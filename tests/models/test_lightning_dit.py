@@ -112,8 +112,7 @@ def test_the_initial_velocity_is_zero_and_kernels_have_the_limits_of_the_fused_m
     assert not np.any(jax.jit(model.apply)({"params": params}, z, t, labels))
     block, hidden = params["blocks_0"], int(2 / 3 * 512)
     limits = {  # sqrt(6 / (in + out)) of the matrix that the reference draws
-        "attention/query/kernel": (6 / (128 + 3 * 128)) ** 0.5,
-        "attention/value/kernel": (6 / (128 + 3 * 128)) ** 0.5,
+        "attention/qkv/kernel": (6 / (128 + 3 * 128)) ** 0.5,
         "attention/out/kernel": (6 / (128 + 128)) ** 0.5,
         "mlp/gate/kernel": (6 / (128 + 2 * hidden)) ** 0.5,
         "mlp/down/kernel": (6 / (128 + hidden)) ** 0.5,

@@ -1,0 +1,205 @@
+"""Self-attention of all tokens on all tokens: plain operations, and one TPU kernel each way that does the same.
+
+Queries, keys and values lie as `[B, K, 3, E, N]`, tokens last: a TPU pads the last axis of an array to 128, of which an
+E of 64 or 72 would waste half, and the product that makes them writes them like that at no cost.
+
+The kernel keeps a head's logits, 256 KiB for 256 tokens, inside the core. XLA writes and reads them several times: it
+is those passes that make attention slow where the products are cheap. The backward pass computes them anew
+(FlashAttention; Dao et al., 2022).
+"""
+
+import functools
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jax.sharding import PartitionSpec
+
+Rotary = tuple[jax.Array, jax.Array]
+Kernel = Any
+
+# What a kernel holds at a time fits the 16 MiB of fast memory that every TPU gives one: the logits of so many queries
+# that there are no more than this, and so many heads that their queries have no more than that many numbers.
+MOST_LOGITS = 2**18
+MOST_CHANNELS = 2**17
+LONGEST = 1024
+
+
+def rotate(x: jax.Array, rotary: Rotary, inverse: bool = False) -> jax.Array:
+    """Rotary position embedding of `x: [..., E, N]` by `rotary = (cos, sin)`, each `[E / 2, N]`; float32.
+
+    Channel i turns with channel i + E/2, which keeps both halves contiguous in memory. The published weights pair
+    channels 2i and 2i + 1 instead; `interop` permutes the rows of query and key, which makes the two the same map.
+    The inverse turns back, and is the transpose.
+    """
+    cos, sin = rotary
+    sin = -sin if inverse else sin
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-2)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-2)
+
+
+def attend(qkv: jax.Array, rotary: Rotary | None = None, *, fused: bool) -> jax.Array:
+    """Softmax attention of every token on all, in float32 whatever the dtype: `[B, K, 3, E, N] -> [B, K, E, N]`.
+
+    Args:
+      qkv: queries, keys and values of K heads of width E.
+      rotary: turns queries and keys by their positions; `(cos, sin)`, each `[N, E / 2]`.
+      fused: where the program is compiled for a TPU, bfloat16 goes through the kernel if N is a multiple of 128 up to
+        1024. The kernel has no forward-mode derivative (`jax.jvp`), and so neither has the function there.
+    """
+    rotary = None if rotary is None else (rotary[0].T, rotary[1].T)
+    if fused and qkv.dtype == jnp.bfloat16 and qkv.shape[-1] in range(128, LONGEST + 1, 128):
+        return jax.lax.platform_dependent(qkv, rotary, tpu=fused_attention, default=plain_attention)
+    return plain_attention(qkv, rotary)
+
+
+def plain_attention(qkv: jax.Array, rotary: Rotary | None) -> jax.Array:
+    """`attend` by plain operations; `rotary` is `[E / 2, N]` twice."""
+    query, key, value = (qkv[:, :, i] for i in range(3))
+    if rotary is not None:
+        query, key = (rotate(x, rotary).astype(qkv.dtype) for x in (query, key))
+    query, key, value = (jnp.moveaxis(x, -1, 1) for x in (query, key, value))  # [B, N, K, E]
+    return jnp.moveaxis(jax.nn.dot_product_attention(query, key, value), 1, -1)
+
+
+@jax.custom_vjp
+def fused_attention(qkv: jax.Array, rotary: Rotary | None) -> jax.Array:
+    """`attend` by the kernel: whole images and heads go to it, those that each device of the mesh in scope has."""
+    return _forward(qkv, rotary)[0]
+
+
+def _forward(qkv: jax.Array, rotary: Rotary | None) -> tuple[jax.Array, Any]:
+    batch, heads, _, head_dim, tokens = qkv.shape
+    out = jax.ShapeDtypeStruct((batch, heads, head_dim, tokens), qkv.dtype)
+    normaliser = jax.ShapeDtypeStruct((batch, heads, 1, tokens), jnp.float32)
+    out, normaliser = _call(_forward_kernel, rotary, (qkv,), (out, normaliser), num_products=2)
+    return out, (qkv, rotary, out, normaliser)
+
+
+def _backward(residuals: Any, cotangent: jax.Array) -> tuple[jax.Array, None]:
+    qkv, rotary, out, normaliser = residuals
+    gradient = jax.ShapeDtypeStruct(qkv.shape, qkv.dtype)
+    (gradient,) = _call(_backward_kernel, rotary, (qkv, out, normaliser, cotangent), (gradient,), num_products=5)
+    return gradient, None  # the positions are constants
+
+
+fused_attention.defvjp(_forward, _backward)
+
+
+def _call(
+    kernel: Kernel,
+    rotary: Rotary | None,
+    inputs: tuple[jax.Array, ...],
+    outputs: tuple[jax.ShapeDtypeStruct, ...],
+    num_products: int,
+) -> tuple[jax.Array, ...]:
+    """`kernel(*rotary, *inputs, *outputs)` on each image and group of heads, each device on its own."""
+    tables = () if rotary is None else rotary
+    mesh = jax.sharding.get_abstract_mesh()
+
+    def spec(x: jax.Array | jax.ShapeDtypeStruct) -> PartitionSpec:
+        names = nn.logical_to_mesh_axes(("batch", "heads", *(None,) * (x.ndim - 2)))
+        axes = [(axis,) if isinstance(axis, str) else axis or () for axis in names]
+        shares = [math.prod(mesh.shape[name] for name in axis) for axis in axes]
+        # What does not divide stays whole, as everywhere.
+        return PartitionSpec(*(a if n % share == 0 else () for a, n, share in zip(axes, x.shape, shares, strict=True)))
+
+    call = functools.partial(_call_here, kernel, len(tables), num_products)
+    if mesh.empty:
+        return call(outputs, *tables, *inputs)
+    in_specs = (*(PartitionSpec() for _ in tables), *map(spec, inputs))
+    out_specs = tuple(map(spec, outputs))
+    local = tuple(
+        jax.ShapeDtypeStruct(jax.sharding.NamedSharding(mesh, s).shard_shape(x.shape), x.dtype)
+        for x, s in zip(outputs, out_specs, strict=True)
+    )
+    call = jax.shard_map(functools.partial(call, local), in_specs=in_specs, out_specs=out_specs, check_vma=False)
+    return call(*tables, *inputs)
+
+
+def _call_here(
+    kernel: Kernel, num_tables: int, num_products: int, outputs: tuple[jax.ShapeDtypeStruct, ...], *arguments: jax.Array
+) -> tuple[jax.Array, ...]:
+    batch, heads, head_dim, tokens = *outputs[0].shape[:2], *outputs[0].shape[-2:]
+    group = next(n for n in (4, 2, 1) if heads % n == 0 and (n * head_dim * tokens <= MOST_CHANNELS or n == 1))
+
+    def block(x: jax.Array | jax.ShapeDtypeStruct) -> pl.BlockSpec:
+        if x.ndim == 2:
+            return pl.BlockSpec(x.shape, lambda b, h: (0, 0))
+        return pl.BlockSpec((None, group, *x.shape[2:]), lambda b, h: (b, h, *(0,) * (x.ndim - 2)))
+
+    logits = batch * heads * tokens**2
+    return pl.pallas_call(
+        functools.partial(kernel, num_tables),
+        grid=(batch, heads // group),
+        in_specs=[block(x) for x in arguments],
+        out_specs=tuple(block(x) for x in outputs),
+        out_shape=outputs,
+        cost_estimate=pl.CostEstimate(
+            flops=2 * num_products * logits * head_dim,
+            transcendentals=logits,
+            bytes_accessed=sum(x.size * x.dtype.itemsize for x in (*arguments, *outputs)),
+        ),
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel")),
+        name=kernel.__name__.strip("_"),
+    )(*arguments)
+
+
+def _product(a: jax.Array, b: jax.Array, axes: tuple[int, int]) -> jax.Array:
+    """Matrix product over one axis of each, accumulated in float32."""
+    return jax.lax.dot_general(a, b, (((axes[0],), (axes[1],)), ((), ())), preferred_element_type=jnp.float32)
+
+
+def _turned(qkv: Any, rotary: Rotary | None, head: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Query, with the logits' factor 1 / sqrt(E) in it, key and value of one head, each `[E, N]`."""
+    query, key, value = (qkv[head, i] for i in range(3))
+    if rotary is not None:
+        query, key = rotate(query, rotary), rotate(key, rotary)
+    query = query.astype(jnp.float32) * query.shape[0] ** -0.5
+    return query.astype(value.dtype), key.astype(value.dtype), value
+
+
+def _tiles(tokens: int) -> list[slice]:
+    size = min(tokens, MOST_LOGITS // tokens // 128 * 128)
+    return [slice(start, min(start + size, tokens)) for start in range(0, tokens, size)]
+
+
+def _forward_kernel(num_tables: int, *refs: Any) -> None:
+    """Attention of a group of heads, and the logarithm of each query's sum of exponentials for the way back."""
+    tables, (qkv, out, normaliser) = refs[:num_tables], refs[num_tables:]
+    rotary = tuple(table[...] for table in tables) or None
+    for head in range(out.shape[0]):
+        query, key, value = _turned(qkv, rotary, head)
+        for tile in _tiles(query.shape[1]):
+            logits = _product(key, query[:, tile], (0, 0))  # [N keys, queries]
+            largest = jnp.max(logits, axis=0, keepdims=True)
+            weights = jnp.exp(logits - largest)
+            total = jnp.sum(weights, axis=0, keepdims=True)
+            out[head, :, tile] = (_product(value, weights.astype(value.dtype), (1, 0)) / total).astype(out.dtype)
+            normaliser[head, :, tile] = largest + jnp.log(total)
+
+
+def _backward_kernel(num_tables: int, *refs: Any) -> None:
+    """The gradient of a group of heads' queries, keys and values."""
+    tables, (qkv, out, normaliser, cotangent, gradient) = refs[:num_tables], refs[num_tables:]
+    rotary = tuple(table[...] for table in tables) or None
+    for head in range(out.shape[0]):
+        query, key, value = _turned(qkv, rotary, head)
+        d_query, d_key, d_value = [], 0.0, 0.0
+        for tile in _tiles(query.shape[1]):
+            d_out = cotangent[head, :, tile]
+            weights = jnp.exp(_product(key, query[:, tile], (0, 0)) - normaliser[head, :, tile])  # [N keys, queries]
+            mean = jnp.sum(out[head, :, tile].astype(jnp.float32) * d_out.astype(jnp.float32), axis=0, keepdims=True)
+            d_logits = (weights * (_product(value, d_out, (0, 0)) - mean)).astype(value.dtype)
+            d_query.append(_product(key, d_logits, (1, 0)))
+            d_key += _product(query[:, tile], d_logits, (1, 1))
+            d_value += _product(d_out, weights.astype(value.dtype), (1, 1))
+        d_query = jnp.concatenate(d_query, axis=1) * query.shape[0] ** -0.5
+        if rotary is not None:
+            d_query, d_key = rotate(d_query, rotary, inverse=True), rotate(d_key, rotary, inverse=True)
+        for i, part in enumerate((d_query, d_key, d_value)):
+            gradient[head, i] = part.astype(gradient.dtype)

@@ -1,0 +1,110 @@
+"""Attention: both ways of computing it against PyTorch in float64, the kernel as a TPU's interpreter runs it."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from jax.experimental.pallas import tpu as pltpu
+from jax.sharding import NamedSharding, PartitionSpec
+
+from configs import base
+from rae_jax.compile_report import mesh_over
+from rae_jax.models.attention import attend, fused_attention, plain_attention
+from rae_jax.training import sharding
+
+
+def draw(batch: int, heads: int, head_dim: int, tokens: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Queries, keys and values, the gradient of the result, and the angles `[E / 2, N]` of the positions."""
+    rng = np.random.default_rng(0)
+    qkv, cotangent = (
+        rng.normal(size=(batch, heads, 3, head_dim, tokens)),
+        rng.normal(size=(batch, heads, head_dim, tokens)),
+    )
+    return qkv.astype(np.float32), cotangent.astype(np.float32), rng.uniform(0, 6, size=(head_dim // 2, tokens))
+
+
+def torch_attention(qkv: np.ndarray, cotangent: np.ndarray, angles: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """The result and the gradient, by PyTorch's own attention on complex numbers turned by the angles."""
+    leaf = torch.tensor(qkv, dtype=torch.float64, requires_grad=True)
+    query, key, value = leaf.unbind(2)
+    if angles is not None:
+
+        def turned(x: torch.Tensor) -> torch.Tensor:
+            x = torch.complex(*x.chunk(2, dim=-2)) * torch.polar(torch.ones(()).double(), torch.tensor(angles))
+            return torch.cat([x.real, x.imag], dim=-2)
+
+        query, key = turned(query), turned(key)
+    out = torch.nn.functional.scaled_dot_product_attention(*(x.mT for x in (query, key, value))).mT
+    out.backward(torch.tensor(cotangent, dtype=torch.float64))
+    return out.detach().numpy(), leaf.grad.numpy()
+
+
+@pytest.mark.parametrize("attention", [plain_attention, fused_attention])
+@pytest.mark.parametrize(
+    "shape, turned",
+    [((2, 4, 8, 256), True), ((1, 6, 72, 128), False), ((1, 1, 16, 1024), True), ((1, 1, 16, 640), True)],
+)
+def test_attention_and_its_gradient_are_pytorchs(attention, shape, turned):
+    qkv, cotangent, angles = draw(*shape)
+    expected = torch_attention(qkv, cotangent, angles if turned else None)
+    rotary = (jnp.cos(angles), jnp.sin(angles)) if turned else None
+    with pltpu.force_tpu_interpret_mode(), jax.default_matmul_precision("highest"):
+        out, pull = jax.vjp(lambda x: attention(x, rotary), jnp.asarray(qkv))
+        (gradient,) = pull(jnp.asarray(cotangent))
+    np.testing.assert_allclose(out, expected[0], atol=2e-6)
+    np.testing.assert_allclose(gradient, expected[1], atol=1e-5)
+
+
+def test_the_kernel_in_bfloat16_is_as_near_as_plain_operations_in_bfloat16():
+    qkv, cotangent, angles = draw(2, 2, 64, 256)
+    qkv, cotangent = (np.asarray(jnp.asarray(x, jnp.bfloat16).astype(jnp.float32)) for x in (qkv, cotangent))
+    expected = torch_attention(qkv, cotangent, angles)
+    rotary, errors = (jnp.cos(angles), jnp.sin(angles)), {}
+    for attention in (plain_attention, fused_attention):
+        with pltpu.force_tpu_interpret_mode():
+            out, pull = jax.vjp(functools.partial(attention, rotary=rotary), jnp.asarray(qkv, jnp.bfloat16))
+            found = (out, *pull(jnp.asarray(cotangent, jnp.bfloat16)))
+        errors[attention] = [np.std(np.asarray(x, np.float32) - y) for x, y in zip(found, expected, strict=True)]
+    for plain, fused in zip(*errors.values(), strict=True):
+        assert fused < 1.2 * plain
+
+
+def test_off_a_tpu_attention_is_plain_operations_whatever_was_asked_for():
+    qkv, _, angles = draw(1, 2, 64, 128)
+    qkv, rotary = jnp.asarray(qkv, jnp.bfloat16), (jnp.cos(angles.T), jnp.sin(angles.T))
+    results = [jax.jit(lambda x, fused=fused: attend(x, rotary, fused=fused))(qkv) for fused in (True, False)]
+    np.testing.assert_array_equal(*results)
+
+
+@pytest.mark.parametrize(
+    "tokens, dtype, kernels", [(256, "bfloat16", 2), (256, "float32", 0), (200, "bfloat16", 0), (2048, "bfloat16", 0)]
+)
+def test_a_tpu_runs_the_kernel_on_the_images_and_heads_that_each_chip_has(tokens, dtype, kernels):
+    pytest.importorskip("libtpu")
+    config = base.get_config()
+    config.mesh.data, config.mesh.tensor = 2, 2
+    mesh = mesh_over(config, "v5p:2x2x1")
+    where = NamedSharding(mesh, PartitionSpec("data", "tensor"))
+    qkv = jax.ShapeDtypeStruct((4, 4, 3, 64, tokens), dtype, sharding=where)
+    with sharding.use(mesh):
+        gradient = jax.jit(jax.grad(lambda x: jnp.sum(attend(x, None, fused=True).astype(jnp.float32))))
+        program = gradient.lower(qkv).compile().as_text()
+    calls = re.findall(r"= (.*) custom-call\(.*tpu_custom_call", program)
+    assert len(calls) == kernels and all("[2,2," in outputs for outputs in calls)
+    assert not re.search(r"all-(gather|reduce|to-all)\(|collective-permute\(", program)
+
+
+def test_on_a_tpu_only_plain_operations_have_a_forward_mode_derivative():
+    qkv = jnp.ones((1, 1, 3, 8, 128), jnp.bfloat16)
+    derivative = {
+        fused: jax.jit(lambda x, fused=fused: jax.jvp(functools.partial(attend, fused=fused), (x,), (x,))[1]).trace(qkv)
+        for fused in (True, False)
+    }
+    derivative[False].lower(lowering_platforms=("tpu",))
+    with pytest.raises(TypeError, match="custom_vjp"):
+        derivative[True].lower(lowering_platforms=("tpu",))
+    np.testing.assert_allclose(derivative[True].lower().compile()(qkv), 1.0)  # of equal keys: of the values alone
