@@ -38,21 +38,23 @@ class Chip:
     Attributes:
       memory: bytes of HBM.
       peak: bfloat16 operations a second.
+      bandwidth: bytes a second between HBM and the chip.
       links: bytes a second over all its interconnect links, one way.
       clock: cycles a second of a TensorCore.
     """
 
     memory: int
     peak: float
+    bandwidth: float
     links: float
     clock: float
 
 
 CHIPS = {
-    "v4": Chip(32 * GIB, 275e12, 300e9, 1.05e9),
-    "v5e": Chip(16 * GIB, 197e12, 200e9, 1.5e9),
-    "v5p": Chip(95 * GIB, 459e12, 600e9, 1.75e9),
-    "v6e": Chip(32 * GIB, 918e12, 448e9, 1.75e9),
+    "v4": Chip(32 * GIB, 275e12, 1.228e12, 300e9, 1.05e9),
+    "v5e": Chip(16 * GIB, 197e12, 0.819e12, 200e9, 1.5e9),
+    "v5p": Chip(95 * GIB, 459e12, 2.765e12, 600e9, 1.75e9),
+    "v6e": Chip(32 * GIB, 918e12, 1.640e12, 448e9, 1.75e9),
 }
 
 COLLECTIVES = (
@@ -61,8 +63,25 @@ COLLECTIVES = (
 BITS = {"pred": 8, "s4": 4, "u4": 4, "c64": 64} | {f"{kind}{n}": n for kind in "suf" for n in (8, 16, 32, 64)}
 BITS |= {"bf16": 16, "f8e4m3fn": 8, "f8e5m2": 8}
 PLUMBING = {"AllocateBuffer", "Sharding", "AssumeGatherIndicesInBound", "ResizeBuffer"}  # custom calls without work
-# The compiler's cost analysis charges each of these custom calls one second too little on v5e and v6e.
-CHARGED_MINUS_ONE = ("ConcatBitcast", "ZeroCrop")
+PALLAS = "tpu_custom_call"
+# The compiler's cost analysis charges each of these custom calls one second too little.
+CHARGED_MINUS_ONE = ("ConcatBitcast", "ZeroCrop", "PrepareAsyncCallStart", "PrepareAsyncCallDone")
+
+
+@dataclasses.dataclass(frozen=True)
+class KernelCall:
+    """A call of a Pallas kernel, and the work on one device that the kernel's author says is in it.
+
+    Attributes:
+      name: of the kernel.
+      flops, bytes_accessed: of one call.
+      times: how often it runs in a step.
+    """
+
+    name: str
+    flops: float
+    bytes_accessed: float
+    times: int
 
 
 @dataclasses.dataclass
@@ -72,12 +91,14 @@ class Schedule:
     Attributes:
       cycles: the compiler's estimate, loop bodies times their trip counts. Collectives and custom calls have none.
       cycles_once: the same with every loop body counted once, as the compiler's own cost analysis does.
-      custom_calls, custom_calls_once: those that carry no estimate, by target.
+      kernels: Pallas kernels whose cost is told; the compiler's cost analysis has it, its schedule has not.
+      custom_calls, custom_calls_once: the others, by target, which nothing is known of.
       collectives: (kind, overlapped with computation, bytes a device) of each, as often as it runs.
     """
 
     cycles: float = 0.0
     cycles_once: float = 0.0
+    kernels: list[KernelCall] = dataclasses.field(default_factory=list)
     custom_calls: dict[str, int] = dataclasses.field(default_factory=dict)
     custom_calls_once: dict[str, int] = dataclasses.field(default_factory=dict)
     collectives: list[tuple[str, bool, float, int]] = dataclasses.field(default_factory=list)
@@ -171,7 +192,13 @@ def read_schedule(text: str) -> Schedule:
                 walk(instruction.refers("to_apply"), times)
             elif operation == "custom-call":
                 target = re.search(r'custom_call_target="([^"]*)"', rest).group(1)
-                if target not in PLUMBING:
+                if cost := re.search(r'"cost_estimate":\{([^}]*)\}', rest):
+                    told = {key: float(value) for key, value in re.findall(r'"(\w+)":"(\d+)"', cost.group(1))}
+                    name = instruction.name.split(".")[0]
+                    schedule.kernels.append(
+                        KernelCall(name, told.get("flops", 0.0), told.get("bytes_accessed", 0.0), times)
+                    )
+                elif target not in PLUMBING:
                     for calls, number in ((schedule.custom_calls, times), (schedule.custom_calls_once, 1)):
                         calls[target] = calls.get(target, 0) + number
             elif kind in COLLECTIVES:
@@ -267,7 +294,9 @@ def report(
 
     Returns:
       Plain values. All seconds but `compile_seconds` are estimates. `steps_per_second` and `mfu` come from the larger
-      of the compiler's two estimates plus `collective_seconds`, and are None where an estimate is contradicted.
+      of the compiler's two estimates plus `collective_seconds`, and are None where an estimate is contradicted. The
+      scheduled estimate is of everything but Pallas kernels; `compiler_step_seconds` has `kernel_seconds` added to it,
+      the longer of each kernel's FLOPs at peak and its bytes at the memory's bandwidth.
 
     Raises:
       ValueError: no such topology, or the config does not lay over it.
@@ -290,7 +319,13 @@ def report(
     }
     schedule = read_schedule(compiled.as_text())
     times_loops = schedule.cycles / max(schedule.cycles_once, 1)
-    scheduled = schedule.cycles / chip.clock
+    kernels = {}
+    for kernel in schedule.kernels:
+        entry = kernels.setdefault(kernel.name, {"count": 0, "seconds": 0.0})
+        entry["count"] += kernel.times
+        entry["seconds"] += kernel.times * max(kernel.flops / chip.peak, kernel.bytes_accessed / chip.bandwidth)
+    kernel_seconds = sum(entry["seconds"] for entry in kernels.values())
+    scheduled = schedule.cycles / chip.clock + kernel_seconds
     optimal = costs["optimal_seconds"]
     if optimal < 0:
         optimal += sum(schedule.custom_calls_once.get(name, 0) for name in CHARGED_MINUS_ONE)
@@ -307,7 +342,7 @@ def report(
             wire += trips * times * size * (chips - 1) / chips / chip.links
     at_peak = flops / (chips * chip.peak)
     worse = max(scheduled, optimal or 0.0)
-    doubt = contradiction(scheduled, optimal, at_peak)
+    doubt = contradiction(scheduled, optimal, at_peak, schedule.custom_calls.get(PALLAS, 0))
     steps_per_second = None if doubt else 1 / (worse + wire)
     return {
         "topology": topology,
@@ -323,6 +358,8 @@ def report(
         "hbm_bytes": parts,
         "hbm_limit_bytes": chip.memory,
         "compiler_step_seconds": scheduled,
+        "kernel_seconds": kernel_seconds,
+        "kernels": kernels,
         "optimal_seconds": optimal,
         "collective_seconds": wire,
         "seconds_at_peak": at_peak,
@@ -335,8 +372,10 @@ def report(
     }
 
 
-def contradiction(scheduled: float, optimal: float | None, at_peak: float) -> str | None:
+def contradiction(scheduled: float, optimal: float | None, at_peak: float, untold_kernels: int) -> str | None:
     """Why the scheduled estimate cannot be the time of the whole program, or None if nothing speaks against it."""
+    if untold_kernels:
+        return f"{untold_kernels} calls of Pallas kernels do not say what they cost; give them a `pl.CostEstimate`"
     if scheduled < at_peak:
         return f"the scheduled {scheduled:.4g} s are fewer than the {at_peak:.4g} s that its products take at peak"
     if optimal is not None and scheduled < optimal / 3:
@@ -364,7 +403,8 @@ def show(result: dict[str, Any]) -> None:
         "bytes accessed a device": count(result["bytes_accessed_per_chip"]),
         "memory a device": f"{result['hbm_bytes_per_chip'] / GIB:.2f} of {result['hbm_limit_bytes'] / GIB:.0f} GiB, "
         f"{'fits' if fits else 'DOES NOT FIT'} ({memory})",
-        "step, scheduled estimate": milliseconds(result["compiler_step_seconds"]),
+        "step, scheduled estimate": milliseconds(result["compiler_step_seconds"])
+        + (f" ({milliseconds(result['kernel_seconds'])} of Pallas kernels)" if result["kernels"] else ""),
         "step, optimal_seconds estimate": milliseconds(result["optimal_seconds"]),
         "synchronous collectives, lower bound": milliseconds(result["collective_seconds"]),
         "products at peak": milliseconds(result["seconds_at_peak"]),
@@ -374,6 +414,8 @@ def show(result: dict[str, Any]) -> None:
     else:
         rows["steps a second, estimate"] = f"{result['steps_per_second']:.2f}"
         rows["model FLOPs utilisation, estimate"] = f"{result['mfu']:.1%}"
+    for name, entry in result["kernels"].items():
+        rows[name] = f"{entry['count']} times, {milliseconds(entry['seconds'])}"
     for name, entry in result["collectives"].items():
         rows[name] = f"{entry['count']} times, {entry['bytes'] / 1e6:,.1f} MB"
     if result["custom_calls_without_estimate"]:

@@ -211,6 +211,11 @@ def skip_if_not_finite(step: Step) -> Step:
     return train_step
 
 
+# How much of a core's fast memory one operation may have, in KiB, by kind of device. The compiler's own choice, 16 MiB,
+# leaves the rest for what it fetches ahead of later operations. docs/performance.md has what either gives.
+OPERATION_MEMORY = {"TPU v5": 56 * 1024, "TPU v5p": 56 * 1024}
+
+
 def lower_step(
     train_step: Step, state: TrainState, example: dict[str, jax.ShapeDtypeStruct], mesh: jax.sharding.Mesh
 ) -> jax.stages.Lowered:
@@ -221,11 +226,13 @@ def lower_step(
     """
     layout = jax.tree.map(lambda x: x.sharding, state)
     rows = sharding.batch_sharding(mesh)
+    memory = OPERATION_MEMORY.get(mesh.devices.flat[0].device_kind)
     step = jax.jit(
         skip_if_not_finite(train_step),
         in_shardings=(layout, rows),
         out_shardings=(layout, sharding.replicated(mesh)),
         donate_argnums=0,
+        compiler_options={"xla_tpu_scoped_vmem_limit_kib": str(memory)} if memory else None,
     )
     return step.lower(state, example)
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from rae_jax.compile_report import contradiction, mesh_over, read_schedule
+from rae_jax.compile_report import KernelCall, contradiction, mesh_over, read_schedule
 from rae_jax.model_flops import matrix_flops
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,6 +28,7 @@ SCHEDULE = """HloModule toy, is_scheduled=true
   %work = f32[4]{0} fusion(%x), kind=kLoop, calls=%sum, backend_config={"estimated_cycles":"100"}
   %reduced = f32[1024]{0:T(128)} all-reduce(%y), to_apply=%sum
   %kernel = f32[4]{0} custom-call(%x), custom_call_target="tpu_custom_call"
+  %told = f32[4] custom-call(), custom_call_target="tpu_custom_call", "cost_estimate":{"flops":"9","bytes_accessed":"6"}
 }
 
 ENTRY %main (a: f32[4]) -> f32[4] {
@@ -45,6 +46,7 @@ def test_loop_bodies_count_as_often_as_they_run_and_collectives_by_the_bytes_the
     schedule = read_schedule(SCHEDULE)
     assert schedule.cycles == 7 + 5 * 100 and schedule.cycles_once == 107
     assert schedule.custom_calls == {"tpu_custom_call": 5} and schedule.custom_calls_once == {"tpu_custom_call": 1}
+    assert schedule.kernels == [KernelCall("told", 9.0, 6.0, 5)]
     assert schedule.collectives == [
         ("all-reduce", False, 4096.0, 5),
         ("reduce-scatter", False, 256.0, 1),
@@ -66,10 +68,11 @@ def test_matrix_flops_count_loops_branches_and_gradients():
 
 
 def test_an_estimate_that_misses_part_of_the_program_counts_for_nothing():
-    assert contradiction(2.0, 2.1, 1.0) is None and contradiction(2.0, None, 1.0) is None
-    assert "at peak" in contradiction(0.9, 2.0, 1.0)
-    assert "less than a third" in contradiction(2.0, 60.0, 1.0)
-    assert contradiction(60.0, 2.0, 1.0) is None  # the larger one counts
+    assert contradiction(2.0, 2.1, 1.0, 0) is None and contradiction(2.0, None, 1.0, 0) is None
+    assert "at peak" in contradiction(0.9, 2.0, 1.0, 0)
+    assert "less than a third" in contradiction(2.0, 60.0, 1.0, 0)
+    assert contradiction(60.0, 2.0, 1.0, 0) is None  # the larger one counts
+    assert "3 calls of Pallas kernels do not say" in contradiction(2.0, 2.1, 1.0, 3)
 
 
 def run(*options: str) -> subprocess.CompletedProcess:
