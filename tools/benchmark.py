@@ -1,7 +1,7 @@
 """How long an experiment's training step takes on this machine's devices.
 
     python -m tools.benchmark --config=configs/dith_xl.py:S --batch=4 --latents --config.dtype=float32 \\
-        --config.mesh.fsdp=1 --config.flow.model.scan=False
+        --config.mesh.fsdp=1
 
 Runs the config's own step, compiled as in training, on random weights and one random batch.
 """

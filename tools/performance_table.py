@@ -42,13 +42,13 @@ class Row:
 
 
 LATENTS = ("--latents",)
-UNROLLED = "--config.flow.model.scan=False"
+SCANNED = "--config.flow.model.scan=True"
 
 
 def batch(size: int, **mesh: int) -> tuple[str, ...]:
-    """Options for DiT^DH on latents in batches of `size`."""
+    """Options for a scanned DiT^DH on latents in batches of `size`."""
     changed = {"flow.train.batch_size": size} | {f"mesh.{axis}": devices for axis, devices in mesh.items()}
-    return (*LATENTS, *(f"--config.{field}={value}" for field, value in changed.items()))
+    return (*LATENTS, SCANNED, *(f"--config.{field}={value}" for field, value in changed.items()))
 
 
 ROWS = {
@@ -56,16 +56,16 @@ ROWS = {
     "dit_dh_b": Row("DiT^DH-B", "dith_xl.py:B", options=LATENTS),
     "dit_dh_l": Row("DiT^DH-L", "dith_xl.py:L", options=LATENTS),
     "dit_dh_xl": Row("DiT^DH-XL", "dith_xl.py", options=LATENTS),
-    "dit_dh_xl_unrolled": Row("DiT^DH-XL, unrolled", "dith_xl.py", options=(*LATENTS, UNROLLED)),
     "dit_dh_xl_images": Row("DiT^DH-XL with the encoder's pass", "dith_xl.py"),
+    "dit_dh_xl_scanned": Row("DiT^DH-XL, scanned", "dith_xl.py", options=(*LATENTS, SCANNED)),
     "dit_dh_xl_512": Row("DiT^DH-XL, 512 pixels", "dith_xl.py:XL-512", options=LATENTS),
-    "dit_dh_xl_v6e": Row("DiT^DH-XL", "dith_xl.py", "v6e:16x16", LATENTS),
-    "dit_dh_xl_v5e": Row("DiT^DH-XL", "dith_xl.py", "v5e:16x16", LATENTS),
-    "dit_dh_xl_v4": Row("DiT^DH-XL", "dith_xl.py", "v4:4x4x4", LATENTS),
-    "dit_dh_xl_4_chips": Row("DiT^DH-XL, batch 64", "dith_xl.py", "v5p:2x2x1", batch(64, fsdp=4)),
-    "dit_dh_xl_256_chips": Row("DiT^DH-XL, batch 4096", "dith_xl.py", "v5p:4x8x8", batch(4096)),
-    "dit_dh_xl_v6e_16_chips": Row("DiT^DH-XL, batch 256", "dith_xl.py", "v6e:4x4", batch(256)),
-    "dit_dh_xl_v5e_16_chips": Row("DiT^DH-XL, batch 128", "dith_xl.py", "v5e:4x4", batch(128)),
+    "dit_dh_xl_v6e": Row("DiT^DH-XL, scanned", "dith_xl.py", "v6e:16x16", (*LATENTS, SCANNED)),
+    "dit_dh_xl_v5e": Row("DiT^DH-XL, scanned", "dith_xl.py", "v5e:16x16", (*LATENTS, SCANNED)),
+    "dit_dh_xl_v4": Row("DiT^DH-XL, scanned", "dith_xl.py", "v4:4x4x4", (*LATENTS, SCANNED)),
+    "dit_dh_xl_4_chips": Row("DiT^DH-XL, scanned, batch 64", "dith_xl.py", "v5p:2x2x1", batch(64, fsdp=4)),
+    "dit_dh_xl_256_chips": Row("DiT^DH-XL, scanned, batch 4096", "dith_xl.py", "v5p:4x8x8", batch(4096)),
+    "dit_dh_xl_v6e_16_chips": Row("DiT^DH-XL, scanned, batch 256", "dith_xl.py", "v6e:4x4", batch(256)),
+    "dit_dh_xl_v5e_16_chips": Row("DiT^DH-XL, scanned, batch 128", "dith_xl.py", "v5e:4x4", batch(128)),
     "lightning_dit": Row("LightningDiT-XL, RPiAE's latents", "rpiae_xl.py", options=(*LATENTS, "--stage=flow")),
     "mfd": Row("MFD, finite difference", "mf_rae_mfd_256.py", options=LATENTS),
     "mfd_jvp": Row("MFD, `jax.jvp`", "mf_rae_mfd_256.py", options=(*LATENTS, "--config.flow_map.derivative=jvp")),
@@ -78,7 +78,7 @@ ROWS = {
     "coder": Row("RAC 0.3x", "rac_256.py:coder_0.3x"),
     "sit": Row("SiT-XL + REPA", "rac_256.py:sit_XL"),
 }
-SCALING = ("dit_dh_xl_4_chips", "dit_dh_xl", "dit_dh_xl_256_chips")  # 16 images a chip, each
+SCALING = ("dit_dh_xl_4_chips", "dit_dh_xl_scanned", "dit_dh_xl_256_chips")  # 16 images a chip, each
 COLUMNS = (
     "program", "slice", "memory a chip, GiB", "scheduled / optimal, ms", "collectives, ms", "at peak, ms",
     "steps a second", "utilisation", "compile, s",
