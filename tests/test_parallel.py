@@ -55,13 +55,14 @@ def test_losses_over_20_steps_do_not_depend_on_the_mesh(mesh, one_device, tmp_pa
 
 
 @pytest.mark.slow
-def test_losses_over_20_steps_do_not_depend_on_the_number_of_processes(one_device, tmp_path):
+@pytest.mark.parametrize("count", [2, 4])
+def test_losses_over_20_steps_do_not_depend_on_the_number_of_processes(count, one_device, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    common = ("--distributed", f"--coordinator_address={address}", "--num_processes=2")
+    common = ("--distributed", f"--coordinator_address={address}", f"--num_processes={count}")
     common = (*common, "--config.mesh.data=8", runs.WITHOUT_FLOW_MAP)
-    processes = [runs.start(tmp_path / "run", *common, f"--process_id={i}", devices=4) for i in range(2)]
+    processes = [runs.start(tmp_path / "run", *common, f"--process_id={i}", devices=8 // count) for i in range(count)]
     outputs = [process.communicate(timeout=600)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
+    assert [process.returncode for process in processes] == [0] * count, "\n".join(outputs)
     assert_same_losses(tmp_path / "run", one_device)
