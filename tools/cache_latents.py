@@ -38,7 +38,7 @@ from rae_jax.training import components, sharding
 from rae_jax.training.progress import RunLog
 
 OUTPUT = flags.DEFINE_string("output", "", "The directory of the cache.")
-IMAGES_A_DEVICE = 128  # of a batch
+IMAGES_A_DEVICE = 64  # of a batch
 EVERY_DEVICE = {"data": -1, "fsdp": 1, "tensor": 1}  # the mesh: what encodes is small enough for each to have it whole
 
 
@@ -173,8 +173,10 @@ def main(arguments: list[str]) -> None:
         sys.exit(f"error: {error}")
     if jax.process_index() == 0:
         size = sum((output / found.shard(number)).stat().st_size for number in range(found.shards))
-        print(f"complete: {output}: {found.images:,} images and their mirror images, {np.prod(found.shape):,} numbers")
-        print(f"each; {size:,} bytes, {size / (2 * found.images):,.1f} a record")
+        print(
+            f"complete: {output}: {found.images:,} images and their mirror images, {np.prod(found.shape):,} numbers "
+            f"each; {size:,} bytes, {size / (2 * found.images):,.1f} a record"
+        )
 
 
 if __name__ == "__main__":
