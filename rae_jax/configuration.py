@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax.errors import FlaxError
 from ml_collections import ConfigDict
 
+from rae_jax import latent_cache
 from rae_jax.data.sources import count_classes
 from rae_jax.data.transforms import transform
 from rae_jax.evaluation.sampling import choose_labels
@@ -30,6 +31,7 @@ PACKAGE = str(Path(__file__).parents[1])
 # What may change between two starts of one run: where it runs and how it is watched, not what is computed.
 MAY_CHANGE = (
     "mesh", "sampling", "evaluation", "data.num_workers", "data.path", "data.max_unreadable_share", "data.check_images",
+    "data.latents",
 )  # fmt: skip
 MAY_CHANGE_IN_TRAIN = (
     "log_every", "checkpoint_every", "keep_checkpoints", "pictures_every", "max_gradient_norm", "max_loss",
@@ -123,11 +125,18 @@ def _check(config: ConfigDict, *, file: str, num_devices: int) -> None:
         _check_weights(config)
     except ValueError as error:
         refuse(str(error))
+    readers = []
     for stage in config.stages:
         try:
             objective = trace(config, stage)
         except ValueError as error:
             refuse(f"{stage}: {error}")
+        if objective.reads_latents:
+            readers.append(stage)
+            try:
+                latent_cache.check_settings(config, stage)
+            except ValueError as error:
+                refuse(str(error))
         train, evaluation = config[stage].train, objective.evaluation
         if train.evaluate_every and evaluation is None:
             refuse(f"{stage}.train.evaluate_every={train.evaluate_every}, but {config[stage].objective!r} has nothing "
@@ -145,6 +154,9 @@ def _check(config: ConfigDict, *, file: str, num_devices: int) -> None:
                     refuse(f"stage {stage!r} needs pretrained weights of {needed!r}: set {needed}.weights")
                 refuse(f"stage {stage!r} needs trained weights of {needed!r}: put {maker!r} before it in stages, "
                        f"or set {needed}.weights")  # fmt: skip
+    if config.data.latents and config.stages and not readers:
+        refuse(f"data.latents={config.data.latents!r}, but all of the stages {list(config.stages)} read images; "
+               "set it to ''")  # fmt: skip
 
 
 def _check_autoencoder(config: ConfigDict, refuse: Callable[[str], None]) -> None:
@@ -243,7 +255,7 @@ def trace(config: ConfigDict, stage: str) -> Objective:
         state = objective.first_state(key, batch, initial).replace(frozen=frozen)
         return objective.train_step(state, batch)
 
-    jax.eval_shape(run, jax.random.key(0), example_batch(config, stage))
+    jax.eval_shape(run, jax.random.key(0), example_batch(config, stage, latents=objective.reads_latents))
     return objective
 
 

@@ -101,9 +101,8 @@ def run(config, file: str) -> None:
         raise ConfigError(f"--num_samples={NUM_SAMPLES.value} is negative")
     if NUM_SAMPLES.value:
         config.sampling.num_samples = NUM_SAMPLES.value
-    if DISTRIBUTED.value:
-        jax.distributed.initialize(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
-    workdir = Path(WORKDIR.value or Path("runs") / re.sub(r"\.py:?", "_", Path(file).name).strip("_"))
+    connect()
+    workdir = working_directory(file)
     if TOPOLOGY.value and not DRY_RUN.value:
         raise ConfigError("--topology goes with --dry_run")
     take_classes_of_data(config, workdir)
@@ -133,6 +132,17 @@ def run(config, file: str) -> None:
                     show(pipeline.evaluate(), workdir)
         finally:
             log.close()
+
+
+def connect() -> None:
+    """Joins the processes of a run, if the flags say that there are several."""
+    if DISTRIBUTED.value:
+        jax.distributed.initialize(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
+
+
+def working_directory(file: str) -> Path:
+    """Where the run of the config in `file` keeps its files."""
+    return Path(WORKDIR.value or Path("runs") / re.sub(r"\.py:?", "_", Path(file).name).strip("_"))
 
 
 def show(results: dict[str, float], workdir: Path) -> None:

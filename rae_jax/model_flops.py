@@ -31,14 +31,14 @@ def model_flops(config: ConfigDict, stage: str, *, latents: bool = False) -> flo
     """Matrix operations of one training step of `stage` on the whole batch, without rematerialisation.
 
     Args:
-      latents: as in `configuration.example_batch`.
+      latents: as in `configuration.example_batch`; always so where the stage reads `config.data.latents`.
     """
     config = ConfigDict(config.to_dict())
     for section in config.values():
         if isinstance(section, ConfigDict) and "model" in section and "remat" in section.model:
             section.model.remat = "none"
-    objective, batch = OBJECTIVES[config[stage].objective](config, stage), example_batch(config, stage, latents=latents)
-    key = jax.random.key(0)
+    objective, key = OBJECTIVES[config[stage].objective](config, stage), jax.random.key(0)
+    batch = example_batch(config, stage, latents=latents or objective.reads_latents)
 
     def plain(init: Callable[..., Any], *arguments: Any) -> Any:
         return sharding.unbox(jax.eval_shape(init, *arguments))

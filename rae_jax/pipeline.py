@@ -19,10 +19,12 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from rae_jax import latent_cache
 from rae_jax.data.device import DeviceBatches, batch_share
-from rae_jax.data.pipeline import evaluation_batches, training_batches
+from rae_jax.data.latents import LatentSource
+from rae_jax.data.pipeline import Batches, evaluation_batches, latent_batches, training_batches
 from rae_jax.data.sources import Source, open_source
-from rae_jax.data.transforms import transform
+from rae_jax.data.transforms import transform, without_flip
 from rae_jax.evaluation import pictures
 from rae_jax.evaluation.evaluate import evaluate, generate, seed_grid
 from rae_jax.interop.weights import load_weights, save_weights
@@ -44,8 +46,8 @@ def open_sources(config: ConfigDict) -> dict[str, Source]:
     """The "train" and "test" images; a broken data set is an error here, before anything is written.
 
     Raises:
-      ValueError: see `open_source`; or the images have more classes than a stage that learns them, or too
-        few are held out.
+      ValueError: see `open_source`; or the images have more classes than a stage that learns them, too few are held
+        out, or the cached latents are of other images.
     """
     data = config.data
     sources = {
@@ -66,6 +68,8 @@ def open_sources(config: ConfigDict) -> dict[str, Source]:
             f"flow.num_classes={known}, but the images have {there} classes, which {learnt[0]!r} learns; set it to "
             f"{there}, or to -1 for as many as there are"
         )
+    if data.latents:
+        latent_cache.check_data(config, sources["train"])
     judged = [stage for stage in config.stages if config[stage].train.evaluate_every]
     if judged and len(sources["test"]) < 2:
         raise ValueError(
@@ -73,6 +77,26 @@ def open_sources(config: ConfigDict) -> dict[str, Source]:
             f"only one in {sources['test']}; add images, raise data.held_out_share, or set it to 0"
         )
     return sources
+
+
+def open_batches(
+    config: ConfigDict, stage: str, objective: Objective, source: Source, process_index: int, process_count: int
+) -> Batches:
+    """The batches that `stage` trains on: of the images of `source`, or of the latents in `config.data.latents`."""
+    train = config[stage].train
+    arguments = dict(
+        batch_size=train.batch_size,
+        num_workers=config.data.num_workers,
+        process_index=process_index,
+        process_count=process_count,
+    )
+    if objective.reads_latents:
+        _, flip = without_flip(train.transform)
+        return latent_batches(LatentSource(config.data.latents), seed=config.seed, flip=flip, **arguments)
+    arguments["transform"] = transform(train.transform, config.data.image_size)
+    if objective.one_epoch:
+        return evaluation_batches(source, **arguments)
+    return training_batches(source, seed=config.seed, **arguments)
 
 
 class Pipeline:
@@ -163,21 +187,12 @@ class Pipeline:
         section = config[stage]
         objective: Objective = OBJECTIVES[section.objective](config, stage)
         source, rows = self.sources["train"], sharding.batch_sharding(self.mesh)
-        share, num_shares = batch_share(rows)
-        arguments = dict(
-            batch_size=section.train.batch_size,
-            transform=transform(section.train.transform, config.data.image_size),
-            num_workers=config.data.num_workers,
-            process_index=share,
-            process_count=num_shares,
-        )
-        if objective.one_epoch:
-            loader = evaluation_batches(source, **arguments)
-            total_steps = math.ceil(len(source) / section.train.batch_size)
-        else:
-            loader = training_batches(source, seed=config.seed, **arguments)
-            total_steps = section.train.steps
-        self.log.say(f"{stage}: {section.objective} on {len(source)} images, {total_steps} steps")
+        if objective.reads_latents:
+            self._check_latents(stage)
+        loader = open_batches(config, stage, objective, source, *batch_share(rows))
+        total_steps = math.ceil(len(source) / loader.batch_size) if objective.one_epoch else section.train.steps
+        what = f"the cached latents of {len(source)} images" if objective.reads_latents else f"{len(source)} images"
+        self.log.say(f"{stage}: {section.objective} on {what}, {total_steps} steps")
         key = stage_key(config.seed, f"{stage}/init")
         batches = DeviceBatches(loader, rows)
         try:
@@ -212,6 +227,13 @@ class Pipeline:
             _write_json(folder / FINISHED, {"steps": total_steps, "seconds": time.monotonic() - began})
         self._barrier(stage)
         self.log.say(f"{stage}: finished in {time.monotonic() - began:.0f} s")
+
+    def _check_latents(self, stage: str) -> None:
+        """Raises ValueError if the weights that made the cached latents are not those that encode here."""
+        for component, init in components.latent_space(self.config).encoding.items():
+            if self.available(component, stage):  # what is cached can be trained on without them
+                params = sharding.to_host(self.load(component, init, stage))
+                latent_cache.check_weights(self.config, component, params)
 
     def _frozen(self, objective: Objective, stage: str) -> dict[str, Any]:
         names = objective.frozen | (objective.evaluation.needs if self.config[stage].train.evaluate_every else {})

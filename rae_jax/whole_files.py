@@ -8,14 +8,20 @@ from typing import IO
 
 
 @contextlib.contextmanager
-def whole_file(path: str | Path) -> Iterator[IO[bytes]]:
-    """A binary file to write that appears as `path` when the block ends, or not at all if it fails."""
+def whole_path(path: str | Path) -> Iterator[Path]:
+    """Where to write what becomes the file `path` when the block ends; nothing remains if the block fails."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
-            yield file
+        yield temporary
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def whole_file(path: str | Path) -> Iterator[IO[bytes]]:
+    """A binary file to write that appears as `path` when the block ends, or not at all if it fails."""
+    with whole_path(path) as temporary, temporary.open("wb") as file:
+        yield file

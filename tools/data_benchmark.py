@@ -19,9 +19,9 @@ from PIL import Image
 
 from rae_jax import main as experiment
 from rae_jax.data.decoding import decode_image
-from rae_jax.data.pipeline import training_batches
 from rae_jax.data.transforms import transform
-from rae_jax.pipeline import open_sources
+from rae_jax.objectives import OBJECTIVES
+from rae_jax.pipeline import open_batches, open_sources
 
 DECODERS = flags.DEFINE_bool("decoders", False, "Compare JPEG decoders instead.")
 STAGE = flags.DEFINE_string("stage", "decoder", "The stage whose transform and batch are measured.")
@@ -77,24 +77,16 @@ def compare_decoders(seconds: float) -> None:
 
 
 def measure_pipeline(config, stage: str, seconds: float) -> float:
-    """Images a second of the config's training pipeline on this host.
+    """Images a second, or cached latents, that the config's training pipeline reads on this host.
 
     Raises:
       ValueError: the data cannot be opened.
     """
-    train = config[stage].train
-    batches = training_batches(
-        open_sources(config)["train"],
-        batch_size=train.batch_size,
-        seed=config.seed,
-        transform=transform(train.transform, config.data.image_size),
-        num_workers=config.data.num_workers,
-        process_index=0,
-        process_count=1,
-    )
+    objective = OBJECTIVES[config[stage].objective](config, stage)
+    batches = open_batches(config, stage, objective, open_sources(config)["train"], 0, 1)
     try:
         next(batches)  # the workers are up
-        return rate(lambda _: next(batches), seconds) * train.batch_size
+        return rate(lambda _: next(batches), seconds) * batches.batch_size
     finally:
         batches.close()
 

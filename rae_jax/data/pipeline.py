@@ -9,7 +9,7 @@ import functools
 import logging
 import sys
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import grain
@@ -17,8 +17,9 @@ import jax
 import numpy as np
 from absl import flags
 
+from rae_jax.data.latents import LatentSource
 from rae_jax.data.sources import DecodedSource, Source
-from rae_jax.data.transforms import Transform
+from rae_jax.data.transforms import Transform, draw_flip
 
 log = logging.getLogger(__name__)
 
@@ -61,13 +62,27 @@ def training_batches(
       ValueError: the source is empty, or the processes do not divide the batch.
     """
     _check_not_empty(source)
-    stream = (
-        grain.MapDataset.source(DecodedSource(source))
-        .seed(seed)
-        .shuffle()
-        .repeat()
-        .random_map(functools.partial(_transformed, transform))
-    )
+    stream = _shuffled(DecodedSource(source), seed, functools.partial(_transformed, transform))
+    return Batches(stream, batch_size, num_workers, prefetch, process_index, process_count)
+
+
+def latent_batches(
+    source: LatentSource,
+    *,
+    batch_size: int,
+    seed: int,
+    flip: bool,
+    num_workers: int = 0,
+    prefetch: int = 2,
+    process_index: int | None = None,
+    process_count: int | None = None,
+) -> "Batches":
+    """The batches of `training_batches` with `latent`, bfloat16 `[b, N, C]`, in place of `image`.
+
+    They are the latents of the very images that `training_batches` gives with the same seed and a transform that flips
+    if `flip` is set: a run may change from one to the other at any step. Other arguments and errors are its.
+    """
+    stream = _shuffled(range(len(source)), seed, functools.partial(_read_latent, source, flip))
     return Batches(stream, batch_size, num_workers, prefetch, process_index, process_count)
 
 
@@ -236,6 +251,16 @@ class _Epoch:
         index = min(position, len(self._source) - 1)
         element = _transformed(self._transform, self._source[index])
         return element | {"mask": np.bool_(position == index), "index": np.int32(index)}
+
+
+def _shuffled(
+    elements: Sequence[Any], seed: int, finish: Callable[[Any, np.random.Generator], dict[str, Any]]
+) -> grain.MapDataset:
+    return grain.MapDataset.source(elements).seed(seed).shuffle().repeat().random_map(finish)
+
+
+def _read_latent(source: LatentSource, flip: bool, index: int, rng: np.random.Generator) -> dict[str, Any]:
+    return source.read(index, mirrored=flip and draw_flip(rng))
 
 
 def _transformed(

@@ -68,6 +68,18 @@ def transform(name: str, image_size: int) -> Transform:
     return presets[name]
 
 
+def without_flip(name: str) -> tuple[str, bool]:
+    """The transform `name` without its flip, and whether it has one.
+
+    Raises:
+      ValueError: there is no such transform, or it draws more than a flip.
+    """
+    fixed = name.removesuffix("_flip")
+    if transform(name, 1).random and (fixed == name or transform(fixed, 1).random):
+        raise ValueError(f"the transform {name!r} draws more than a flip, so that an image has more than two latents")
+    return fixed, fixed != name
+
+
 def without_ends(image: np.ndarray) -> np.ndarray:
     """The middle of an image so long that enlarging its shorter side would exhaust memory; any other as it is."""
     height, width = image.shape[:2]
@@ -152,6 +164,11 @@ def random_resized_crop(
     return resize(image[top : top + h, left : left + w], size)
 
 
+def draw_flip(rng: np.random.Generator) -> bool:
+    """Whether to flip: half the time."""
+    return bool(rng.integers(2))
+
+
 def random_flip(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """The image, mirrored left to right half the time."""
-    return image[:, ::-1] if rng.integers(2) else image
+    return image[:, ::-1] if draw_flip(rng) else image

@@ -20,7 +20,7 @@ from rae_jax.flow.times import shift_times, uniform_times
 from rae_jax.objectives.cmt import starts_from, take_over
 from rae_jax.objectives.objective import Batch, Metrics, Objective, Params, single_network, stage_key
 from rae_jax.objectives.sample_quality import sample_evaluation
-from rae_jax.objectives.velocity import drop_labels, latent_encoder
+from rae_jax.objectives.velocity import drop_labels, encoding_parts, latent_encoder
 from rae_jax.training import components
 from rae_jax.training.generator import class_samples, flow_map_generator
 
@@ -142,7 +142,7 @@ def make(config: ConfigDict, stage: str) -> Objective:
         mean_squared_error = jnp.mean(error) / (z.shape[1] * z.shape[2])
         return jnp.mean(adaptive_loss(error, section.adaptive_power)), {"mean_squared_error": mean_squared_error}
 
-    frozen = space.encoding | {"stats": components.stats_init(config)}
+    frozen = encoding_parts(config)
     if section.eta > 0:
         frozen["flow"] = components.flow_init(config)
     in_one_step = flow_map_generator(config, (1.0, 0.0))
@@ -155,6 +155,7 @@ def make(config: ConfigDict, stage: str) -> Objective:
         initial=starts_from(config, stage),
         begin=take_over,
         wanted=space.decoding,
+        reads_latents=bool(config.data.latents),
         pictures=class_samples(config, in_one_step),
         evaluation=sample_evaluation(config, stage, in_one_step),
         likely_cause=""

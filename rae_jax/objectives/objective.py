@@ -58,6 +58,7 @@ class Objective:
         "original" among them, or "samples", with their "label" `[M]` if they have any.
       evaluation: how the stage is judged while it trains, or None.
       likely_cause: what to say first if the stage diverges.
+      reads_latents: its batches have the "latent" of `config.data.latents` in place of the "image".
       one_epoch: the stage makes one exact pass over the data in order (with `mask`) instead of `train.steps` steps.
     """
 
@@ -71,6 +72,7 @@ class Objective:
     pictures: Callable[[TrainState, Batch], dict[str, jax.Array]] | None = None
     evaluation: Evaluation | None = None
     likely_cause: str = ""
+    reads_latents: bool = False
     one_epoch: bool = False
 
     def first_state(self, key: jax.Array, batch: Batch, initial: dict[str, Params]) -> TrainState:

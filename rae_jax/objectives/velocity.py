@@ -38,6 +38,12 @@ def latent_encoder(config: ConfigDict) -> Callable[[dict[str, Params], Batch], j
     return encode
 
 
+def encoding_parts(config: ConfigDict) -> dict[str, Callable[[jax.Array], Params]]:
+    """The components that `latent_encoder` needs for the batches of training: none if these are of cached latents."""
+    encoding = {} if config.data.latents else components.latent_space(config).encoding
+    return encoding | {"stats": components.stats_init(config)}
+
+
 class TrainingPoint(NamedTuple):
     """What the network sees of a batch of latents, and the velocity that it is to predict; arrays are `[B, ...]`."""
 
@@ -81,8 +87,9 @@ def make(config: ConfigDict, stage: str) -> Objective:
         loss=loss,
         train=section.train,
         key=stage_key(config.seed, stage),
-        frozen=space.encoding | {"stats": components.stats_init(config)},
+        frozen=encoding_parts(config),
         wanted=space.decoding,
+        reads_latents=bool(config.data.latents),
         pictures=class_samples(config, generate) if generate else None,
         evaluation=sample_evaluation(config, stage, generate) if generate else None,
     )

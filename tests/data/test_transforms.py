@@ -5,7 +5,14 @@ import pytest
 from golden import load_case
 from PIL import Image
 
-from rae_jax.data.transforms import center_crop_adm, random_crop, random_flip, random_resized_crop, transform
+from rae_jax.data.transforms import (
+    center_crop_adm,
+    random_crop,
+    random_flip,
+    random_resized_crop,
+    transform,
+    without_flip,
+)
 
 NAMES = ["none", "resize", "center_crop", "center_crop_flip", "random_crop", "random_resized_crop"]
 
@@ -98,6 +105,16 @@ def test_random_crops_reach_every_place_equally_often():
 def test_random_crop_at_256_pixels_resizes_the_shorter_side_to_384():
     assert transform("random_crop", 256).random[0].keywords == {"shorter_side": 384, "size": 256}
     assert transform("random_crop", 512).random[0].keywords == {"shorter_side": 768, "size": 512}
+
+
+def test_a_transform_that_draws_at_most_a_flip_is_known_without_it():
+    assert without_flip("center_crop_flip") == ("center_crop", True)
+    assert [without_flip(name) for name in NAMES[:3]] == [(name, False) for name in NAMES[:3]]
+    for name in ("random_crop", "random_resized_crop"):
+        with pytest.raises(ValueError, match="draws more than a flip"):
+            without_flip(name)
+    with pytest.raises(ValueError, match="no transform"):
+        without_flip("centre_crop_flip")
 
 
 def test_flips_happen_half_the_time():

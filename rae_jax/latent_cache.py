@@ -1,0 +1,99 @@
+"""What a config and a cache of latents must have in common, so that training from one is training from the images.
+
+`tools/cache_latents.py` stores it beside the latents (`data/latents.py`); `configuration.py` and `pipeline.py` compare.
+"""
+
+import hashlib
+import json
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from rae_jax.data.latents import Description, read_description
+from rae_jax.data.sources import Source
+from rae_jax.data.transforms import without_flip
+from rae_jax.interop.layout import flatten, unstack_blocks
+from rae_jax.interop.weights import architecture_of
+from rae_jax.training import components
+
+DATA = ("source", "train_split", "held_out_share", "image_size")
+ENCODER = ("input_size", "image_mean", "image_std")
+
+
+def settings(config: ConfigDict, transform: str) -> dict[str, Any]:
+    """Every setting that decides the latent of an image, by name, as plain values.
+
+    The dtype of matrix products is not one: it decides the rounding only. Nor is the place of the data.
+
+    Args:
+      transform: of the images, without a flip.
+    """
+    found = {"autoencoder": config.autoencoder, "transform": transform}
+    found |= {f"data.{name}": config.data[name] for name in DATA}
+    for name in sorted(components.latent_space(config).encoding):
+        if (module := components.module(config, name)) is not None:
+            found |= {f"{name}.model.{field}": value for field, value in architecture_of(module).items()}
+        if name == "encoder":
+            found |= {f"encoder.{field}": config.encoder[field] for field in ENCODER}
+        if name == "coder":
+            found["sampling.coder_steps"] = config.sampling.coder_steps
+    return json.loads(json.dumps(found))  # as they are read from a file
+
+
+def digest(params: Any) -> str:
+    """A digest of parameters on the host that tells other values from them, whatever file they come from."""
+    found = hashlib.sha256()
+    for name, value in sorted(flatten(unstack_blocks(params)).items()):
+        found.update(f"{name} {value.shape}\n".encode())
+        found.update(np.ascontiguousarray(value, np.float32))
+    return found.hexdigest()
+
+
+def check_settings(config: ConfigDict, stage: str) -> None:
+    """Raises ValueError unless `config.data.latents` is a finished cache of what `stage` would encode."""
+    where = f"data.latents={config.data.latents!r}"
+    try:
+        found = read_description(config.data.latents)
+        transform, _ = without_flip(config[stage].train.transform)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}, or set data.latents='' to train on the images") from None
+    ours = settings(config, transform)
+    differing = [
+        f"  {name}: {found.encoded_by.get(name, 'absent')!r} there, {ours.get(name, 'absent')!r} in {stage!r}"
+        for name in sorted(ours.keys() | found.encoded_by.keys())
+        if ours.get(name) != found.encoded_by.get(name)
+    ]
+    if (shape := components.latent_shape(config)) != found.shape:
+        differing.append(f"  shape of a latent: {found.shape} there, {shape} in {stage!r}")
+    if differing:
+        raise ValueError(
+            f"{where} was made by another config:\n"
+            + "\n".join(differing)
+            + "\nmake another cache with tools.cache_latents, set these fields as they were, or set data.latents=''"
+        )
+
+
+def check_data(config: ConfigDict, source: Source) -> None:
+    """Raises ValueError unless `config.data.latents` has as many images and classes as the training data `source`."""
+    found: Description = read_description(config.data.latents)
+    for what, there, here in (
+        ("images", found.images, len(source)),
+        ("classes", found.classes, source.num_classes),
+    ):
+        if there != here:
+            raise ValueError(
+                f"data.latents={config.data.latents!r} is of {there} {what}, and the training data have {here}; make "
+                "another cache with tools.cache_latents, or give the data that it was made of"
+            )
+
+
+def check_weights(config: ConfigDict, component: str, params: Any) -> None:
+    """Raises ValueError unless `params`, those of `component` on the host, have made `config.data.latents`."""
+    found = read_description(config.data.latents).weights.get(component)
+    if digest(jax.tree.map(np.asarray, params)) != found:
+        raise ValueError(
+            f"data.latents={config.data.latents!r} was made by other weights of {component!r} than this run's; give "
+            f"those (config.{component}.weights), or make another cache with tools.cache_latents"
+        )

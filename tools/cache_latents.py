@@ -1,0 +1,183 @@
+"""A cache of latents: every training image and its mirror image, encoded once, for generators to train on.
+
+    python -m tools.cache_latents --config=configs/dith_xl.py --config.data.path=TFDS_DIR \\
+        --config.encoder.weights=DIR --output=LATENTS
+    python -m rae_jax.main --config=configs/dith_xl.py ... --config.data.latents=LATENTS
+
+What encodes comes from the config's weights, or from a finished run in --workdir=DIR. The images are transformed as the
+section "flow" says, without its flip. The latents are bfloat16, not normalised. Several processes, each started with
+--distributed, write a share of the shards each. Stopped in the middle, the same command goes on with the first shard
+that is missing; until the end the directory has no latents.json, and no run takes it.
+"""
+
+import contextlib
+import itertools
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
+
+from rae_jax import latent_cache
+from rae_jax import main as experiment
+from rae_jax.configuration import check, take_classes_of_data
+from rae_jax.data import latents
+from rae_jax.data.device import DeviceBatches
+from rae_jax.data.latents import Description, Encoded
+from rae_jax.data.pipeline import evaluation_batches
+from rae_jax.data.sources import Source
+from rae_jax.data.transforms import transform, without_flip
+from rae_jax.objectives.objective import Batch, Params, to_float
+from rae_jax.pipeline import Pipeline, open_sources
+from rae_jax.training import components, sharding
+from rae_jax.training.progress import RunLog
+
+OUTPUT = flags.DEFINE_string("output", "", "The directory of the cache.")
+IMAGES_A_DEVICE = 64  # of a batch
+EVERY_DEVICE = {"data": -1, "fsdp": 1, "tensor": 1}  # the mesh: what encodes is small enough for each to have it whole
+
+
+def share_of(shards: int, process: int, processes: int) -> range:
+    """The shards that `process` of `processes` writes: as many as any other, or one more, side by side."""
+    return range(process * shards // processes, (process + 1) * shards // processes)
+
+
+def encoded_images(
+    config: ConfigDict, parts: dict[str, Params], source: Source, fixed: str, first: int, mesh: jax.sharding.Mesh
+) -> Iterator[Encoded]:
+    """The latents of the images from number `first` on, in the order of `source`.
+
+    Args:
+      parts: the parameters of what encodes, on the devices of `mesh`.
+      fixed: the transform.
+    """
+    space, rows = components.latent_space(config), sharding.batch_sharding(mesh)
+
+    @jax.jit
+    def encode(parts: dict[str, Params], batch: Batch) -> tuple[jax.Array, jax.Array]:
+        images = to_float(batch)
+        both = (space.encode(parts, x) for x in (images, images[:, :, ::-1]))
+        return tuple(z.astype(jnp.bfloat16) for z in both)
+
+    loader = evaluation_batches(
+        source,
+        batch_size=IMAGES_A_DEVICE * mesh.size,
+        transform=transform(fixed, config.data.image_size),
+        num_workers=config.data.num_workers,
+        process_index=0,
+        process_count=1,
+    )
+    loader.set_state({"position": first})
+    batches = DeviceBatches(loader, rows)
+    try:
+        # A batch ahead of what is being written: the devices do not wait for the disk.
+        ahead = ((*encode(parts, batch), batch["label"], batch["mask"]) for batch in batches)
+        for now, _ in itertools.pairwise(itertools.chain(ahead, [None])):
+            *of_rows, mask = jax.device_get(now)
+            yield from zip(*(values[mask] for values in of_rows), strict=True)
+    finally:
+        batches.close()
+
+
+def write_cache(config: ConfigDict, file: str, workdir: Path, output: Path) -> Description:
+    """Writes the cache of the config's training images; a finished one is left as it is.
+
+    Raises:
+      ValueError: the config cannot work, there are no weights of what encodes, or `output` holds something else.
+      OSError: a shard could not be written.
+    """
+    config.data.latents = ""
+    config.mesh.update(EVERY_DEVICE)
+    stages, config.stages = config.stages, ()  # nothing is trained: what only their training needs may be absent
+    check(config, file=file, num_devices=jax.device_count())
+    sources = open_sources(config)
+    config.stages = stages  # they say which of them left the weights
+    fixed, _ = without_flip(config.flow.train.transform)
+    process, processes = jax.process_index(), jax.process_count()
+    log = RunLog(workdir, active=False)
+    # Every process encodes for itself: its shards are images that lie side by side.
+    mesh = sharding.make_mesh(EVERY_DEVICE, jax.local_devices())
+    with sharding.use(mesh):
+        pipeline, space = Pipeline(config, {}, sources, workdir, mesh, log), components.latent_space(config)
+        parts = {name: pipeline.load(name, init) for name, init in space.encoding.items()}
+        weights = {name: latent_cache.digest(jax.device_get(params)) for name, params in parts.items()}
+        source, settings = sources["train"], latent_cache.settings(config, fixed)
+        description = latents.describe(len(source), source.num_classes, space.shape, settings, weights)
+        if latents.is_finished(output, description):
+            return description
+        barrier("looked at")
+        if process == 0:
+            latents.begin(output, description)
+        barrier("begun")
+        mine = share_of(description.shards, process, processes)
+        missing = [number for number in description.missing(output) if number in mine]
+        if missing:
+            write_shards(config, parts, source, fixed, description, output, range(missing[0], mine.stop), mesh)
+        barrier("written")
+        if process == 0:
+            latents.finish(output, description)
+        barrier("finished")
+    return description
+
+
+def write_shards(
+    config: ConfigDict,
+    parts: dict[str, Params],
+    source: Source,
+    fixed: str,
+    description: Description,
+    output: Path,
+    shards: range,
+    mesh: jax.sharding.Mesh,
+) -> None:
+    """Writes `shards`, saying how far it is."""
+    first, last = description.images_of(shards[0]).start, description.images_of(shards[-1]).stop
+    began = time.monotonic()
+    with contextlib.closing(encoded_images(config, parts, source, fixed, first, mesh)) as encoded:
+        for number in shards:
+            images = description.images_of(number)
+            latents.write_shard(output, description, number, itertools.islice(encoded, len(images)))
+            done = images.stop - first
+            print(
+                f"{output / description.shard(number)}: {done:,} of {last - first:,} images, "
+                f"{done / (time.monotonic() - began):,.0f} a second",
+                flush=True,
+            )
+
+
+def barrier(name: str) -> None:
+    """Waits for all processes."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(name)
+
+
+def main(arguments: list[str]) -> None:
+    del arguments
+    if experiment.CONFIG.value is None or not OUTPUT.value:
+        raise app.UsageError("--config=FILE and --output=DIR are needed")
+    logging.set_verbosity(logging.WARNING)
+    file = config_flags.get_config_filename(flags.FLAGS["config"])
+    experiment.connect()
+    config, workdir, output = experiment.CONFIG.value, experiment.working_directory(file), Path(OUTPUT.value)
+    try:
+        take_classes_of_data(config, workdir)
+        found = write_cache(config, file, workdir, output)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    if jax.process_index() == 0:
+        size = sum((output / found.shard(number)).stat().st_size for number in range(found.shards))
+        print(
+            f"complete: {output}: {found.images:,} images and their mirror images, {np.prod(found.shape):,} numbers "
+            f"each; {size:,} bytes, {size / (2 * found.images):,.1f} a record"
+        )
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=experiment.parse)
