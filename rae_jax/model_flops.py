@@ -28,15 +28,12 @@ PEAK_FLOPS = {
 
 
 def model_flops(config: ConfigDict, stage: str, *, latents: bool = False) -> float:
-    """Matrix operations of one training step of `stage` on the whole batch, without rematerialisation.
+    """Matrix operations of one training step of `stage` on the whole batch, without recomputation.
 
     Args:
       latents: as in `configuration.example_batch`; always so where the stage reads `config.data.latents`.
     """
-    config = ConfigDict(config.to_dict())
-    for section in config.values():
-        if isinstance(section, ConfigDict) and "model" in section and "remat" in section.model:
-            section.model.remat = "none"
+    config = without_recomputation(config)
     objective, key = OBJECTIVES[config[stage].objective](config, stage), jax.random.key(0)
     batch = example_batch(config, stage, latents=latents or objective.reads_latents)
 
@@ -46,6 +43,17 @@ def model_flops(config: ConfigDict, stage: str, *, latents: bool = False) -> flo
     frozen = {name: plain(init, key) for name, init in objective.frozen.items()}
     state = plain(objective.init, key, batch).replace(frozen=frozen)
     return matrix_flops(objective.train_step, state, batch)
+
+
+def without_recomputation(config: ConfigDict) -> ConfigDict:
+    """The config with models that compute nothing twice, as rematerialisation and the attention kernel do."""
+    config = ConfigDict(config.to_dict())
+    for section in config.values():
+        if isinstance(section, ConfigDict) and "model" in section:
+            for field, value in (("remat", "none"), ("fused_attention", False)):
+                if field in section.model:
+                    section.model[field] = value
+    return config
 
 
 def seconds_at_peak(config: ConfigDict, stage: str, mesh: jax.sharding.Mesh) -> float | None:
@@ -116,6 +124,7 @@ def cost_of(init: Callable[[jax.Array], Any], apply: Callable[..., Any], *argume
 
 def costs(config: ConfigDict) -> dict[str, Cost]:
     """Every model that the config describes: name -> cost."""
+    config = without_recomputation(config)
     space, size = components.latent_space(config), config.data.image_size
     image, latent = spec(size, size, 3), spec(*space.shape)
     result = {}

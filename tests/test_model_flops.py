@@ -10,7 +10,7 @@ def test_dit_dh_xl_takes_three_passes_of_161_6_billion_multiplications_an_image(
     config = dith_xl.get_config()
     flops = model_flops.model_flops(config, "flow", latents=True)
     assert flops == pytest.approx(2 * 3 * 161.6e9 * 1024, rel=0.01)
-    config.flow.model.remat = "full"
+    config.flow.model.remat, config.flow.model.fused_attention = "full", False
     assert model_flops.model_flops(config, "flow", latents=True) == flops
 
 
