@@ -137,7 +137,7 @@ def draw_scaling(results: list[dict[str, Any]], path: Path) -> None:
         ("without", lambda r: 1 / r["steps_per_second"] - r["collective_seconds"]),
     ):
         axes.plot(chips, [IMAGES_A_CHIP / seconds(result) for result in results], "o-", label=name)
-    axes.set(xlabel="chips (v5p)", ylabel="images a second and chip", xscale="log", ylim=(0, 200))
+    axes.set(xlabel="chips (v5p)", ylabel="images a second and chip", xscale="log", ylim=(0, 250))
     axes.set_xticks(chips, [str(count) for count in chips], minor=False)
     axes.minorticks_off()
     axes.legend()
