@@ -259,7 +259,7 @@ def lower_step(
 ) -> tuple[jax.stages.Lowered, float, int]:
     """The lowered training step of `stage`, its matrix FLOPs, and the number of parameters that it trains."""
     objective = OBJECTIVES[config[stage].objective](config, stage)
-    batch = example_batch(config, stage, latents=latents or objective.reads_latents)
+    batch = example_batch(config, stage, objective, latents=latents)
     key, flops = jax.random.key(0), model_flops(config, stage, latents=latents)
     with sharding.use(mesh):  # from here on arrays belong to devices that are not there: shapes only
         state = abstract_state(objective, key, batch, mesh)

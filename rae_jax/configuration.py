@@ -225,10 +225,15 @@ def _check_weights(config: ConfigDict) -> None:
             check_weights(config[name].weights, structure, name, components.module(config, name))
 
 
-def example_batch(config: ConfigDict, stage: str, *, latents: bool = False) -> dict[str, jax.ShapeDtypeStruct]:
-    """The shapes of one global batch of `stage`; of latents computed before instead of images, if asked."""
+def example_batch(
+    config: ConfigDict, stage: str, objective: Objective, *, latents: bool = False
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes of one global batch of `stage`, whose `objective` this is.
+
+    It is of latents computed before instead of images if the objective reads those, or if asked.
+    """
     rows, size = config[stage].train.batch_size, config.data.image_size
-    if latents:
+    if latents or objective.reads_latents:
         content = {"latent": jax.ShapeDtypeStruct((rows, *components.latent_shape(config)), jnp.bfloat16)}
     else:
         content = {"image": jax.ShapeDtypeStruct((rows, size, size, 3), jnp.uint8)}
@@ -255,7 +260,7 @@ def trace(config: ConfigDict, stage: str) -> Objective:
         state = objective.first_state(key, batch, initial).replace(frozen=frozen)
         return objective.train_step(state, batch)
 
-    jax.eval_shape(run, jax.random.key(0), example_batch(config, stage, latents=objective.reads_latents))
+    jax.eval_shape(run, jax.random.key(0), example_batch(config, stage, objective))
     return objective
 
 

@@ -32,7 +32,7 @@ def state_bytes(config: ConfigDict, stage: str, mesh: jax.sharding.Mesh) -> dict
     Activations, gradients and what the compiler adds are not in it: `compile_report.report` has those.
     """
     objective = OBJECTIVES[config[stage].objective](config, stage)
-    batch, key = example_batch(config, stage, latents=objective.reads_latents), jax.random.key(0)
+    batch, key = example_batch(config, stage, objective), jax.random.key(0)
     with sharding.use(mesh):  # from here on arrays belong to devices that may not be there: shapes only
         state = compile_report.abstract_state(objective, key, batch, mesh)
     return {what: sum(_bytes_a_device(getattr(state, part)) for part in parts) for what, parts in PARTS.items()}

@@ -35,7 +35,7 @@ def model_flops(config: ConfigDict, stage: str, *, latents: bool = False) -> flo
     """
     config = without_recomputation(config)
     objective, key = OBJECTIVES[config[stage].objective](config, stage), jax.random.key(0)
-    batch = example_batch(config, stage, latents=latents or objective.reads_latents)
+    batch = example_batch(config, stage, objective, latents=latents)
 
     def plain(init: Callable[..., Any], *arguments: Any) -> Any:
         return sharding.unbox(jax.eval_shape(init, *arguments))

@@ -16,7 +16,7 @@ def test_the_state_has_as_many_bytes_as_one_that_is_made(stage):
     config = digits.get_config("tiny")
     sizes = state_bytes(config, stage, sharding.make_mesh(config.mesh.to_dict()))
     objective, key = OBJECTIVES[config[stage].objective](config, stage), jax.random.key(0)
-    state = sharding.unbox(jax.jit(lambda key: objective.init(key, example_batch(config, stage)))(key))
+    state = sharding.unbox(jax.jit(lambda key: objective.init(key, example_batch(config, stage, objective)))(key))
     frozen = {name: jax.jit(init)(key) for name, init in objective.frozen.items()}
 
     def measured(tree):

@@ -45,7 +45,7 @@ def benchmark(config: ConfigDict, stage: str, *, steps: int, latents: bool) -> d
     """
     mesh = sharding.make_mesh(config.mesh.to_dict())
     objective, key = OBJECTIVES[config[stage].objective](config, stage), jax.random.key(config.seed)
-    shapes = example_batch(config, stage, latents=latents or objective.reads_latents)
+    shapes = example_batch(config, stage, objective, latents=latents)
     with sharding.use(mesh):
         abstract = jax.eval_shape(objective.init, key, shapes)
 

@@ -32,10 +32,6 @@ class Layout:
     to_flax: Callable[..., Any]
     to_torch: Callable[..., Any]
 
-    def then(self, other: "Layout") -> "Layout":
-        """This layout, and then `other` on our side of it; for layouts of one tensor."""
-        return Layout(lambda w: other.to_flax(self.to_flax(w)), lambda w: self.to_torch(other.to_torch(w)))
-
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
@@ -56,7 +52,6 @@ CONV = Layout(
     lambda w: w.transpose(*range(2, w.ndim), 1, 0),
     lambda w: w.transpose(w.ndim - 1, w.ndim - 2, *range(w.ndim - 2)),
 )
-
 
 # Rotary embedding pairs channels (2i, 2i + 1) of the first axis <-> pairs (i, i + E/2).
 ROTARY = Layout(

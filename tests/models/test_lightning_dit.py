@@ -102,7 +102,7 @@ def test_every_parameter_names_its_axes_and_no_matrix_is_without_a_divisible_one
     for box in boxes:
         assert isinstance(box, meta.AxisMetadata)
         assert len(box.names) == box.value.ndim
-        assert box.value.ndim < 2 + ("layers" in box.names) or set(box.names) - {None, "layers", "head_dim"}
+        assert box.value.ndim < 2 + ("layers" in box.names) or set(box.names) - {None, "layers"}
 
 
 def test_the_initial_velocity_is_zero_and_kernels_have_the_limits_of_the_fused_matrices():
