@@ -24,7 +24,7 @@ def get_config() -> ConfigDict:
     config.stages = ()
     config.dtype = "float32"  # of matrix products: "float32" or "bfloat16"; everything delicate is float32 anyway
 
-    config.autoencoder = "rae"  # which latent space the flow lives in: `training/components.py: LATENT_SPACES`
+    config.autoencoder = "rae"  # which latent space the flow lives in: `components/catalogue.py: LATENT_SPACES`
 
     config.data = ConfigDict()
     config.data.source = "tfds:imagenet2012"  # "digits", "folder", or "tfds:<builder>"

@@ -28,16 +28,17 @@ from ml_collections import config_flags
 from rich.console import Console
 from rich.table import Table
 
-from rae_jax import dry_run
-from rae_jax.compile_report import mesh_over
-from rae_jax.configuration import ConfigError, check, remember, take_classes_of_data
+from rae_jax.costs import dry_run
+from rae_jax.costs.compile_report import mesh_over
+from rae_jax.costs.model_flops import seconds_at_peak
 from rae_jax.evaluation.report import write_environment, write_report
-from rae_jax.pipeline import Pipeline, open_sources
+from rae_jax.experiment.configuration import check, take_classes_of_data
+from rae_jax.experiment.stages import Pipeline, open_sources
+from rae_jax.experiment.workdir import ConfigError, locked, remember
 from rae_jax.training import sharding
 from rae_jax.training.checkpoint import NotSaved
 from rae_jax.training.loop import Diverged, Interrupted
 from rae_jax.training.progress import RunLog, open_wandb
-from rae_jax.workdir_lock import locked
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: a file that defines get_config().")
 WORKDIR = flags.DEFINE_string("workdir", "", "Where the run keeps its files; runs/<config name> by default.")
@@ -123,7 +124,8 @@ def run(config, file: str) -> None:
         mesh = sharding.make_mesh(config.mesh.to_dict())
         try:
             with sharding.use(mesh):
-                pipeline = Pipeline(config, plain, sources, workdir, mesh, log)
+                at_peak = functools.partial(seconds_at_peak, config, mesh=mesh)
+                pipeline = Pipeline(config, plain, sources, workdir, mesh, log, at_peak)
                 if MODE.value == "train":
                     pipeline.train()
                 if MODE.value == "sample" or (MODE.value == "train" and pipeline.can_sample):

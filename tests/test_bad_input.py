@@ -22,14 +22,16 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from configs import digits
-from rae_jax.configuration import ConfigError, check
 from rae_jax.data.decoding import decode_image
 from rae_jax.data.sources import open_source
 from rae_jax.data.transforms import transform
 from rae_jax.evaluation.image_sets import open_images
-from rae_jax.evaluation.samples import read_samples, read_statistics
+from rae_jax.evaluation.reference import read_statistics
+from rae_jax.experiment.configuration import check
+from rae_jax.experiment.workdir import ConfigError
 from rae_jax.interop.checkpoint_files import read_tensors, write_safetensors
 from rae_jax.interop.weights import check_weights, save_weights
+from rae_jax.sampling.samples import read_samples
 
 MANY = int(os.environ.get("BAD_INPUTS", "300"))
 SECONDS, BYTES = 10, 2**30  # of one input, and of memory for all of a test's

@@ -6,8 +6,8 @@ import runs
 from PIL import Image
 
 from configs import finetune
-from rae_jax.configuration import check, take_classes_of_data
-from rae_jax.pipeline import open_sources
+from rae_jax.experiment.configuration import check, take_classes_of_data
+from rae_jax.experiment.stages import open_sources
 
 
 def write_images(folder, classes, count=12):

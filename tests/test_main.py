@@ -9,7 +9,7 @@ import pytest
 import runs
 from PIL import Image
 
-from rae_jax.workdir_lock import locked
+from rae_jax.experiment.workdir import locked
 
 
 @pytest.fixture(scope="module")

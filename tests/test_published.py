@@ -10,13 +10,13 @@ import runs
 from flax.core import meta
 
 from configs import published
-from rae_jax.configuration import check
+from rae_jax.components import catalogue as components
+from rae_jax.experiment.configuration import check
 from rae_jax.interop.checkpoint_files import write_tensors
 from rae_jax.interop.kinds import export_model
 from rae_jax.interop.model import Model
 from rae_jax.interop.weights import architecture_of
-from rae_jax.training import components
-from rae_jax.training.generator import flow_map_generator, generator, guiding_component, sample_keys
+from rae_jax.sampling.generator import flow_map_generator, generator, guiding_component, sample_keys
 
 AUTOENCODERS = [f"{encoder}_{size}" for encoder, size in published.AUTOENCODERS]
 WEIGHTS = ("encoder", "decoder", "feature_stats", "bridge_decoder", "stats", "flow", "guidance")

@@ -7,7 +7,7 @@ import pytest
 import runs
 
 from configs import rac_256
-from rae_jax import configuration
+from rae_jax.experiment import configuration
 
 CONFIG = "configs/digits_rac.py:tiny"
 STAGES = ("encoder", "teacher", "coder", "flow")

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import pytest
 
 from configs import rae_dinov2b_vitxl, rae_maeb_vitxl, rae_siglip2b_vitxl
-from rae_jax.configuration import trace
+from rae_jax.components import catalogue as components
+from rae_jax.experiment.configuration import trace
 from rae_jax.models.vit import PRETRAINED
-from rae_jax.training import components
 
 EPOCH = 1_281_167 / 512  # steps
 

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from configs import rpiae_dinov2b_vitxl, rpiae_xl
-from rae_jax.configuration import trace
+from rae_jax.components import catalogue as components
+from rae_jax.experiment.configuration import trace
+from rae_jax.experiment.stages import Pipeline
 from rae_jax.models.autoencoder import LatentStatistics
-from rae_jax.pipeline import Pipeline
-from rae_jax.training import components, sharding
+from rae_jax.training import sharding
 
 
 @pytest.mark.parametrize(("variant", "width"), [("", 64), ("width32", 32), ("conv-width128", 128)])

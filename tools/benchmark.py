@@ -19,13 +19,13 @@ import jax.numpy as jnp
 from absl import app, flags
 from ml_collections import ConfigDict
 
-from rae_jax.configuration import example_batch
+from rae_jax.costs.model_flops import model_flops
+from rae_jax.experiment.configuration import example_batch
+from rae_jax.files import whole_file
 from rae_jax.main import CONFIG, parse
-from rae_jax.model_flops import model_flops
-from rae_jax.objectives import OBJECTIVES
+from rae_jax.objectives.catalogue import OBJECTIVES
 from rae_jax.training import sharding
 from rae_jax.training.loop import lower_step
-from rae_jax.whole_files import whole_file
 
 WARM_UP = 2
 

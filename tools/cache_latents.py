@@ -23,18 +23,19 @@ import numpy as np
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from rae_jax import latent_cache
 from rae_jax import main as experiment
-from rae_jax.configuration import check, take_classes_of_data
+from rae_jax.components import catalogue as components
 from rae_jax.data import latents
+from rae_jax.data.batches import evaluation_batches
 from rae_jax.data.device import DeviceBatches
 from rae_jax.data.latents import Description, Encoded
-from rae_jax.data.pipeline import evaluation_batches
 from rae_jax.data.sources import Source
 from rae_jax.data.transforms import transform, without_flip
+from rae_jax.experiment import latent_cache
+from rae_jax.experiment.configuration import check, take_classes_of_data
+from rae_jax.experiment.stages import Pipeline, open_sources
 from rae_jax.objectives.objective import Batch, Params, to_float
-from rae_jax.pipeline import Pipeline, open_sources
-from rae_jax.training import components, sharding
+from rae_jax.training import sharding
 from rae_jax.training.progress import RunLog
 
 OUTPUT = flags.DEFINE_string("output", "", "The directory of the cache.")

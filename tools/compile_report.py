@@ -15,9 +15,9 @@ from pathlib import Path
 import jax
 from absl import app, flags
 
-from rae_jax.compile_report import report, show
+from rae_jax.costs.compile_report import report, show
+from rae_jax.files import whole_file
 from rae_jax.main import CONFIG, TOPOLOGY, parse
-from rae_jax.whole_files import whole_file
 
 
 def main(arguments: list[str]) -> None:

@@ -22,12 +22,12 @@ from typing import Any
 from flax.traverse_util import unflatten_dict
 from ml_collections import ConfigDict
 
+from rae_jax.components import catalogue as components
 from rae_jax.interop import kinds, lpips, weights
 from rae_jax.interop.checkpoint_files import PICKLES, read_tensors, write_tensors
 from rae_jax.interop.kinds import KINDS
 from rae_jax.interop.layout import Tensors, flatten
 from rae_jax.interop.model import Model
-from rae_jax.training import components
 
 COMPONENTS = ("encoder", "decoder", "flow")
 # Where the configurations of Hugging Face's libraries have what tensors do not tell, by option.

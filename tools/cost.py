@@ -17,9 +17,9 @@ from absl import app, flags
 from rich.console import Console
 from rich.table import Table
 
+from rae_jax.costs.model_flops import costs
+from rae_jax.files import whole_file
 from rae_jax.main import CONFIG, parse
-from rae_jax.model_flops import costs
-from rae_jax.whole_files import whole_file
 
 
 def main(arguments: list[str]) -> None:

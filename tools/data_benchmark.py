@@ -20,8 +20,8 @@ from PIL import Image
 from rae_jax import main as experiment
 from rae_jax.data.decoding import decode_image
 from rae_jax.data.transforms import transform
-from rae_jax.objectives import OBJECTIVES
-from rae_jax.pipeline import open_batches, open_sources
+from rae_jax.experiment.stages import open_batches, open_sources
+from rae_jax.objectives.catalogue import OBJECTIVES
 
 DECODERS = flags.DEFINE_bool("decoders", False, "Compare JPEG decoders instead.")
 STAGE = flags.DEFINE_string("stage", "decoder", "The stage whose transform and batch are measured.")

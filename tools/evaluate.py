@@ -24,18 +24,20 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
+from rae_jax.components import catalogue as components
 from rae_jax.evaluation.features import FeatureNetwork, Features, fingerprint, gather, gather_once, inception
 from rae_jax.evaluation.frechet import Gaussian, frechet_distance, require_samples
 from rae_jax.evaluation.image_quality import psnr, ssim
 from rae_jax.evaluation.image_sets import ImageSet, open_images
 from rae_jax.evaluation.inception_score import inception_score
 from rae_jax.evaluation.precision_recall import precision_recall
-from rae_jax.evaluation.samples import open_npz, read_statistics
+from rae_jax.evaluation.reference import read_statistics
+from rae_jax.files import whole_file
 from rae_jax.interop.lpips import pretrained
 from rae_jax.interop.weights import load_weights
 from rae_jax.models.lpips import LPIPS
-from rae_jax.training import components, sharding
-from rae_jax.whole_files import whole_file
+from rae_jax.sampling.samples import open_npz
+from rae_jax.training import sharding
 
 PAIRED = ("psnr", "ssim", "lpips")
 OF_INCEPTION = ("fid", "sfid", "is", "precision", "recall", "rfid")

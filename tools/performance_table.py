@@ -17,7 +17,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from rae_jax.whole_files import whole_file
+from rae_jax.files import whole_file
 from tools.reproduce import with_section
 
 ROOT = Path(__file__).resolve().parents[1]

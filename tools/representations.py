@@ -23,19 +23,20 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from sklearn.metrics import ConfusionMatrixDisplay
 
-from rae_jax.configuration import check
+from rae_jax.components import catalogue as components
 from rae_jax.evaluation import pictures
 from rae_jax.evaluation.evaluate import Features, in_batches
 from rae_jax.evaluation.linear_probe import linear_probe, probe_accuracy
-from rae_jax.evaluation.sampling import load_components
+from rae_jax.experiment.configuration import check
+from rae_jax.experiment.stages import Pipeline, open_sources
+from rae_jax.files import whole_file
 from rae_jax.flow import samplers
 from rae_jax.flow.times import sampling_times
 from rae_jax.main import CONFIG, WORKDIR, parse
-from rae_jax.pipeline import Pipeline, open_sources
-from rae_jax.training import components, sharding
-from rae_jax.training.generator import sample_keys
+from rae_jax.sampling.batches import load_components
+from rae_jax.sampling.generator import sample_keys
+from rae_jax.training import sharding
 from rae_jax.training.progress import RunLog
-from rae_jax.whole_files import whole_file
 
 SHOWN = 8  # images of "latents", states of "trajectories"
 

@@ -15,7 +15,7 @@ import pkgutil
 import sys
 from pathlib import Path
 
-from rae_jax.whole_files import whole_file
+from rae_jax.files import whole_file
 from tools import findings
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "findings.md"

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 from jax.sharding import Sharding
 
-from rae_jax.data.pipeline import Batches
+from rae_jax.data.batches import Batches
 
 
 def batch_share(sharding: Sharding) -> tuple[int, int]:

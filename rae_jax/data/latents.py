@@ -1,6 +1,6 @@
 """A cache of latents on disk: what a frozen autoencoder makes of every training image and of its mirror image.
 
-`tools/cache_latents.py` writes it, and `rae_jax/data/pipeline.py: latent_batches` reads it in place of the images.
+`tools/cache_latents.py` writes it, and `rae_jax/data/batches.py: latent_batches` reads it in place of the images.
 
 DIR/
   latents-00000-of-00471.array_record ...   records 2 i and 2 i + 1 of all shards together: image i and its mirror image
@@ -24,7 +24,7 @@ import ml_dtypes
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from rae_jax.whole_files import whole_file, whole_path
+from rae_jax.files import whole_file, whole_path
 
 DESCRIPTION, UNFINISHED = "latents.json", "unfinished.json"
 DTYPE, LABEL = np.dtype(ml_dtypes.bfloat16), np.dtype("<i4")
@@ -45,7 +45,7 @@ class Description:
       classes: of the data; 0 if they have none.
       shape: `(N, C)` of a latent.
       images_a_shard: of every shard but the last, which has the rest.
-      encoded_by: the settings that decide the latents of an image, by name (`rae_jax/latent_cache.py: settings`).
+      encoded_by: the settings that decide the latents of an image, by name (`experiment/latent_cache.py: settings`).
       weights: digests of the parameters that made them, by component.
       dtype: of the latents.
     """

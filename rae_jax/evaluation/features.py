@@ -12,11 +12,11 @@ import numpy as np
 
 from rae_jax.evaluation.frechet import Moments
 from rae_jax.evaluation.image_sets import ImageSet
+from rae_jax.files import whole_file
 from rae_jax.interop.checkpoint_files import read_tensors
 from rae_jax.interop.inception_fid import import_inception
 from rae_jax.models.inception import Inception
 from rae_jax.training import sharding
-from rae_jax.whole_files import whole_file
 
 
 @dataclasses.dataclass(frozen=True)

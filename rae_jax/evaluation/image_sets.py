@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from rae_jax.evaluation.samples import UNREADABLE
+from rae_jax.sampling.samples import UNREADABLE
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 

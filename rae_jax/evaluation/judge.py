@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 from sklearn.svm import SVC
 
-from rae_jax.evaluation.samples import check_images, check_labels
+from rae_jax.sampling.samples import check_images, check_labels
 
 
 @dataclasses.dataclass(frozen=True)

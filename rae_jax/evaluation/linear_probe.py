@@ -5,7 +5,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from rae_jax.evaluation.samples import check_labels
+from rae_jax.sampling.samples import check_labels
 
 
 def linear_probe(features: np.ndarray, labels: np.ndarray) -> Pipeline:

@@ -10,8 +10,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
-from rae_jax.evaluation.samples import check_images, check_labels
-from rae_jax.whole_files import whole_file
+from rae_jax.files import whole_file
+from rae_jax.sampling.samples import check_images, check_labels
 
 PAPER, INK, ACCENT = (255, 255, 255), (60, 60, 60), "#2a6f97"
 MIN_TILE = 64  # smaller images are enlarged by a whole factor, pixel for pixel

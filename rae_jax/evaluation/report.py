@@ -19,7 +19,7 @@ from typing import Any
 
 import jax
 
-from rae_jax.whole_files import whole_file
+from rae_jax.files import whole_file
 
 FILE = "report.html"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")

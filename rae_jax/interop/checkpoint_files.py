@@ -19,8 +19,8 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from rae_jax.files import whole_file
 from rae_jax.interop.layout import Tensors, nearest_names
-from rae_jax.whole_files import whole_file
 
 # What a training checkpoint calls the weights to use, the wanted first.
 ENTRIES = ("ema", "model", "state_dict")

@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from rae_jax.components import catalogue as components
 from rae_jax.models.alignment import alignment_loss, with_tokens_after
 from rae_jax.objectives.objective import Batch, Metrics, Objective, Params, single_network, stage_key, to_float
 from rae_jax.objectives.sample_quality import sample_evaluation
 from rae_jax.objectives.velocity import TrainingPoint, latent_encoder, training_point
-from rae_jax.training import components
-from rae_jax.training.generator import class_samples, generator
+from rae_jax.sampling.generator import class_samples, generator
 
 
 def velocity_and_alignment(

@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from rae_jax.components import catalogue as components
 from rae_jax.models.autoencoder import LatentStatistics, noise_augmentation
 from rae_jax.models.posterior import DiagonalGaussian
 from rae_jax.objectives.bridge_loss import bridge_loss
 from rae_jax.objectives.objective import Batch, Metrics, Objective, Params, single_network, stage_key, to_float
-from rae_jax.training import components
 from rae_jax.training.state import TrainState
 
 LATENTS = ("sample", "mode")

@@ -16,13 +16,13 @@ import numpy as np
 from einops import rearrange, repeat
 from ml_collections import ConfigDict
 
+from rae_jax.components import catalogue as components
 from rae_jax.flow.path import over
 from rae_jax.flow.times import sampling_times
 from rae_jax.objectives.objective import Batch, Metrics, Objective, Params, single_network, stage_key
 from rae_jax.objectives.sample_quality import sample_evaluation
 from rae_jax.objectives.velocity import drop_labels
-from rae_jax.training import components
-from rae_jax.training.generator import ODE_SAMPLERS, class_samples, flow_map_generator
+from rae_jax.sampling.generator import ODE_SAMPLERS, class_samples, flow_map_generator
 
 ConditionalFlowMap = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
 TIME_LABELS = ("true", "released")

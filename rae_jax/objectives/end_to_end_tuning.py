@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from rae_jax.components import catalogue as components
 from rae_jax.models import coder as rectified_coder
 from rae_jax.objectives.aligned_velocity import model_init, velocity_and_alignment
 from rae_jax.objectives.objective import Batch, Metrics, Objective, Params, single_network, stage_key, to_float
 from rae_jax.objectives.rectified_coder import coder_loss
 from rae_jax.objectives.velocity import training_point
-from rae_jax.training import components
 
 
 def batch_normalised(z: jax.Array) -> jax.Array:

@@ -15,10 +15,10 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
+from rae_jax.components import catalogue as components
 from rae_jax.models import diffaug
 from rae_jax.objectives import adversarial
 from rae_jax.objectives.objective import Metrics, Params
-from rae_jax.training import components
 from rae_jax.training.optimizer import make_optimizer
 from rae_jax.training.state import TrainState
 

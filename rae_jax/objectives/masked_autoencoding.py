@@ -11,10 +11,10 @@ import jax.numpy as jnp
 from einops import rearrange
 from ml_collections import ConfigDict
 
+from rae_jax.components import catalogue as components
 from rae_jax.models.decoder import ViTDecoder
 from rae_jax.models.layers import named
 from rae_jax.objectives.objective import Batch, Metrics, Objective, Params, single_network, stage_key, to_float
-from rae_jax.training import components
 from rae_jax.training.state import TrainState
 
 

@@ -15,14 +15,14 @@ import jax.numpy as jnp
 from einops import rearrange
 from ml_collections import ConfigDict
 
+from rae_jax.components import catalogue as components
 from rae_jax.flow.path import interpolate, over, velocity_target
 from rae_jax.flow.times import shift_times, uniform_times
 from rae_jax.objectives.cmt import starts_from, take_over
 from rae_jax.objectives.objective import Batch, Metrics, Objective, Params, single_network, stage_key
 from rae_jax.objectives.sample_quality import sample_evaluation
 from rae_jax.objectives.velocity import drop_labels, encoding_parts, latent_encoder
-from rae_jax.training import components
-from rae_jax.training.generator import class_samples, flow_map_generator
+from rae_jax.sampling.generator import class_samples, flow_map_generator
 
 # `(params, z, r, t, labels) -> mean velocity`
 ParametrisedFlowMap = Callable[[Params, jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]

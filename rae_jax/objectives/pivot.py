@@ -18,13 +18,13 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from rae_jax.components import catalogue as components
 from rae_jax.models.autoencoder import LatentStatistics, noise_augmentation
 from rae_jax.objectives.bridge import latent_of
 from rae_jax.objectives.image_loss import ImageLoss
 from rae_jax.objectives.objective import Objective, Params
 from rae_jax.objectives.pivot_loss import pivot_loss, pivot_weight
 from rae_jax.objectives.reconstruction import reconstructing
-from rae_jax.training import components
 from rae_jax.training.state import TrainState
 
 BRIDGE = ("bridge_encoder", "bridge_decoder")

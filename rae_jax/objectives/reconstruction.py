@@ -12,11 +12,11 @@ import jax
 import optax
 from ml_collections import ConfigDict
 
+from rae_jax.components import catalogue as components
 from rae_jax.models.autoencoder import noise_augmentation
 from rae_jax.objectives.image_loss import ImageLoss
 from rae_jax.objectives.objective import Batch, Metrics, Objective, Params, accumulate, stage_key, to_float
 from rae_jax.objectives.reconstruction_quality import reconstruction_evaluation
-from rae_jax.training import components
 from rae_jax.training.optimizer import make_optimizer
 from rae_jax.training.state import TrainState, update_ema
 

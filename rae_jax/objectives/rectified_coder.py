@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from rae_jax.components import catalogue as components
 from rae_jax.flow.both_ways import decode, encode, mean_velocity_loss, path_loss, random_grid, uniform_grid
 from rae_jax.models import coder as rectified_coder
 from rae_jax.models.coder import velocity_function
 from rae_jax.models.kl_vae import to_map
 from rae_jax.objectives.objective import Batch, Metrics, Objective, Params, single_network, stage_key, to_float
-from rae_jax.training import components
 from rae_jax.training.state import TrainState
 
 ROUND_TRIPS = ("latent", "state")

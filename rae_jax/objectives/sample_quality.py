@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from rae_jax.components import catalogue as components
 from rae_jax.evaluation.frechet import Moments, frechet_distance, require_samples
 from rae_jax.models.autoencoder import to_uint8
 from rae_jax.objectives.objective import Batch, Evaluation, to_float
-from rae_jax.training import components
-from rae_jax.training.generator import Generator, sample_keys
+from rae_jax.sampling.generator import Generator, sample_keys
 from rae_jax.training.state import TrainState
 
 

@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from rae_jax.components import catalogue as components
 from rae_jax.flow.path import interpolate, velocity_target
 from rae_jax.flow.times import sample_times
 from rae_jax.models.autoencoder import LatentStatistics
 from rae_jax.objectives.objective import Batch, Metrics, Objective, Params, single_network, stage_key, to_float
 from rae_jax.objectives.sample_quality import sample_evaluation
-from rae_jax.training import components
-from rae_jax.training.generator import class_samples, generator
+from rae_jax.sampling.generator import class_samples, generator
 
 
 def drop_labels(key: jax.Array, labels: jax.Array, probability: float, null_label: int) -> jax.Array:

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from tensorboardX import SummaryWriter
 
-from rae_jax.whole_files import whole_file
+from rae_jax.files import whole_file
 
 REPORT_SECONDS = 20  # between two reports, at least
 

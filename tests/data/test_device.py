@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from rae_jax.data.batches import evaluation_batches, training_batches
 from rae_jax.data.device import DeviceBatches, batch_share
-from rae_jax.data.pipeline import evaluation_batches, training_batches
 from rae_jax.data.sources import ArraySource
 from rae_jax.data.transforms import Transform, transform
 

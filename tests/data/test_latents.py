@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from rae_jax.data import latents
+from rae_jax.data.batches import latent_batches, training_batches
 from rae_jax.data.latents import LatentSource, describe
-from rae_jax.data.pipeline import latent_batches, training_batches
 from rae_jax.data.sources import ArraySource
 from rae_jax.data.transforms import transform
 

@@ -338,7 +338,7 @@ def test_reading_tfds_does_not_import_tensorflow(prepared):
     code = (
         "import sys\n"
         "from rae_jax.data.sources import open_source\n"
-        "from rae_jax.data.pipeline import evaluation_batches\n"
+        "from rae_jax.data.batches import evaluation_batches\n"
         "from rae_jax.data.transforms import transform\n"
         "source = open_source('tfds:tiny_digits', 'train', sys.argv[1])\n"
         "batches = evaluation_batches(source, batch_size=16, transform=transform('center_crop', 8))\n"

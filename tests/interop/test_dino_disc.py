@@ -8,11 +8,12 @@ import pytest
 from golden import load_case
 
 from configs import base
+from rae_jax.components import catalogue as components
 from rae_jax.interop.checkpoint_files import write_safetensors
 from rae_jax.interop.dino_disc import export_dino, export_heads, import_dino, import_heads
 from rae_jax.interop.layout import flatten
 from rae_jax.interop.weights import load_weights
-from rae_jax.training import components, sharding
+from rae_jax.training import sharding
 
 
 def assert_same_files(actual, expected):

@@ -9,10 +9,10 @@ import pytest
 from golden import load_case
 
 from configs import base
+from rae_jax.components import catalogue as components
 from rae_jax.interop import lpips
 from rae_jax.interop.layout import export_params, flatten, import_params
 from rae_jax.interop.weights import load_weights
-from rae_jax.training import components
 
 
 class Surprise:

@@ -12,7 +12,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import NamedSharding, PartitionSpec
 
 from configs import base
-from rae_jax.compile_report import mesh_over
+from rae_jax.costs.compile_report import mesh_over
 from rae_jax.models.attention import attend, fused_attention, plain_attention
 from rae_jax.training import sharding
 

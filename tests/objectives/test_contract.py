@@ -9,8 +9,9 @@ import pytest
 from flax import linen as nn
 
 from configs import digits, digits_rac, digits_rpiae
-from rae_jax.objectives import OBJECTIVES
-from rae_jax.training import components, sharding
+from rae_jax.components import catalogue as components
+from rae_jax.objectives.catalogue import OBJECTIVES
+from rae_jax.training import sharding
 
 CONFIGS = {stage: digits for stage in ("encoder", "decoder", "stats", "flow", "mid_training", "flow_map")}
 CONFIGS |= {stage: digits_rac for stage in ("teacher", "coder", "tuned_coder", "flow/aligned")}

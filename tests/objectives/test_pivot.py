@@ -9,11 +9,12 @@ import optax
 import pytest
 
 from configs import digits_rpiae
+from rae_jax.components import catalogue as components
 from rae_jax.models.autoencoder import LatentStatistics, noise_augmentation
-from rae_jax.objectives import OBJECTIVES
+from rae_jax.objectives.catalogue import OBJECTIVES
 from rae_jax.objectives.objective import stage_key
 from rae_jax.objectives.pivot import last_layer
-from rae_jax.training import components, sharding
+from rae_jax.training import sharding
 
 JOINT = (("pivot.trains", ("encoder", "decoder", "bridge_encoder", "bridge_decoder")),)
 LATE = 200  # a step at which the pivot's weight is adaptive

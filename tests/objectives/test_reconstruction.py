@@ -9,13 +9,14 @@ import optax
 import pytest
 
 from configs import digits
+from rae_jax.components import catalogue as components
 from rae_jax.models import diffaug
 from rae_jax.models.autoencoder import noise_augmentation
 from rae_jax.models.lpips import NETWORKS
 from rae_jax.objectives import adversarial, reconstruction
 from rae_jax.objectives.image_loss import ImageLoss
 from rae_jax.objectives.objective import stage_key
-from rae_jax.training import components, sharding
+from rae_jax.training import sharding
 from rae_jax.training.checkpoint import Checkpoints
 
 # A network for LPIPS that compiles in no time; the published ones are in tests/models/test_lpips.py.

@@ -7,9 +7,10 @@ import pytest
 import scipy.linalg
 
 from configs import digits
+from rae_jax.components import catalogue as components
 from rae_jax.models.lpips import NETWORKS
 from rae_jax.objectives.reconstruction_quality import reconstruction_evaluation
-from rae_jax.training import components, sharding
+from rae_jax.training import sharding
 from rae_jax.training.state import TrainState
 
 metrics = pytest.importorskip("skimage.metrics")

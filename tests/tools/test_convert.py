@@ -15,12 +15,12 @@ from golden import load_case
 from runs import ROOT, environment, run
 
 from configs import base, digits
+from rae_jax.components import catalogue as components
 from rae_jax.interop.checkpoint_files import read_tensors, write_safetensors, write_tensors
 from rae_jax.interop.kinds import KINDS, export_model, identify, import_model
 from rae_jax.interop.model import Model
 from rae_jax.interop.weights import architecture_of, load_weights, read_model, save_weights
 from rae_jax.models.dit_dh import DiTDH
-from rae_jax.training import components
 from tools.convert import export_checkpoint, import_checkpoint, main
 
 TOKENIZER = {"encoder_heads": 4, "decoder_heads": 3}

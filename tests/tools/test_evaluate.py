@@ -10,10 +10,11 @@ from scipy.linalg import sqrtm
 from sklearn.neighbors import NearestNeighbors
 
 from configs import digits
+from rae_jax.components import catalogue as components
 from rae_jax.evaluation.image_sets import open_images
-from rae_jax.evaluation.samples import write_png_folder, write_samples
 from rae_jax.interop.weights import save_weights
-from rae_jax.training import components, sharding
+from rae_jax.sampling.samples import write_png_folder, write_samples
+from rae_jax.training import sharding
 from tools.evaluate import main
 
 CONFIG = "configs/digits.py:tiny"

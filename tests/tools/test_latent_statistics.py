@@ -8,11 +8,12 @@ import numpy as np
 from runs import ROOT, environment
 
 from configs import digits
+from rae_jax.components import catalogue as components
 from rae_jax.data.sources import digits as digits_of
 from rae_jax.interop.checkpoint_files import read_safetensors
 from rae_jax.interop.statistics import import_statistics
 from rae_jax.interop.weights import load_weights, save_weights
-from rae_jax.training import components, sharding
+from rae_jax.training import sharding
 
 
 def test_the_command_writes_exact_statistics_in_both_formats(tmp_path):

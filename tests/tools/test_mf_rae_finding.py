@@ -5,7 +5,7 @@ import json
 import pytest
 
 from configs import digits
-from rae_jax.configuration import trace
+from rae_jax.experiment.configuration import trace
 from tools.findings import mf_rae
 from tools.findings.runs import Run
 

@@ -11,12 +11,12 @@ from configs import digits as experiment
 from rae_jax.evaluation.evaluate import Features, in_batches, whole_epoch
 from rae_jax.evaluation.frechet import Moments, frechet_distance
 from rae_jax.evaluation.judge import train_judge
-from rae_jax.evaluation.sampling import choose_labels, sample_batches
-from rae_jax.pipeline import Pipeline, open_sources
+from rae_jax.experiment.stages import Pipeline, open_sources
+from rae_jax.files import whole_file
+from rae_jax.sampling.batches import choose_labels, sample_batches
+from rae_jax.sampling.generator import generator, guiding_component
 from rae_jax.training import sharding
-from rae_jax.training.generator import generator, guiding_component
 from rae_jax.training.progress import RunLog
-from rae_jax.whole_files import whole_file
 from tools.findings.runs import ROOT, from_digits, run
 
 PLOT = ROOT / "docs" / "guidance.png"

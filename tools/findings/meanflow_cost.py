@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from configs import digits as digits_config
+from rae_jax.components import catalogue as components
 from rae_jax.flow.path import interpolate
 from rae_jax.objectives import meanflow
-from rae_jax.training import components, sharding
+from rae_jax.training import sharding
 
 ROUNDS, BATCH_SIZE = 20, 64
 

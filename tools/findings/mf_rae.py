@@ -13,12 +13,13 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 from configs import digits as digits_config
+from rae_jax.components import catalogue as components
+from rae_jax.files import whole_file
 from rae_jax.flow.path import interpolate, velocity_target
 from rae_jax.flow.times import shift_times
 from rae_jax.interop.weights import load_weights
 from rae_jax.objectives.meanflow import exact_derivative, finite_difference
-from rae_jax.training import components, sharding
-from rae_jax.whole_files import whole_file
+from rae_jax.training import sharding
 from tools.findings.runs import ROOT, Run, from_digits, run
 
 CONFIG = "configs/digits.py"

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from rae_jax.whole_files import whole_file
+from rae_jax.files import whole_file
 from tools.findings.runs import ROOT, Run, from_digits, run
 
 CONFIG = "configs/digits.py"

@@ -16,22 +16,23 @@ from ml_collections import ConfigDict
 from sklearn.decomposition import PCA
 
 from configs import digits_rac
-from rae_jax.data.pipeline import evaluation_batches, training_batches
+from rae_jax.components import catalogue as components
+from rae_jax.data.batches import evaluation_batches, training_batches
 from rae_jax.data.sources import open_source
 from rae_jax.data.transforms import transform
 from rae_jax.evaluation import pictures
 from rae_jax.evaluation.frechet import Gaussian, Moments, frechet_distance
 from rae_jax.evaluation.image_quality import psnr
 from rae_jax.evaluation.judge import train_judge
-from rae_jax.evaluation.sampling import choose_labels
 from rae_jax.flow import both_ways
 from rae_jax.interop.weights import load_weights, save_weights
 from rae_jax.models.autoencoder import to_uint8
 from rae_jax.models.coder import decode, encode, image_of, velocity_function
 from rae_jax.models.kl_vae import to_map
-from rae_jax.objectives import OBJECTIVES
-from rae_jax.training import components, sharding
-from rae_jax.training.generator import generator, sample_keys
+from rae_jax.objectives.catalogue import OBJECTIVES
+from rae_jax.sampling.batches import choose_labels
+from rae_jax.sampling.generator import generator, sample_keys
+from rae_jax.training import sharding
 from tools.findings.runs import run
 
 CONFIG = "configs/digits_rac.py"

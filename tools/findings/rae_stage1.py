@@ -8,12 +8,13 @@ import numpy as np
 from PIL import Image
 
 from configs import photographs
+from rae_jax.components import catalogue as components
 from rae_jax.evaluation.image_quality import psnr
 from rae_jax.interop.lpips import pretrained
 from rae_jax.interop.weights import load_weights
 from rae_jax.models.autoencoder import to_uint8
 from rae_jax.models.lpips import LPIPS
-from rae_jax.training import components, sharding
+from rae_jax.training import sharding
 from tools.findings.runs import Run, run
 
 CONFIG = "configs/photographs.py"

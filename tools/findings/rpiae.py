@@ -7,10 +7,11 @@ import jax
 import numpy as np
 
 from configs import digits as digits_config
+from rae_jax.components import catalogue as components
 from rae_jax.evaluation.frechet import Moments, frechet_distance
-from rae_jax.evaluation.samples import read_samples
 from rae_jax.interop.weights import load_weights
-from rae_jax.training import components, sharding
+from rae_jax.sampling.samples import read_samples
+from rae_jax.training import sharding
 from tools.findings.runs import Run, from_digits, run
 
 CONFIG = "configs/digits_rpiae.py"

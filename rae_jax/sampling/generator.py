@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from rae_jax.components import catalogue as components
 from rae_jax.flow import flow_map, samplers
 from rae_jax.flow.guidance import autoguidance, classifier_free_guidance
 from rae_jax.flow.times import sampling_times
 from rae_jax.models.autoencoder import LatentStatistics
-from rae_jax.training import components
 from rae_jax.training.state import TrainState
 
 Params = Any
@@ -98,6 +98,11 @@ def flow_map_generator(config: ConfigDict, times: Sequence[float]) -> Generator:
         return flow_map.sample(u, noise, path)
 
     return _with_noise_and_decoder(config, to_latents)
+
+
+def few_step_names(config: ConfigDict) -> dict[str, tuple[float, ...]]:
+    """The times over which a flow map is sampled, by the ending of the samples' name: `_1step`, `_2step`, ..."""
+    return {f"_{len(times) - 1}step": tuple(times) for times in config.sampling.flow_map_times}
 
 
 def _with_noise_and_decoder(config: ConfigDict, to_latents: Callable[..., jax.Array]) -> Generator:

@@ -11,9 +11,10 @@ SCRIPT = """
 import json
 import jax, jax.numpy as jnp, numpy as np
 from configs import digits
-from rae_jax.evaluation.sampling import choose_labels, sample_batches
-from rae_jax.training import components, sharding
-from rae_jax.training.generator import generator
+from rae_jax.sampling.batches import choose_labels, sample_batches
+from rae_jax.training import sharding
+from rae_jax.components import catalogue as components
+from rae_jax.sampling.generator import generator
 
 config = digits.get_config("tiny")
 config.sampling.guidance_scale = 1.5

@@ -6,9 +6,11 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import digits, digits_rpiae
-from rae_jax.configuration import ConfigError, check, remember, trace
+from rae_jax.components import catalogue as components
+from rae_jax.experiment.configuration import check, trace
+from rae_jax.experiment.workdir import ConfigError, remember
 from rae_jax.interop.weights import save_weights
-from rae_jax.training import components, sharding
+from rae_jax.training import sharding
 
 
 def changed(**fields):
@@ -113,7 +115,7 @@ def test_every_field_of_the_base_config_is_read_somewhere():
 
     from configs import base
 
-    root = Path(__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[2]
     code = "\n".join(path.read_text() for path in (root / "rae_jax").rglob("*.py"))
 
     def names(section):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from rae_jax.evaluation.sampling import choose_labels
+from rae_jax.sampling.batches import choose_labels
 
 
 def test_equal_labels_are_in_order_and_as_even_as_can_be():

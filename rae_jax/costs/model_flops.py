@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from rae_jax.configuration import example_batch
-from rae_jax.objectives import OBJECTIVES
-from rae_jax.training import components, sharding
-from rae_jax.training.components import spec
+from rae_jax.components import catalogue as components
+from rae_jax.components.catalogue import spec
+from rae_jax.experiment.configuration import example_batch
+from rae_jax.objectives.catalogue import OBJECTIVES
+from rae_jax.training import sharding
 
 # Dense bfloat16 operations a second of a device, by `device_kind`, from the vendors' specification sheets.
 PEAK_FLOPS = {

@@ -10,10 +10,10 @@ from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
 
-from rae_jax import compile_report
-from rae_jax.configuration import example_batch
-from rae_jax.model_flops import costs, model_flops
-from rae_jax.objectives import OBJECTIVES
+from rae_jax.costs import compile_report
+from rae_jax.costs.model_flops import costs, model_flops
+from rae_jax.experiment.configuration import example_batch
+from rae_jax.objectives.catalogue import OBJECTIVES
 from rae_jax.training import sharding
 
 MIB = 2**20

@@ -19,13 +19,14 @@ from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
 
-from rae_jax.configuration import example_batch
-from rae_jax.evaluation.sampling import sampling_program
-from rae_jax.model_flops import matrix_flops, model_flops
-from rae_jax.objectives import OBJECTIVES
-from rae_jax.training import components, sharding
+from rae_jax.components import catalogue as components
+from rae_jax.costs.model_flops import matrix_flops, model_flops
+from rae_jax.experiment.configuration import example_batch
+from rae_jax.objectives.catalogue import OBJECTIVES
+from rae_jax.sampling.batches import sampling_program
+from rae_jax.sampling.generator import generator
+from rae_jax.training import sharding
 from rae_jax.training.checkpoint import structure_of
-from rae_jax.training.generator import generator
 from rae_jax.training.loop import lower_step as lower
 
 GIB = 2**30

@@ -2,7 +2,7 @@ import jax
 import pytest
 
 from configs import dith_xl
-from rae_jax import model_flops
+from rae_jax.costs import model_flops
 from rae_jax.training import sharding
 
 

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from rae_jax.compile_report import KernelCall, contradiction, mesh_over, read_schedule
-from rae_jax.model_flops import matrix_flops
+from rae_jax.costs.compile_report import KernelCall, contradiction, mesh_over, read_schedule
+from rae_jax.costs.model_flops import matrix_flops
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -19,24 +19,25 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from rae_jax import latent_cache
+from rae_jax.components import catalogue as components
+from rae_jax.data.batches import Batches, evaluation_batches, latent_batches, training_batches
 from rae_jax.data.device import DeviceBatches, batch_share
 from rae_jax.data.latents import LatentSource
-from rae_jax.data.pipeline import Batches, evaluation_batches, latent_batches, training_batches
 from rae_jax.data.sources import Source, open_source
 from rae_jax.data.transforms import transform, without_flip
 from rae_jax.evaluation import pictures
-from rae_jax.evaluation.evaluate import evaluate, generate, seed_grid
+from rae_jax.evaluation.evaluate import evaluate
+from rae_jax.experiment import latent_cache
+from rae_jax.experiment.generation import generate, seed_grid
+from rae_jax.files import whole_file
 from rae_jax.interop.weights import load_weights, save_weights
-from rae_jax.model_flops import seconds_at_peak
 from rae_jax.models.autoencoder import to_uint8
-from rae_jax.objectives import OBJECTIVES
+from rae_jax.objectives.catalogue import OBJECTIVES
 from rae_jax.objectives.objective import Objective, stage_key
-from rae_jax.training import components, sharding
+from rae_jax.training import sharding
 from rae_jax.training.loop import fit
 from rae_jax.training.progress import RunLog
 from rae_jax.training.state import TrainState
-from rae_jax.whole_files import whole_file
 
 FINISHED = "finished.json"
 FLOW_MAPS = ("flow_map", "mid_training")  # the first that is trained makes the one- and few-step samples
@@ -100,7 +101,10 @@ def open_batches(
 
 
 class Pipeline:
-    """One run in one working directory."""
+    """One run in one working directory.
+
+    `seconds_at_peak` gives how long the devices would need for a stage's step at their peak, where that is known.
+    """
 
     def __init__(
         self,
@@ -110,7 +114,9 @@ class Pipeline:
         workdir: Path,
         mesh: jax.sharding.Mesh,
         log: RunLog,
+        seconds_at_peak: Callable[[str], float | None] = lambda stage: None,
     ):
+        self._seconds_at_peak = seconds_at_peak
         self.config, self.plain, self.sources = config, plain, sources
         self.workdir, self.mesh, self.log = workdir, mesh, log
 
@@ -212,7 +218,7 @@ class Pipeline:
                 log=self.log,
                 on_pictures=self._picture_taker(stage, objective),
                 on_evaluation=self._evaluator(objective, section.train),
-                seconds_at_peak=seconds_at_peak(config, stage, self.mesh),
+                seconds_at_peak=self._seconds_at_peak(stage),
             )
         finally:
             batches.close()

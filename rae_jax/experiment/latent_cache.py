@@ -11,12 +11,12 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from rae_jax.components import catalogue as components
 from rae_jax.data.latents import Description, read_description
 from rae_jax.data.sources import Source
 from rae_jax.data.transforms import without_flip
 from rae_jax.interop.layout import flatten, unstack_blocks
 from rae_jax.interop.weights import architecture_of
-from rae_jax.training import components
 
 DATA = ("source", "train_split", "held_out_share", "image_size")
 ENCODER = ("input_size", "image_mean", "image_std")

@@ -12,8 +12,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from rae_jax.data import pipeline
-from rae_jax.data.pipeline import evaluation_batches, training_batches
+from rae_jax.data import batches as pipeline
+from rae_jax.data.batches import evaluation_batches, training_batches
 from rae_jax.data.sources import ArraySource
 from rae_jax.data.transforms import Transform, transform
 
@@ -279,8 +279,8 @@ def test_closing_stops_the_workers():
 
 
 SCRIPT = """
-from rae_jax.data import pipeline
-from rae_jax.data.pipeline import training_batches
+from rae_jax.data import batches as pipeline
+from rae_jax.data.batches import training_batches
 from rae_jax.data.sources import open_source
 from rae_jax.data.transforms import transform
 

@@ -5,9 +5,9 @@ import pytest
 import runs
 
 from configs import digits
-from rae_jax.configuration import example_batch
-from rae_jax.dry_run import state_bytes
-from rae_jax.objectives import OBJECTIVES
+from rae_jax.costs.dry_run import state_bytes
+from rae_jax.experiment.configuration import example_batch
+from rae_jax.objectives.catalogue import OBJECTIVES
 from rae_jax.training import sharding
 
 

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from configs import digits
+from rae_jax.components import catalogue as components
 from rae_jax.models.autoencoder import LatentStatistics
-from rae_jax.training import components, sharding
-from rae_jax.training.generator import generator, guiding_component, sample_keys
+from rae_jax.sampling.generator import generator, guiding_component, sample_keys
+from rae_jax.training import sharding
 
 SCALE, INTERVAL, LABELS = 2.5, (0.3, 0.9), np.array([3, 1, 4], np.int32)
 

@@ -3,8 +3,9 @@ import os
 import numpy as np
 import pytest
 
-from rae_jax.evaluation.samples import Samples, read_samples, read_statistics, write_samples
-from rae_jax.whole_files import whole_file
+from rae_jax.evaluation.reference import read_statistics
+from rae_jax.files import whole_file
+from rae_jax.sampling.samples import Samples, read_samples, write_samples
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 4, 6, 3), dtype=np.uint8)
 LABELS = np.arange(5)

@@ -1,46 +1,32 @@
-"""Checks a configuration before anything is computed, and keeps it beside the run that it made."""
+"""Checks a configuration before anything is computed."""
 
 import difflib
 import json
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax.errors import FlaxError
 from ml_collections import ConfigDict
 
-from rae_jax import latent_cache
+from rae_jax.components import catalogue as components
 from rae_jax.data.sources import count_classes
 from rae_jax.data.transforms import transform
-from rae_jax.evaluation.sampling import choose_labels
+from rae_jax.experiment import latent_cache
+from rae_jax.experiment.workdir import CONFIG, ConfigError
 from rae_jax.flow.flow_map import jump_times
 from rae_jax.interop.weights import check_weights
-from rae_jax.objectives import OBJECTIVES
+from rae_jax.objectives.catalogue import OBJECTIVES
 from rae_jax.objectives.objective import Objective
-from rae_jax.training import components, sharding
-from rae_jax.training.generator import generator, guiding_component, sample_keys
+from rae_jax.sampling.batches import choose_labels
+from rae_jax.sampling.generator import generator, guiding_component, sample_keys
+from rae_jax.training import sharding
 from rae_jax.training.sharding import BATCH_AXES, mesh_shape
 from rae_jax.training.state import TrainState
-from rae_jax.whole_files import whole_file
 
-FILE = "config.json"
-PACKAGE = str(Path(__file__).parents[1])
-# What may change between two starts of one run: where it runs and how it is watched, not what is computed.
-MAY_CHANGE = (
-    "mesh", "sampling", "evaluation", "data.num_workers", "data.path", "data.max_unreadable_share", "data.check_images",
-    "data.latents",
-)  # fmt: skip
-MAY_CHANGE_IN_TRAIN = (
-    "log_every", "checkpoint_every", "keep_checkpoints", "pictures_every", "max_gradient_norm", "max_loss",
-    "profile_step", "best_metric", "evaluate_every", "evaluation_images", "max_skipped_steps",
-)  # fmt: skip
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot run; the message names the file, the field and what to do."""
+PACKAGE = str(Path(__file__).parents[2])
 
 
 def nearest(name: str, known: list[str]) -> str:
@@ -57,7 +43,7 @@ def take_classes_of_data(config: ConfigDict, workdir: Path) -> None:
       ValueError: there is neither a run nor data.
     """
     if config.flow.num_classes == -1:
-        data, path = config.data, workdir / FILE
+        data, path = config.data, workdir / CONFIG
         if path.exists():
             config.flow.num_classes = json.loads(path.read_text())["flow"]["num_classes"]
         else:
@@ -262,45 +248,3 @@ def trace(config: ConfigDict, stage: str) -> Objective:
 
     jax.eval_shape(run, jax.random.key(0), example_batch(config, stage, objective))
     return objective
-
-
-def remember(config: ConfigDict, workdir: Path, *, file: str, write: bool) -> dict[str, Any]:
-    """Checks that the working directory was made by `config`, or is new, and returns `config` as plain values.
-
-    With `write` it is kept there for the next start; of several processes one writes.
-
-    Raises:
-      ConfigError: the directory was made by another config; the fields that differ are listed, nothing is changed.
-    """
-    plain = json.loads(config.to_json_best_effort())
-    path = workdir / FILE
-    if path.exists():
-        before, now = _flat(json.loads(path.read_text())), _flat(plain)
-        differing = [
-            f"  {name}: {before.get(name, 'absent')!r} there, {now.get(name, 'absent')!r} now"
-            for name in sorted(before.keys() | now.keys())
-            if before.get(name) != now.get(name) and not _may_change(name)
-        ]
-        if differing:
-            raise ConfigError(
-                f"{file}: the working directory {workdir} was made by another config:\n"
-                + "\n".join(differing)
-                + "\nuse another --workdir, or set these fields as they were"
-            )
-    if write:
-        with whole_file(path) as stream:
-            stream.write((json.dumps(plain, indent=2) + "\n").encode())
-    return plain
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for name, value in values.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return flat
-
-
-def _may_change(name: str) -> bool:
-    if any(name == field or name.startswith(field + ".") for field in MAY_CHANGE):
-        return True
-    return any(name.endswith(f".train.{field}") for field in MAY_CHANGE_IN_TRAIN)

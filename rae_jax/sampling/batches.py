@@ -10,10 +10,11 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from rae_jax.components import catalogue as components
+from rae_jax.files import whole_file
 from rae_jax.models.autoencoder import to_uint8
-from rae_jax.training import components, sharding
-from rae_jax.training.generator import Generator, guiding_component, sample_keys
-from rae_jax.whole_files import whole_file
+from rae_jax.sampling.generator import Generator, guiding_component, sample_keys
+from rae_jax.training import sharding
 
 Load = Callable[..., Any]
 LABELS = ("equal", "random", "unconditional")

@@ -1,0 +1,104 @@
+"""The working directory of a run: one run at a time in it, and the config that made it."""
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from rae_jax.files import whole_file
+
+LOCK, CONFIG = ".lock", "config.json"
+# What may change between two starts of one run: where it runs and how it is watched, not what is computed.
+MAY_CHANGE = (
+    "mesh", "sampling", "evaluation", "data.num_workers", "data.path", "data.max_unreadable_share", "data.check_images",
+    "data.latents",
+)  # fmt: skip
+MAY_CHANGE_IN_TRAIN = (
+    "log_every", "checkpoint_every", "keep_checkpoints", "pictures_every", "max_gradient_norm", "max_loss",
+    "profile_step", "best_metric", "evaluate_every", "evaluation_images", "max_skipped_steps",
+)  # fmt: skip
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot run; the message names the file, the field and what to do."""
+
+
+@contextlib.contextmanager
+def locked(workdir: Path) -> Iterator[None]:
+    """Holds `workdir` (made if need be) for this process. The lock ends with the process, however that ends.
+
+    Of the several processes of one run, one takes it. It is the operating system's record lock, which also holds
+    between machines that share a file system with locks; where there are none, nothing is locked.
+
+    Raises:
+      ValueError: another process holds it.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    with (workdir / LOCK).open("a+") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            raise ValueError(
+                f"the working directory {workdir} is in use by {holder}; wait for it, stop it, or use another --workdir"
+            ) from None
+        except OSError:  # a file system without locks
+            yield
+            return
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}, started {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
+        file.flush()
+        try:
+            yield
+        finally:
+            file.truncate(0)
+
+
+def remember(config: ConfigDict, workdir: Path, *, file: str, write: bool) -> dict[str, Any]:
+    """Checks that the working directory was made by `config`, or is new, and returns `config` as plain values.
+
+    With `write` it is kept there for the next start; of several processes one writes.
+
+    Raises:
+      ConfigError: the directory was made by another config; the fields that differ are listed, nothing is changed.
+    """
+    plain = json.loads(config.to_json_best_effort())
+    path = workdir / CONFIG
+    if path.exists():
+        before, now = _flat(json.loads(path.read_text())), _flat(plain)
+        differing = [
+            f"  {name}: {before.get(name, 'absent')!r} there, {now.get(name, 'absent')!r} now"
+            for name in sorted(before.keys() | now.keys())
+            if before.get(name) != now.get(name) and not _may_change(name)
+        ]
+        if differing:
+            raise ConfigError(
+                f"{file}: the working directory {workdir} was made by another config:\n"
+                + "\n".join(differing)
+                + "\nuse another --workdir, or set these fields as they were"
+            )
+    if write:
+        with whole_file(path) as stream:
+            stream.write((json.dumps(plain, indent=2) + "\n").encode())
+    return plain
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
+
+
+def _may_change(name: str) -> bool:
+    if any(name == field or name.startswith(field + ".") for field in MAY_CHANGE):
+        return True
+    return any(name.endswith(f".train.{field}") for field in MAY_CHANGE_IN_TRAIN)
