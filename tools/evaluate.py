@@ -2,56 +2,73 @@
 
     python -m tools.evaluate samples.npz --reference=VIRTUAL_imagenet256_labeled.npz --inception=pt_inception.pth \\
         --metrics=fid,sfid,is,precision,recall
+    python -m tools.evaluate runs/x/reconstructions.npz --inception=pt_inception.pth --metrics=rfid,psnr,ssim,lpips
     python -m tools.evaluate reconstructions/ --reference=originals/ --metrics=psnr,ssim,lpips
-    python -m tools.evaluate samples.npz --reference=held_out/ --metrics=fd,fd_precision,fd_recall \\
+    python -m tools.evaluate samples.npz --reference=held_out/ --metrics=fd_encoder,precision_encoder,recall_encoder \\
         --encoder_config=configs/digits.py --encoder=runs/digits/encoder/weights
 
-Metrics: fid, sfid, is, precision, recall (ADM's; --inception), rfid (FID to the reference's images, never to statistics
-stored beside them; --inception), psnr, ssim, lpips (image by image, in order), fd, fd_precision, fd_recall (Fréchet
-distance, precision and recall in the mean token of any encoder). What is computed of the reference is kept in --cache.
+Metrics (`rae_jax/evaluation/metrics.py` has their definitions): fid, sfid, is, precision, recall (ADM's; --inception),
+rfid (FID to the reference's images, never to statistics stored in the file; --inception), psnr, ssim, lpips (AlexNet),
+lpips_vgg16 (image by image), fd_encoder, rfd_encoder, precision_encoder, recall_encoder (in the mean token of any
+encoder; --encoder_config). A run's `reconstructions.npz` holds its reference, the originals. What is computed of a
+reference is kept in --cache.
 """
 
 import argparse
 import importlib.util
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from rich.console import Console
 from rich.progress import track
 
 from rae_jax.components import catalogue as components
-from rae_jax.evaluation.features import FeatureNetwork, Features, fingerprint, gather, gather_once, inception
-from rae_jax.evaluation.frechet import Gaussian, frechet_distance, require_samples
-from rae_jax.evaluation.image_quality import psnr, ssim
-from rae_jax.evaluation.image_sets import ImageSet, open_images
-from rae_jax.evaluation.inception_score import inception_score
-from rae_jax.evaluation.precision_recall import precision_recall
+from rae_jax.evaluation.evaluator import Evaluator, Needs, Summary, image_batches
+from rae_jax.evaluation.features import fingerprint, mean_token, of_inception, summary_once
+from rae_jax.evaluation.image_sets import PAIRS, ImageSet, check_pairs, holds_pairs, open_images
+from rae_jax.evaluation.metrics import (
+    JUDGED,
+    METRICS,
+    REFERENCE,
+    Metric,
+    OfImages,
+    check_counts,
+    computed,
+    measured,
+    needed,
+    of_pairs,
+)  # fmt: skip
 from rae_jax.evaluation.reference import read_statistics
 from rae_jax.files import whole_file
+from rae_jax.interop.checkpoint_files import read_tensors
+from rae_jax.interop.inception_fid import import_inception
 from rae_jax.interop.lpips import pretrained
 from rae_jax.interop.weights import load_weights
-from rae_jax.models.lpips import LPIPS
-from rae_jax.sampling.samples import open_npz
+from rae_jax.models.inception import Inception
 from rae_jax.training import sharding
 
-PAIRED = ("psnr", "ssim", "lpips")
-OF_INCEPTION = ("fid", "sfid", "is", "precision", "recall", "rfid")
-OF_ENCODER = ("fd", "fd_precision", "fd_recall")
-METRICS = (*OF_INCEPTION, *PAIRED, *OF_ENCODER)
+LPIPS = {"alexnet": "lpips", "vgg16": "lpips_vgg16"}  # networks, and the metrics that need their parameters
+OFFERED = (
+    "fid", "sfid", "is", "precision", "recall", "rfid", "psnr", "ssim", *LPIPS.values(), "fd_encoder", "rfd_encoder",
+    "precision_encoder", "recall_encoder",
+)  # fmt: skip
+STATISTICS = ("fid", "sfid")  # what stored statistics can stand in for images in
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m tools.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("samples", type=Path, help="an .npz with arr_0, or a folder of images")
-    parser.add_argument("--reference", type=Path, help="likewise; an .npz may also hold mu, sigma, mu_s, sigma_s")
-    parser.add_argument("--metrics", required=True, help=f"joined by commas: {', '.join(METRICS)}")
+    parser.add_argument("samples", type=Path, help="an .npz with arr_0, a run's reconstructions.npz, or a folder")
+    parser.add_argument(
+        "--reference", type=Path, help="likewise; an .npz may also hold mu, sigma (ref_mu, ref_sigma), mu_s, sigma_s"
+    )
+    parser.add_argument("--metrics", required=True, help=f"joined by commas: {', '.join(OFFERED)}")
     parser.add_argument("--inception", type=Path, help="the FID Inception file, pt_inception-2015-12-05*.pth")
     parser.add_argument("--encoder_config", help="the experiment whose encoder is to look: configs/NAME.py[:VARIANT]")
     parser.add_argument("--encoder", type=Path, help="its weights, in place of those that the experiment names")
@@ -64,7 +81,7 @@ def main(arguments: list[str] | None = None) -> None:
     except (ValueError, ImportError) as error:
         sys.exit(f"error: {error}")
     for name, value in results.items():
-        Console().print(f"{name:14} {value:.4f}", highlight=False)
+        Console().print(f"{name:18} {value:.4f}", highlight=False)
     if options.output:
         with whole_file(options.output) as file:
             file.write((json.dumps(results, indent=2) + "\n").encode())
@@ -76,126 +93,109 @@ def evaluate(options: argparse.Namespace) -> dict[str, float]:
     Raises:
       ValueError: see the messages.
     """
-    wanted = options.metrics.split(",")
-    if unknown := [name for name in wanted if name not in METRICS]:
-        raise ValueError(f"--metrics: there are no {unknown}; there are {', '.join(METRICS)}")
+    metrics = _asked_for(options)
+    judged, reference, stored = _opened(options, metrics)
+    by_statistics = [metric for metric in metrics if stored and metric.name in STATISTICS]
+    by_images = [metric for metric in metrics if metric not in by_statistics]
+    paired = any(metric.values for metric in metrics)
+    if paired:
+        check_pairs(judged, reference)
+    mesh = sharding.make_mesh({"data": -1, "fsdp": 1, "tensor": 1})
+    params, features, identities = _networks(options, metrics, mesh)
+    _check_enough(by_images, by_statistics, judged, reference, params, features)
+    pairs = of_pairs({network: name for network, name in LPIPS.items() if name in params})
+
+    def gathered(sets: dict[str, ImageSet], needs: dict[str, Needs], what: str) -> dict[str, Summary]:
+        def measure(params: Any, batch: dict[str, jax.Array]) -> dict[str, dict[str, jax.Array]]:
+            images = {name: batch[name] for name in sets}
+            return measured(params, images, needs, features=features, pairs=pairs)
+
+        size = options.batch_size
+        batches = _tracked(image_batches(sets, mesh, batch_size=size), what, -(-len(next(iter(sets.values()))) // size))
+        return Evaluator(mesh, measure, needs)(params, batches)
+
+    needs = needed(metrics)
+    if paired:  # both at once, since every pair is looked at together
+        needs[REFERENCE] = needed(by_images)[REFERENCE]
+        found = gathered({JUDGED: judged, REFERENCE: reference}, needs, "pairs")
+        of_judged, of_reference = found[JUDGED], found[REFERENCE]
+    else:
+        of_judged, of_reference = gathered({JUDGED: judged}, {JUDGED: needs[JUDGED]}, "samples")[JUDGED], Summary()
+        if (wanted := needed(by_images)[REFERENCE]) != Needs():
+            of_reference = summary_once(
+                reference, wanted, identities, options.cache,
+                lambda missing: gathered({REFERENCE: reference}, {REFERENCE: missing}, "reference")[REFERENCE],
+            )  # fmt: skip
+    results = computed(by_images, of_judged, of_reference)
+    results |= computed(by_statistics, of_judged, Summary(gaussians=stored))
+    return {metric.name: results[metric.name] for metric in metrics}
+
+
+def _asked_for(options: argparse.Namespace) -> list[Metric]:
+    names = options.metrics.split(",")
+    if unknown := [name for name in names if name not in OFFERED]:
+        raise ValueError(f"--metrics: there are no {unknown}; there are {', '.join(OFFERED)}")
     if options.batch_size < 1:
         raise ValueError(f"--batch_size={options.batch_size}; it must be at least 1")
-    of_inception, of_encoder, paired = (
-        [name for name in group if name in wanted] for group in (OF_INCEPTION, OF_ENCODER, PAIRED)
-    )
-    if of_inception and options.inception is None:
-        raise ValueError(f"{', '.join(of_inception)} need --inception=FILE, the official Inception weights")
-    if of_encoder and options.encoder_config is None:
-        raise ValueError(f"{', '.join(of_encoder)} need --encoder_config=FILE, an experiment with the encoder")
-    if options.reference is None and wanted != ["is"]:
-        raise ValueError(f"{', '.join(name for name in wanted if name != 'is')} need --reference")
-    samples = open_images(options.samples)
-    stored = _stored_statistics(options.reference) if {"fid", "sfid"} & set(wanted) else None
-    needs_images = [name for name in wanted if name != "is" and not (stored and name in ("fid", "sfid"))]
-    reference = open_images(options.reference) if needs_images else None
-    if paired and reference.shape != samples.shape:
-        raise ValueError(f"{', '.join(paired)} compare image by image, but {samples.path} holds {samples.shape} and "
-                         f"{reference.path} {reference.shape}")  # fmt: skip
-    mesh = sharding.make_mesh({"data": -1, "fsdp": 1, "tensor": 1})
-    networks = []
-    if of_inception:
-        networks.append(("", of_inception, inception(options.inception, mesh)))
-    if of_encoder:
-        networks.append(("fd_", of_encoder, _encoder(options.encoder_config, options.encoder, mesh)))
-    for _, names, network in networks:
-        _require_enough(names, network, samples, reference)
-    results = {}
-    if paired:
-        results |= _paired(paired, samples, reference, mesh, options.batch_size)
-    for prefix, names, network in networks:
-        of_samples = gather(_tracked(samples, "samples", options.batch_size), network, mesh,
-                            batch_size=options.batch_size)  # fmt: skip
-        of_reference = None
-        if set(names) & set(needs_images):
-            of_reference = gather_once(reference, network, mesh, options.cache, batch_size=options.batch_size)
-        results |= _compare(prefix, names, of_samples, of_reference, stored)
-    return {name: results[name] for name in wanted}
-
-
-def _tracked(images: ImageSet, name: str, batch_size: int) -> ImageSet:
-    """The same images, with a progress bar while they are read."""
-
-    def batches(size: int) -> Any:
-        return track(
-            images.batches(size), description=name, total=-(-len(images) // size), console=Console(stderr=True)
-        )
-
-    return ImageSet(images.path, images.shape, batches)
-
-
-def _stored_statistics(reference: Path) -> tuple[Gaussian, Gaussian] | None:
-    if not reference.is_file():
-        return None
-    with open_npz(reference) as archive:
-        stored = "mu" in archive
-    return read_statistics(reference) if stored else None
-
-
-def _require_enough(names: list[str], network: FeatureNetwork, samples: ImageSet, reference: ImageSet | None) -> None:
-    sizes = jax.eval_shape(network.apply, network.params, jax.ShapeDtypeStruct((1, *samples.shape[1:]), jnp.uint8))
-    feature = {"fid": "pool", "rfid": "pool", "sfid": "spatial", "fd": "mean_token"}
-    for name in names:
-        for images in (samples, reference):
-            if name in feature and images is not None:
-                require_samples(len(images), sizes[feature[name]].shape[1], f"{images.path}: {name}")
-
-
-def _compare(
-    prefix: str, names: list[str], samples: Features, reference: Features | None,
-    stored: tuple[Gaussian, Gaussian] | None,
-) -> dict[str, float]:  # fmt: skip
-    """The metrics `names`, which begin with `prefix`, from features of both sets."""
-    results, main_feature = {}, "mean_token" if prefix else "pool"
-    for name, feature, at in (
-        ("fid", "pool", 0),
-        ("sfid", "spatial", 1),
-        ("rfid", "pool", None),
-        ("fd", "mean_token", None),
+    metrics = [METRICS[name] for name in names]
+    for network, option, what in (
+        ("inception", "inception", "--inception=FILE, the official Inception weights"),
+        ("encoder", "encoder_config", "--encoder_config=FILE, an experiment with the encoder"),
     ):
-        if name in names:
-            other = stored[at] if stored and at is not None else reference.moments[feature].gaussian()
-            results[name] = frechet_distance(samples.moments[feature].gaussian(), other)
-    if "is" in names:
-        results["is"] = inception_score(samples.kept["logits"])
-    if {f"{prefix}precision", f"{prefix}recall"} & set(names):
-        both = precision_recall(reference.kept[main_feature], samples.kept[main_feature])
-        results |= dict(zip((f"{prefix}precision", f"{prefix}recall"), both, strict=True))
-    return results
+        lacking = [metric.name for metric in metrics if network in _networks_of(metric)]
+        if lacking and getattr(options, option) is None:
+            raise ValueError(f"{', '.join(lacking)} need {what}")
+    return metrics
 
 
-def _paired(
-    names: list[str], samples: ImageSet, reference: ImageSet, mesh: jax.sharding.Mesh, batch_size: int
-) -> dict[str, float]:
-    """Means over all pairs of images."""
-    shards, rows = sharding.num_batch_shards(mesh), sharding.batch_sharding(mesh)
-    batch_size = -(-batch_size // shards) * shards
-    lpips = sharding.place(pretrained("alexnet"), sharding.replicated(mesh)) if "lpips" in names else None
-
-    @jax.jit
-    def measure(lpips: Any, a: jax.Array, b: jax.Array) -> dict[str, jax.Array]:
-        def perceptual() -> jax.Array:
-            scaled = (x.astype(jnp.float32) / 127.5 - 1 for x in (a, b))
-            return LPIPS("alexnet").apply({"params": lpips}, *scaled)
-
-        every = {"psnr": lambda: psnr(a, b), "ssim": lambda: ssim(a, b), "lpips": perceptual}
-        return {name: every[name]() for name in names}
-
-    values: dict[str, list[np.ndarray]] = {name: [] for name in names}
-    for a, b in zip(samples.batches(batch_size), reference.batches(batch_size), strict=True):
-        padded = [np.concatenate([x, np.repeat(x[-1:], batch_size - len(x), axis=0)]) for x in (a, b)]
-        measured = sharding.to_host(measure(lpips, *(sharding.place(x, rows) for x in padded)))
-        for name in names:
-            values[name].append(measured[name][: len(a)])
-    return {name: float(np.mean(np.concatenate(parts))) for name, parts in values.items()}
+def _networks_of(metric: Metric) -> set[str]:
+    return {quantity.partition(".")[0] for quantity in (*metric.moments, *metric.rows)}
 
 
-def _encoder(config_file: str, weights: Path | None, mesh: jax.sharding.Mesh) -> FeatureNetwork:
+def _opened(options: argparse.Namespace, metrics: list[Metric]) -> tuple[ImageSet, ImageSet | None, dict[str, Any]]:
+    """The judged images, the reference's if any are needed, and its stored statistics if it has any that are wanted."""
+    originals, reconstructions = PAIRS
+    pairs, path = holds_pairs(options.samples), options.reference
+    judged = open_images(options.samples, reconstructions if pairs else "arr_0")
+    comparing = [metric.name for metric in metrics if not metric.alone]
+    if path is None and comparing and not pairs:
+        raise ValueError(f"{', '.join(comparing)} need --reference")
+    if path is None:
+        return judged, open_images(options.samples, originals) if pairs else None, {}
+    by_statistics = [metric for metric in metrics if metric.name in STATISTICS]
+    stored = read_statistics(path) if by_statistics and path.is_file() else {}
+    for metric in by_statistics if stored else ():
+        if missing := [feature for feature in metric.moments if feature not in stored]:
+            raise ValueError(
+                f"{path} holds statistics of {', '.join(stored)} but none of {', '.join(missing)} (mu_s, sigma_s), "
+                f"which {metric.name} needs; take ADM's reference file, or a reference of images"
+            )
+    if set(comparing) <= {metric.name for metric in by_statistics} and stored:
+        return judged, None, stored
+    return judged, open_images(path, originals if holds_pairs(path) else "arr_0"), stored
+
+
+def _networks(
+    options: argparse.Namespace, metrics: list[Metric], mesh: jax.sharding.Mesh
+) -> tuple[dict[str, Any], dict[str, OfImages], dict[str, str]]:
+    """Parameters, features and identities of the networks that `metrics` look through."""
+    networks, names = set().union(*map(_networks_of, metrics)), {metric.name for metric in metrics}
+    params: dict[str, Any] = {name: pretrained(network) for network, name in LPIPS.items() if name in names}
+    features: dict[str, OfImages] = {}
+    identities: dict[str, str] = {}
+    if "inception" in networks:
+        images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.uint8)
+        structure = jax.eval_shape(Inception().init, jax.random.key(0), images)["params"]
+        params["inception"] = import_inception(read_tensors(options.inception), structure)
+        features["inception"], identities["inception"] = of_inception, fingerprint(options.inception)
+    if "encoder" in networks:
+        params["encoder"], features["encoder"], identities["encoder"] = _encoder(
+            options.encoder_config, options.encoder
+        )
+    return sharding.place(params, sharding.replicated(mesh)), features, identities
+
+
+def _encoder(config_file: str, weights: Path | None) -> tuple[Any, OfImages, str]:
     """The mean token of an experiment's encoder, images resized as the experiment does."""
     file, _, variant = config_file.partition(":")
     if not Path(file).is_file():
@@ -211,14 +211,31 @@ def _encoder(config_file: str, weights: Path | None, mesh: jax.sharding.Mesh) ->
     params = load_weights(source, structure, "encoder", components.module(config, "encoder"))
     autoencoder = components.autoencoder(config)
 
-    def apply(params: Any, images: jax.Array) -> dict[str, jax.Array]:
-        images = images.astype(jnp.float32) / 255.0
-        tokens = autoencoder.apply({"params": {"encoder": params}}, images, method="tokens")
-        return {"mean_token": jnp.mean(tokens, axis=1)}
+    def tokens(params: Any, images: jax.Array) -> jax.Array:
+        return autoencoder.apply({"params": {"encoder": params["encoder"]}}, images, method="tokens")
 
-    identity = f"{fingerprint(source)} {config.encoder.to_json_best_effort()}"
-    placed = sharding.place(params, sharding.replicated(mesh))
-    return FeatureNetwork(identity, placed, apply, ("mean_token",), ("mean_token",))
+    return params, mean_token(tokens), f"{fingerprint(source)} {config.encoder.to_json_best_effort()}"
+
+
+def _check_enough(
+    by_images: list[Metric], by_statistics: list[Metric], judged: ImageSet, reference: ImageSet | None,
+    params: dict[str, Any], features: dict[str, OfImages],
+) -> None:  # fmt: skip
+    """Raises ValueError unless every set has more images than any feature whose covariance is needed of it."""
+    image = jax.ShapeDtypeStruct((1, *judged.shape[1:]), jnp.uint8)
+    sizes = {
+        f"{network}.{feature}": rows.shape[1]
+        for network, of_images in features.items()
+        for feature, rows in jax.eval_shape(of_images, params, image).items()
+    }
+    for metrics, images in ((by_images + by_statistics, judged), (by_images, reference)):
+        if images is not None:
+            check_counts(metrics, sizes, judged=len(images), reference=len(images), where=str(images.path))
+
+
+def _tracked(batches: Iterator[Any], name: str, total: int) -> Iterator[Any]:
+    """The same batches, with a progress bar."""
+    yield from track(batches, description=name, total=total, console=Console(stderr=True))
 
 
 if __name__ == "__main__":

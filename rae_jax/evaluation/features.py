@@ -1,8 +1,7 @@
-"""Features of whole image sets, on all devices, with memory for one batch, the moments, and the features kept."""
+"""What metrics look through: networks that give features of images; what they gave of a reference is kept on disk."""
 
-import dataclasses
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,56 +9,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rae_jax.evaluation.frechet import Moments
+from rae_jax.evaluation.evaluator import Needs, Summary
+from rae_jax.evaluation.frechet import Gaussian
 from rae_jax.evaluation.image_sets import ImageSet
+from rae_jax.evaluation.metrics import OfImages, Params
 from rae_jax.files import whole_file
-from rae_jax.interop.checkpoint_files import read_tensors
-from rae_jax.interop.inception_fid import import_inception
 from rae_jax.models.inception import Inception
-from rae_jax.training import sharding
 
 
-@dataclasses.dataclass(frozen=True)
-class FeatureNetwork:
-    """A frozen network that metrics look through.
-
-    Attributes:
-      identity: tells it from any other, weights included.
-      params: its parameters, on the devices.
-      apply: `(params, images uint8 [B, H, W, 3]) -> {name: features [B, D]}`.
-      moments: the features whose mean and covariance are wanted.
-      kept: the features that are wanted themselves.
-    """
-
-    identity: str
-    params: Any
-    apply: Callable[[Any, jax.Array], dict[str, jax.Array]]
-    moments: tuple[str, ...]
-    kept: tuple[str, ...]
+def of_inception(params: Params, images: jax.Array) -> dict[str, jax.Array]:
+    """`pool`, `spatial` and `logits` of the FID Inception network of uint8 images; parameters "inception"."""
+    return Inception().apply({"params": params["inception"]}, images)._asdict()
 
 
-@dataclasses.dataclass(frozen=True)
-class Features:
-    """`moments` of features by name, and those that were `kept`, `[N, D]` float32."""
+def mean_token(tokens: Callable[[Params, jax.Array], jax.Array]) -> OfImages:
+    """The mean `mean_token: [B, D]` of the tokens that `(params, images in [0, 1]) -> [B, N, D]` gives."""
 
-    moments: dict[str, Moments]
-    kept: dict[str, np.ndarray]
+    def of_images(params: Params, images: jax.Array) -> dict[str, jax.Array]:
+        return {"mean_token": jnp.mean(tokens(params, images.astype(jnp.float32) / 255.0), axis=1)}
 
-
-def inception(weights: str | Path, mesh: jax.sharding.Mesh) -> FeatureNetwork:
-    """The FID Inception network from its official file (`pt_inception-2015-12-05`), features as ADM names them.
-
-    Raises:
-      ValueError: no such file, or not these weights.
-    """
-    images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.uint8)
-    structure = jax.eval_shape(Inception().init, jax.random.key(0), images)["params"]
-    params = sharding.place(import_inception(read_tensors(weights), structure), sharding.replicated(mesh))
-
-    def apply(params: Any, images: jax.Array) -> dict[str, jax.Array]:
-        return Inception().apply({"params": params}, images)._asdict()
-
-    return FeatureNetwork(fingerprint(weights), params, apply, ("pool", "spatial"), ("pool", "logits"))
+    return of_images
 
 
 def fingerprint(path: str | Path) -> str:
@@ -70,61 +39,43 @@ def fingerprint(path: str | Path) -> str:
     return hashlib.sha256("\n".join(stamps).encode()).hexdigest()[:16]
 
 
-def gather(
-    images: ImageSet,
-    network: FeatureNetwork,
-    mesh: jax.sharding.Mesh,
-    *,
-    batch_size: int,
-    on_batch: Callable[[int], None] = lambda done: None,
-) -> Features:
-    """The features of all of `images`; `on_batch` is told how many are done."""
-    shards, rows = sharding.num_batch_shards(mesh), sharding.batch_sharding(mesh)
-    batch_size = -(-batch_size // shards) * shards
-    run = jax.jit(network.apply)
-    moments: dict[str, Moments] = {}
-    kept: dict[str, list[np.ndarray]] = {name: [] for name in network.kept}
-    done = 0
-    for batch in images.batches(batch_size):
-        padded = np.concatenate([batch, np.repeat(batch[-1:], batch_size - len(batch), axis=0)])
-        features = sharding.to_host(run(network.params, sharding.place(padded, rows)))
-        for name in network.moments:
-            part = Moments.of(features[name][: len(batch)])
-            moments[name] = moments[name].merge(part) if name in moments else part
-        for name in network.kept:
-            kept[name].append(features[name][: len(batch)].astype(np.float32))
-        on_batch(done := done + len(batch))
-    return Features(moments, {name: np.concatenate(parts) for name, parts in kept.items()})
+def summary_once(
+    images: ImageSet, needs: Needs, identities: Mapping[str, str], cache: Path, evaluate: Callable[[Needs], Summary]
+) -> Summary:
+    """`evaluate(needs)` of `images`, each quantity kept in the folder `cache` for the next time that it is needed.
 
+    Args:
+      identities: what tells each network from any other, weights included.
+    """
 
-def gather_once(
-    images: ImageSet, network: FeatureNetwork, mesh: jax.sharding.Mesh, cache: Path, **arguments: Any
-) -> Features:
-    """`gather`, kept in the folder `cache` for the next time that this network looks at these images."""
-    name = hashlib.sha256(f"{fingerprint(images.path)} {network.identity}".encode()).hexdigest()[:16]
-    file = cache / f"{images.path.stem}.{name}.npz"
-    if file.exists():
-        with np.load(file) as stored:
-            return _unpacked(stored, network)
-    features = gather(images, network, mesh, **arguments)
-    with whole_file(file) as stream:
-        np.savez(stream, **_packed(features))
-    return features
+    def file(kind: str, quantity: str) -> Path:
+        network = identities[quantity.partition(".")[0]]
+        made_of = f"{fingerprint(images.path)} {images.array} {network} {quantity} {kind}"
+        return cache / f"{images.path.stem}.{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.npz"
 
-
-def _packed(features: Features) -> dict[str, np.ndarray]:
-    moments = {
-        f"{name}.{field}": np.asarray(getattr(values, field))
-        for name, values in features.moments.items()
-        for field in ("count", "mean", "scatter")
-    }
-    return moments | {f"{name}.rows": rows for name, rows in features.kept.items()}
-
-
-def _unpacked(stored: Any, network: FeatureNetwork) -> Features:
-    def moments(name: str) -> Moments:
-        return Moments(int(stored[f"{name}.count"]), stored[f"{name}.mean"], stored[f"{name}.scatter"])
-
-    return Features(
-        {name: moments(name) for name in network.moments}, {name: stored[f"{name}.rows"] for name in network.kept}
+    missing = Needs(
+        moments=frozenset(name for name in needs.moments if not file("moments", name).exists()),
+        rows=frozenset(name for name in needs.rows if not file("rows", name).exists()),
     )
+    if missing != Needs():
+        found = evaluate(missing)
+        for name, gaussian in found.gaussians.items():
+            _write(file("moments", name), mean=gaussian.mean, covariance=gaussian.covariance)
+        for name, rows in found.rows.items():
+            _write(file("rows", name), rows=rows)
+    moments = {name: _read(file("moments", name)) for name in needs.moments}
+    return Summary(
+        count=len(images),
+        gaussians={name: Gaussian(stored["mean"], stored["covariance"]) for name, stored in moments.items()},
+        rows={name: _read(file("rows", name))["rows"] for name in needs.rows},
+    )
+
+
+def _write(file: Path, **arrays: np.ndarray) -> None:
+    with whole_file(file) as stream:
+        np.savez(stream, **arrays)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    with np.load(file) as stored:
+        return dict(stored)

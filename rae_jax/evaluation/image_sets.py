@@ -1,17 +1,23 @@
-"""Sets of images on disk, larger than memory perhaps: an ADM `.npz` or a folder of picture files, read in order."""
+"""Sets of images on disk, larger than memory perhaps: an `.npz` or a folder of picture files, read and streamed."""
 
+import contextlib
 import dataclasses
 import math
+import re
+import shutil
 import zipfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from rae_jax.sampling.samples import UNREADABLE
+from rae_jax.files import whole_path
+from rae_jax.sampling.samples import UNREADABLE, check_images
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+PAIRS = ("originals", "reconstructions")  # the arrays of a run's `reconstructions.npz`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,34 +28,81 @@ class ImageSet:
       path: where they are.
       shape: `[N, H, W, 3]` of all of them.
       batches: `batch size -> parts [b, H, W, 3]` in order, the last one possibly smaller.
+      names: of the files that hold them, if it is one each.
+      array: the one of the file at `path` that holds them, if it has several.
     """
 
     path: Path
     shape: tuple[int, int, int, int]
     batches: Callable[[int], Iterator[np.ndarray]]
+    names: tuple[str, ...] = ()
+    array: str = ""
 
     def __len__(self) -> int:
         return self.shape[0]
 
 
-def open_images(path: str | Path) -> ImageSet:
-    """The images at `path`; nothing but names, sizes and headers is read yet.
+def open_images(path: str | Path, array: str = "arr_0") -> ImageSet:
+    """The images at `path`, of an `.npz` those in `array`; nothing but names, sizes and headers is read yet.
+
+    Files of a folder are in the natural order of their names, `img_2` before `img_10`.
 
     Raises:
       ValueError: there is nothing, no image, one that cannot be read or is of another size than the first, or an
-        array `arr_0` that is not uint8 `[N, H, W, 3]`; it names the file and what was found.
+        array that is not uint8 `[N, H, W, 3]`; it names the file and what was found.
     """
     path = Path(path)
     if path.is_dir():
         return _folder(path)
     if not path.is_file():
         raise ValueError(f"there is no file or folder {path}")
-    return _npz(path)
+    return _npz(path, array)
+
+
+def images_of(images: np.ndarray, name: str) -> ImageSet:
+    """Images uint8 `[N, H, W, 3]` in memory (or mapped into it) as a set; `name` is for messages."""
+    check_images(images, name)
+
+    def batches(batch_size: int) -> Iterator[np.ndarray]:
+        for start in range(0, len(images), batch_size):
+            yield images[start : start + batch_size]
+
+    return ImageSet(Path(name), images.shape, batches)
+
+
+def holds_pairs(path: str | Path) -> bool:
+    """Whether the file at `path` is a run's `reconstructions.npz`, with originals and reconstructions."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return {f"{name}.npy" for name in PAIRS} <= set(archive.namelist())
+    except UNREADABLE:
+        return False
+
+
+def check_pairs(a: ImageSet, b: ImageSet) -> None:
+    """Raises ValueError unless image i of `a` can be compared with image i of `b`: as many, as large, named alike.
+
+    Names of files correspond if they differ in nothing but their endings and the zeros before a number: `img_2.png` and
+    `img_02.jpg` do.
+    """
+    if a.shape != b.shape:
+        raise ValueError(f"{a.path} holds images {a.shape} and {b.path} {b.shape}; pairs must be as many and as large")
+    for i, (one, other) in enumerate(zip(a.names, b.names, strict=False)):
+        if _natural(one) != _natural(other):
+            raise ValueError(
+                f"image {i + 1} of {a.path} is {one} and of {b.path} {other}; name both alike (their endings and zeros "
+                "before numbers may differ), so that every image is compared with its own"
+            )
+
+
+def _natural(name: str) -> tuple[str | int, ...]:
+    """The stem of a file's name with its numbers as numbers, by which names are sorted and matched."""
+    return tuple(int(part) if part.isdigit() else part for part in re.split(r"([0-9]+)", Path(name).stem))
 
 
 def _folder(path: Path) -> ImageSet:
     inside = sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
-    files = [file for file in inside if file.suffix.lower() in ENDINGS]
+    files = sorted((f for f in inside if f.suffix.lower() in ENDINGS), key=lambda f: (_natural(f.name), f.name))
     if not files:
         other = f"{len(inside)} other files, such as {inside[0].name}" if inside else "nothing"
         raise ValueError(f"{path} has no images ({', '.join(ENDINGS)}); it holds {other}")
@@ -60,10 +113,11 @@ def _folder(path: Path) -> ImageSet:
                              "all images of a set must be of one size")  # fmt: skip
 
     def batches(batch_size: int) -> Iterator[np.ndarray]:
-        for start in range(0, len(files), batch_size):
-            yield np.stack([_pixels(file) for file in files[start : start + batch_size]])
+        with ThreadPoolExecutor() as threads:  # decoding releases the interpreter's lock
+            for start in range(0, len(files), batch_size):
+                yield np.stack(list(threads.map(_pixels, files[start : start + batch_size])))
 
-    return ImageSet(path, (len(files), height, width, 3), batches)
+    return ImageSet(path, (len(files), height, width, 3), batches, tuple(file.name for file in files))
 
 
 def _size(file: Path) -> tuple[int, int]:
@@ -82,26 +136,26 @@ def _pixels(file: Path) -> np.ndarray:
         raise ValueError(f"{file} is no readable image: {error}") from None
 
 
-def _npz(path: Path) -> ImageSet:
+def _npz(path: Path, array: str) -> ImageSet:
     unreadable = f"{path} is not a readable .npz of arrays"
     try:
         with zipfile.ZipFile(path) as archive:
             held = [name.removesuffix(".npy") for name in archive.namelist()]
-            if "arr_0" in held:
-                with archive.open("arr_0.npy") as member:
+            if array in held:
+                with archive.open(f"{array}.npy") as member:
                     shape, fortran, dtype = _header(member)
     except UNREADABLE as error:
         raise ValueError(f"{unreadable}: {error}") from None
-    if "arr_0" not in held:
-        raise ValueError(f"{path} has no images: it holds {held}, expected arr_0")
+    if array not in held:
+        raise ValueError(f"{path} has no images: it holds {held}, expected {array}")
     if dtype != np.uint8 or len(shape) != 4 or shape[-1] != 3 or 0 in shape or fortran:
         order = " in Fortran order" if fortran else ""
-        raise ValueError(f"images (arr_0) in {path} are {dtype} {shape}{order}, expected uint8 [N, H, W, 3]")
+        raise ValueError(f"images ({array}) in {path} are {dtype} {shape}{order}, expected uint8 [N, H, W, 3]")
 
     def batches(batch_size: int) -> Iterator[np.ndarray]:
         size, done = math.prod(shape[1:]), 0
         try:
-            with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as member:
+            with zipfile.ZipFile(path) as archive, archive.open(f"{array}.npy") as member:
                 _header(member)
                 while done < shape[0]:
                     rows = min(batch_size, shape[0] - done)
@@ -115,10 +169,46 @@ def _npz(path: Path) -> ImageSet:
         if done < shape[0]:
             raise ValueError(f"{path} ends after {done + len(data) // size} of {shape[0]} images")
 
-    return ImageSet(path, shape, batches)
+    return ImageSet(path, shape, batches, array=array)
 
 
 def _header(member: zipfile.ZipExtFile) -> tuple[tuple[int, ...], bool, np.dtype]:
     version = np.lib.format.read_magic(member)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     return read(member)
+
+
+@contextlib.contextmanager
+def stream_pairs(path: str | Path, shape: tuple[int, int, int, int]) -> Iterator[Callable[..., None]]:
+    """A function that adds `(originals, reconstructions)`, uint8 `[b, H, W, 3]`, to what becomes the `.npz` at `path`.
+
+    Memory holds no more than is added at a time. The file appears once all `shape[0]` pairs are there, or not at all.
+
+    Raises:
+      ValueError: there are fewer or more pairs than that.
+    """
+    done = 0
+    with whole_path(path) as file, contextlib.ExitStack() as stack:
+        parts = []
+        for name in PAIRS:
+            part = file.with_name(f"{file.name}.{name}")
+            stack.callback(part.unlink, missing_ok=True)
+            parts.append(stack.enter_context(part.open("w+b")))
+            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(parts[-1], header)
+
+        def add(*pair: np.ndarray) -> None:
+            nonlocal done
+            for part, images in zip(parts, pair, strict=True):
+                check_images(images, f"images for {path}")
+                part.write(images.tobytes())
+            done += len(pair[0])
+
+        yield add
+        if done != shape[0]:
+            raise ValueError(f"{path} was to hold {shape[0]} pairs of images, but there are {done}")
+        with zipfile.ZipFile(file, "w", allowZip64=True) as archive:
+            for name, part in zip(PAIRS, parts, strict=True):
+                part.seek(0)
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                    shutil.copyfileobj(part, member, 2**20)

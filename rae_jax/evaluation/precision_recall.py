@@ -44,18 +44,25 @@ def inside_manifold(points: jax.Array, features: jax.Array, radii: jax.Array, *,
     return jax.lax.map(inside, points, batch_size=block)
 
 
-def precision_recall(reference: jax.Array, sample: jax.Array, *, k: int = NEIGHBOURS) -> tuple[float, float]:
-    """Precision and recall of `sample: [M, D]` against `reference: [N, D]` (Kynkäänniemi et al., 2019).
+def precision(reference: jax.Array, sample: jax.Array, *, k: int = NEIGHBOURS) -> float:
+    """The share of `sample: [M, D]` inside the manifold of `reference: [N, D]` (Kynkäänniemi et al., 2019).
 
-    Precision is the share of samples inside the reference manifold, recall the share of references inside the sample
-    manifold; a manifold is the union of balls that reach each point's k-th neighbour. ADM's evaluator computes the
-    distances in float16 where they are finite, so its numbers may differ by a few samples.
+    A manifold is the union of balls that reach each point's k-th neighbour. ADM's evaluator computes the distances in
+    float16 where they are finite, so its numbers may differ by a few samples.
     """
+    _check(reference, sample, k)
+    return float(jnp.mean(inside_manifold(sample, reference, manifold_radii(reference, k=k))))
+
+
+def recall(reference: jax.Array, sample: jax.Array, *, k: int = NEIGHBOURS) -> float:
+    """The share of `reference: [N, D]` inside the manifold of `sample: [M, D]`; see `precision`."""
+    _check(reference, sample, k)
+    return float(jnp.mean(inside_manifold(reference, sample, manifold_radii(sample, k=k))))
+
+
+def _check(reference: jax.Array, sample: jax.Array, k: int) -> None:
     for name, features in (("reference", reference), ("sample", sample)):
         if features.ndim != 2 or features.shape[0] <= k:
             raise ValueError(f"{name} features have shape {features.shape}; need [N, D] with N > k = {k}")
     if reference.shape[1] != sample.shape[1]:
         raise ValueError(f"reference has {reference.shape[1]} features a point, sample {sample.shape[1]}")
-    precision = jnp.mean(inside_manifold(sample, reference, manifold_radii(reference, k=k)))
-    recall = jnp.mean(inside_manifold(reference, sample, manifold_radii(sample, k=k)))
-    return float(precision), float(recall)

@@ -11,7 +11,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from configs import digits
 from rae_jax.components import catalogue as components
-from rae_jax.evaluation.image_sets import open_images
+from rae_jax.evaluation.image_sets import open_images, stream_pairs
 from rae_jax.interop.weights import save_weights
 from rae_jax.sampling.samples import write_png_folder, write_samples
 from rae_jax.training import sharding
@@ -56,35 +56,37 @@ def evaluated(folder, samples, reference, metrics, *options):
 def test_encoder_metrics_are_numpys_of_the_encoders_features_from_a_file_or_a_folder(sets):
     folder, features = sets
     options = (f"--encoder_config={CONFIG}", f"--encoder={folder / 'encoder'}")
-    metrics = "fd,fd_precision,fd_recall"
+    metrics = "fd_encoder,precision_encoder,recall_encoder"
     results = evaluated(folder, "a.npz", "b.npz", metrics, *options)
     a, b = features["a"], features["b"]
     cov_a, cov_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
     expected = np.sum((a.mean(0) - b.mean(0)) ** 2) + np.trace(cov_a + cov_b - 2 * sqrtm(cov_a @ cov_b).real)
-    assert results["fd"] == pytest.approx(expected, rel=1e-3)
+    assert results["fd_encoder"] == pytest.approx(expected, rel=1e-3)
 
     def inside(points, manifold):
         radii = NearestNeighbors(n_neighbors=4).fit(manifold).kneighbors(manifold)[0][:, 3]
         distances = np.linalg.norm(points[:, None] - manifold[None], axis=-1)
         return np.mean((distances <= radii).any(axis=1))
 
-    assert results["fd_precision"] == pytest.approx(inside(a, b), abs=1.5 / len(a))
-    assert results["fd_recall"] == pytest.approx(inside(b, a), abs=1.5 / len(b))
+    assert results["precision_encoder"] == pytest.approx(inside(a, b), abs=1.5 / len(a))
+    assert results["recall_encoder"] == pytest.approx(inside(b, a), abs=1.5 / len(b))
     assert evaluated(folder, "a.npz", "b", metrics, *options) == pytest.approx(results, rel=1e-6)
 
 
 def test_what_is_computed_of_the_reference_is_kept_and_used_again(sets):
     folder, _ = sets
     options = (f"--encoder_config={CONFIG}", f"--encoder={folder / 'encoder'}")
-    before = evaluated(folder, "a.npz", "b.npz", "fd", *options)
+    before = evaluated(folder, "a.npz", "b.npz", "fd_encoder", *options)
     kept = {file: file.read_bytes() for file in (folder / "cache").glob("b.*.npz")}
     for file in kept:
         with np.load(file) as stored:
             changed = dict(stored)
-        changed["mean_token.mean"] = changed["mean_token.mean"] + 10
+        if "mean" not in changed:
+            continue
+        changed["mean"] = changed["mean"] + 10
         np.savez(file, **changed)
-    after = evaluated(folder, "a.npz", "b.npz", "fd", *options)
-    assert kept and after["fd"] > before["fd"] + 1000
+    after = evaluated(folder, "a.npz", "b.npz", "fd_encoder", *options)
+    assert kept and after["fd_encoder"] > before["fd_encoder"] + 1000
     for file, content in kept.items():
         file.write_bytes(content)
 
@@ -98,6 +100,53 @@ def test_reconstructions_are_compared_pair_by_pair(sets, tmp_path):
     error = np.mean((original / 255.0 - noisy / 255.0) ** 2, axis=(1, 2, 3))
     assert results["psnr"] == pytest.approx(np.mean(-10 * np.log10(error)), rel=1e-5)
     assert 0 < results["ssim"] < 1
+
+
+def test_a_runs_reconstructions_hold_their_reference_and_one_command_gives_all_numbers(sets, tmp_path):
+    folder, _ = sets
+    originals, noise = some_images(1, 20), np.random.default_rng(2).integers(-9, 10, (20, 32, 32, 3))
+    decoded = np.clip(originals + noise, 0, 255).astype(np.uint8)
+    with stream_pairs(tmp_path / "reconstructions.npz", originals.shape) as add:
+        add(originals[:13], decoded[:13])
+        add(originals[13:], decoded[13:])
+    for name, images in {"decoded": decoded, "originals": originals}.items():
+        write_samples(tmp_path / f"{name}.npz", images)
+    options = (f"--encoder_config={CONFIG}", f"--encoder={folder / 'encoder'}")
+    metrics = "rfd_encoder,psnr,ssim,lpips"
+    apart = evaluated(tmp_path, "decoded.npz", "originals.npz", metrics, *options)
+    output = tmp_path / "together.json"
+    main([str(tmp_path / "reconstructions.npz"), f"--metrics={metrics}", f"--output={output}", *options])
+    together = json.loads(output.read_text())
+    assert together == pytest.approx(apart, rel=1e-4) and together["lpips"] > 0
+    main([str(tmp_path / "decoded.npz"), "--metrics=fd_encoder", f"--reference={tmp_path / 'reconstructions.npz'}",
+          f"--cache={tmp_path / 'cache'}", f"--output={output}", *options])  # fmt: skip
+    assert json.loads(output.read_text())["fd_encoder"] == pytest.approx(apart["rfd_encoder"], rel=1e-4)
+
+
+def test_images_are_paired_by_their_names_and_others_are_refused(tmp_path):
+    images = some_images(1, 12)
+    for folder, name in (("a", "img_{}.png"), ("b", "img_{:02}.png"), ("c", "{:02}_other.png")):
+        (tmp_path / folder).mkdir()
+        for i, image in enumerate(images, 1):
+            Image.fromarray(image).save(tmp_path / folder / name.format(i))
+    assert evaluated(tmp_path, "a", "b", "psnr") == {"psnr": 100}
+    with pytest.raises(SystemExit) as refused:
+        evaluated(tmp_path, "a", "c", "psnr")
+    for text in ("image 1 of", "is img_1.png", "01_other.png"):
+        assert text in str(refused.value)
+
+
+@pytest.mark.parametrize("names", [("mu", "sigma"), ("ref_mu", "ref_sigma")])
+def test_a_reference_of_mean_and_covariance_is_enough_for_fid_and_sfid_says_what_it_lacks(names, sets, tmp_path):
+    reference = tmp_path / "statistics.npz"
+    np.savez(reference, **dict(zip(names, (np.zeros(2048), np.eye(2048)), strict=True)))
+    common = [str(sets[0] / "a.npz"), f"--reference={reference}", "--inception=nowhere.pth"]
+    with pytest.raises(SystemExit, match="nowhere"):  # nothing but the network's weights is missing
+        main([*common, "--metrics=fid"])
+    with pytest.raises(SystemExit, match=r"inception\.pool but none of inception\.spatial \(mu_s, sigma_s\)"):
+        main([*common, "--metrics=fid,sfid"])
+    with pytest.raises(SystemExit, match=r"statistics\.npz has no images"):
+        main([*common, "--metrics=fid,rfid"])
 
 
 def test_a_set_of_images_is_read_in_parts_as_numpy_reads_it_whole(tmp_path):
@@ -152,9 +201,9 @@ def test_images_that_are_none_are_refused_by_name(kind, text, sets, tmp_path):
     [
         (["--metrics=fidd"], "there are no ['fidd']"),
         (["--metrics=fid"], "need --inception=FILE"),
-        (["--metrics=fd"], "need --encoder_config=FILE"),
-        (["--metrics=psnr"], "compare image by image"),
-        (["--metrics=fd", f"--encoder_config={CONFIG}"], "give --encoder=DIRECTORY"),
+        (["--metrics=fd_encoder"], "need --encoder_config=FILE"),
+        (["--metrics=psnr"], "pairs must be as many and as large"),
+        (["--metrics=fd_encoder", f"--encoder_config={CONFIG}"], "give --encoder=DIRECTORY"),
         (["--metrics=fid", "--inception=nowhere.pth"], "nowhere.pth"),
         (["--metrics=psnr", "--batch_size=0"], "at least 1"),
     ],
@@ -168,6 +217,6 @@ def test_what_cannot_be_measured_is_said_before_any_work(options, text, sets):
 def test_fewer_samples_than_features_are_refused(sets, tmp_path):
     folder, _ = sets
     write_samples(tmp_path / "few.npz", some_images(0, 9))
-    with pytest.raises(SystemExit, match=r"few\.npz: fd over 16 features needs more than 16 samples"):
-        main([str(tmp_path / "few.npz"), f"--reference={folder / 'b.npz'}", "--metrics=fd",
+    with pytest.raises(SystemExit, match=r"few\.npz: fd_encoder over 16 features needs more than 16 samples"):
+        main([str(tmp_path / "few.npz"), f"--reference={folder / 'b.npz'}", "--metrics=fd_encoder",
               f"--encoder_config={CONFIG}", f"--encoder={folder / 'encoder'}"])  # fmt: skip

@@ -1,0 +1,237 @@
+"""The metrics, each declared once: the same record serves in training, at the end of a run, and in `tools.evaluate`.
+
+A metric compares a judged set of images with a reference. What is measured of each image, the quantity, is a value of
+the pair (`psnr`), a feature `<network>.<feature>` (`inception.pool`), or an array of the batch (`label`).
+
+name                            quantity, and what is made of it                            judged -> reference
+psnr, ssim                      dB, and in [0, 1]; mean over pairs of 8-bit images          reconstructions -> originals
+lpips, lpips_vgg16              LPIPS 0.1 through AlexNet, or VGG16; mean over pairs        reconstructions -> originals
+fid                             Fréchet distance of inception.pool (Heusel et al., 2017)    samples -> images, moments
+sfid                            the same of inception.spatial (Nash et al., 2021)           samples -> images, moments
+rfid                            Fréchet distance of inception.pool                          reconstructions -> originals
+is                              inception score of inception.logits                         samples
+precision, recall               of inception.pool (Kynkäänniemi et al., 2019)               samples -> images
+fd_encoder                      Fréchet distance of encoder.mean_token, the mean of the     samples -> images
+                                tokens of the experiment's encoder
+rfd_encoder                     Fréchet distance of encoder.mean_token                      reconstructions -> originals
+precision_encoder,              as precision and recall, of encoder.mean_token              samples -> images
+recall_encoder
+fd_latent                       Fréchet distance of latent.mean_token, the mean of the      samples -> images
+                                tokens of the latent in which the generator works
+linear_probe_accuracy           logistic regression of encoder.mean_token                   held-out -> training images
+original_linear_probe_accuracy  the same of original_encoder.mean_token, the encoder        held-out -> training images
+                                before a later stage tuned it
+attached_head_accuracy          the original encoder's regression on encoder.mean_token     held-out -> training images
+
+Published numbers are fid, sfid, is, precision, recall, rfid, psnr, ssim and lpips. Those of an encoder or a latent
+compare runs that share it, and no others. Ends of names tell which set is judged where a run has several: `_1step`,
+`_2step` the samples of a flow map, `_train` the training images.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from rae_jax.evaluation import precision_recall
+from rae_jax.evaluation.evaluator import Needs, Summary
+from rae_jax.evaluation.frechet import frechet_distance, require_samples
+from rae_jax.evaluation.image_quality import psnr, ssim
+from rae_jax.evaluation.inception_score import inception_score
+from rae_jax.evaluation.linear_probe import linear_probe, probe_accuracy
+from rae_jax.models.lpips import LPIPS
+
+Params = dict[str, Any]  # of components, by name
+OfPairs = Callable[[Params, jax.Array, jax.Array], jax.Array]  # (params, judged, reference) -> values [B]
+OfImages = Callable[[Params, jax.Array], dict[str, jax.Array]]  # (params, images) -> {feature: [B, D]}
+JUDGED, REFERENCE = "judged", "reference"
+HELD_BYTES = 4 * 2**30  # of the features or pixels that one metric may hold in memory
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """One number.
+
+    Attributes:
+      name: what it is called everywhere.
+      better: "higher" or "lower".
+      compute: `(judged, reference) -> value`.
+      values: of each judged image (or its pair with the reference), whose means are needed.
+      moments: features whose means and covariances are needed of both sets.
+      rows: quantities that are needed of every image of both sets, which are held in memory.
+      alone: nothing is needed of a reference.
+    """
+
+    name: str
+    better: str
+    compute: Callable[[Summary, Summary], float]
+    values: tuple[str, ...] = ()
+    moments: tuple[str, ...] = ()
+    rows: tuple[str, ...] = ()
+    alone: bool = False
+
+
+def _mean(name: str, better: str) -> Metric:
+    return Metric(name, better, lambda judged, reference: judged.means[name], values=(name,))
+
+
+def _frechet(name: str, feature: str) -> Metric:
+    def compute(judged: Summary, reference: Summary) -> float:
+        return frechet_distance(judged.gaussians[feature], reference.gaussians[feature])
+
+    return Metric(name, "lower", compute, moments=(feature,))
+
+
+def _of_manifolds(name: str, share: Callable[..., float], feature: str) -> Metric:
+    def compute(judged: Summary, reference: Summary) -> float:
+        return share(reference.rows[feature], judged.rows[feature])
+
+    return Metric(name, "higher", compute, rows=(feature,))
+
+
+def _probe(name: str, trained_on: str, applied_to: str) -> Metric:
+    def compute(judged: Summary, reference: Summary) -> float:
+        probe = linear_probe(reference.rows[trained_on], reference.rows["label"])
+        return probe_accuracy(probe, judged.rows[applied_to], judged.rows["label"])
+
+    return Metric(name, "higher", compute, rows=tuple(dict.fromkeys((trained_on, applied_to, "label"))))
+
+
+_ENCODER, _ORIGINAL = "encoder.mean_token", "original_encoder.mean_token"
+METRICS = {
+    metric.name: metric
+    for metric in (
+        _mean("psnr", "higher"),
+        _mean("ssim", "higher"),
+        _mean("lpips", "lower"),
+        _mean("lpips_vgg16", "lower"),
+        _frechet("fid", "inception.pool"),
+        _frechet("sfid", "inception.spatial"),
+        _frechet("rfid", "inception.pool"),
+        Metric("is", "higher", lambda judged, reference: inception_score(judged.rows["inception.logits"]),
+               rows=("inception.logits",), alone=True),
+        _of_manifolds("precision", precision_recall.precision, "inception.pool"),
+        _of_manifolds("recall", precision_recall.recall, "inception.pool"),
+        _frechet("fd_encoder", _ENCODER),
+        _frechet("rfd_encoder", _ENCODER),
+        _of_manifolds("precision_encoder", precision_recall.precision, _ENCODER),
+        _of_manifolds("recall_encoder", precision_recall.recall, _ENCODER),
+        _frechet("fd_latent", "latent.mean_token"),
+        _probe("linear_probe_accuracy", _ENCODER, _ENCODER),
+        _probe("original_linear_probe_accuracy", _ORIGINAL, _ORIGINAL),
+        _probe("attached_head_accuracy", _ORIGINAL, _ENCODER),
+    )
+}  # fmt: skip
+
+
+def lpips_name(network: str) -> str:
+    """The metric of LPIPS through `network`: plain "lpips" is AlexNet's, as its authors recommend."""
+    return "lpips" if network == "alexnet" else f"lpips_{network}"
+
+
+def of_pairs(lpips: Mapping[str, str]) -> dict[str, OfPairs]:
+    """The values of pairs of uint8 images, by metric.
+
+    Args:
+      lpips: networks of LPIPS, and the name that their parameters have among the `params`.
+    """
+
+    def distance(network: str, component: str) -> OfPairs:
+        def of_pair(params: Params, a: jax.Array, b: jax.Array) -> jax.Array:
+            scaled = (x.astype(jnp.float32) / 127.5 - 1 for x in (a, b))
+            return LPIPS(network).apply({"params": params[component]}, *scaled)
+
+        return of_pair
+
+    return {
+        "psnr": lambda params, a, b: psnr(a, b),
+        "ssim": lambda params, a, b: ssim(a, b),
+        **{lpips_name(network): distance(network, component) for network, component in lpips.items()},
+    }
+
+
+def needed(metrics: Iterable[Metric]) -> dict[str, Needs]:
+    """What `metrics` need of the judged set and of the reference."""
+    needs = {JUDGED: Needs(), REFERENCE: Needs()}
+    for metric in metrics:
+        both = Needs(moments=frozenset(metric.moments), rows=frozenset(metric.rows))
+        needs[JUDGED] |= both | Needs(means=frozenset(metric.values))
+        needs[REFERENCE] |= Needs() if metric.alone else both
+    return needs
+
+
+def measured(
+    params: Params,
+    images: Mapping[str, jax.Array],
+    needs: Mapping[str, Needs],
+    *,
+    features: Mapping[str, OfImages],
+    pairs: Mapping[str, OfPairs],
+) -> dict[str, dict[str, jax.Array]]:
+    """What is needed of a batch of uint8 images, `{set: {quantity: [B, ...]}}`; traceable.
+
+    Args:
+      images: of the sets that are there, `[B, H, W, 3]`.
+      features: of a network's name.
+      pairs: the values of pairs.
+    """
+    found: dict[str, dict[str, jax.Array]] = {}
+    for name, batch in images.items():
+        found[name], wanted = {}, needs[name].moments | needs[name].rows
+        for network in sorted({quantity.partition(".")[0] for quantity in wanted if "." in quantity}):
+            of_network = features[network](params, batch)
+            found[name] |= {
+                quantity: rows.astype(jnp.float32)
+                for feature, rows in of_network.items()
+                if (quantity := f"{network}.{feature}") in wanted
+            }
+    if images.keys() >= {JUDGED, REFERENCE}:
+        for name in sorted(needs[JUDGED].means & pairs.keys()):
+            found[JUDGED][name] = pairs[name](params, images[JUDGED], images[REFERENCE])
+    return found
+
+
+def computed(metrics: Iterable[Metric], judged: Summary, reference: Summary) -> dict[str, float]:
+    """The value of each metric."""
+    return {metric.name: float(metric.compute(judged, reference)) for metric in metrics}
+
+
+def check_counts(
+    metrics: Sequence[Metric], sizes: Mapping[str, int], *, judged: int, reference: int, where: str
+) -> None:
+    """Raises ValueError unless there are enough images for every one of `metrics`, to be called before any are made.
+
+    Covariances of the reference must have full rank, for which it takes more images than features; of the judged set
+    two images give one.
+
+    Args:
+      sizes: how many features each feature has, as far as known.
+      judged, reference: numbers of images.
+      where: which field or file says so, for the message.
+    """
+    for metric in metrics:
+        for feature in metric.moments:
+            if feature in sizes:
+                require_samples(reference, sizes[feature], f"{where}: {metric.name}")
+            if judged < 2:
+                raise ValueError(f"{where}: {metric.name} needs a covariance, and so at least 2 images; got {judged}")
+
+
+def check_memory(what: str, count: int, size: int, advice: str) -> None:
+    """Raises ValueError, with `advice`, if `count` rows of `size` numbers are more than one metric may hold in memory.
+
+    They are counted at 8 bytes, in which scikit-learn computes.
+    """
+    if (held := 8 * count * size) > HELD_BYTES:
+        raise ValueError(
+            f"{what} holds {count:,} x {size:,} numbers in memory, {held / 2**30:.3g} GiB of the {HELD_BYTES >> 30} "
+            f"allowed; {advice}"
+        )
+
+
+def check_classes(what: str, num_classes: int) -> None:
+    """Raises ValueError unless there are classes for `what` to tell apart."""
+    if num_classes < 2:
+        raise ValueError(f"{what} tells classes apart, but the images have {num_classes or 'none'}; set it to False")
