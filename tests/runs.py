@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,13 @@ def start(workdir: Path, *options: str, devices: int = 1, **keywords: str) -> su
         command(workdir, *options, **keywords), cwd=ROOT, env=environment(devices), text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
+
+
+def free_address() -> str:
+    """A host and port at which the processes of a run can meet."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{free.getsockname()[1]}"
 
 
 def run(workdir: Path, *options: str, devices: int = 1, **keywords: str) -> tuple[int, str]:

@@ -1,7 +1,5 @@
 """One computation whatever it runs on: devices, meshes, processes."""
 
-import socket
-
 import pytest
 import runs
 
@@ -57,10 +55,7 @@ def test_losses_over_20_steps_do_not_depend_on_the_mesh(mesh, one_device, tmp_pa
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 4])
 def test_losses_over_20_steps_do_not_depend_on_the_number_of_processes(count, one_device, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    common = ("--distributed", f"--coordinator_address={address}", f"--num_processes={count}")
+    common = ("--distributed", f"--coordinator_address={runs.free_address()}", f"--num_processes={count}")
     common = (*common, "--config.mesh.data=8", runs.WITHOUT_FLOW_MAP)
     processes = [runs.start(tmp_path / "run", *common, f"--process_id={i}", devices=8 // count) for i in range(count)]
     outputs = [process.communicate(timeout=600)[0] for process in processes]

@@ -27,7 +27,7 @@ from rae_jax import main as experiment
 from rae_jax.components import catalogue as components
 from rae_jax.data import latents
 from rae_jax.data.batches import evaluation_batches
-from rae_jax.data.device import DeviceBatches
+from rae_jax.data.device import DeviceBatches, batch_rows
 from rae_jax.data.latents import Description, Encoded
 from rae_jax.data.sources import Source
 from rae_jax.data.transforms import transform, without_flip
@@ -70,8 +70,7 @@ def encoded_images(
         batch_size=IMAGES_A_DEVICE * mesh.size,
         transform=transform(fixed, config.data.image_size),
         num_workers=config.data.num_workers,
-        process_index=0,
-        process_count=1,
+        rows=batch_rows(rows, IMAGES_A_DEVICE * mesh.size),
     )
     loader.set_state({"position": first})
     batches = DeviceBatches(loader, rows)

@@ -83,7 +83,7 @@ def measure_pipeline(config, stage: str, seconds: float) -> float:
       ValueError: the data cannot be opened.
     """
     objective = OBJECTIVES[config[stage].objective](config, stage)
-    batches = open_batches(config, stage, objective, open_sources(config)["train"], 0, 1)
+    batches = open_batches(config, stage, objective, open_sources(config)["train"])
     try:
         next(batches)  # the workers are up
         return rate(lambda _: next(batches), seconds) * batches.batch_size

@@ -1,8 +1,9 @@
 """Batches from a source: what every process reads of every global batch, in an order fixed by the seed alone.
 
-The order of elements and their augmentation are decided for the whole stream, before it is divided. Process p of P
-takes rows `[p * b, (p + 1) * b)` of each global batch and decodes no others. Neither the number of processes, nor of
-workers, nor the prefetch changes any row of any global batch, so a run may continue on other hardware.
+The order of elements and their augmentation are decided for the whole stream, before it is divided. A process reads the
+rows of each global batch that it is told to (`device.batch_rows`: those that its devices hold) and decodes no others.
+Neither the processes and their rows, nor the number of workers, nor the prefetch changes any row of any global batch,
+so a run may continue on other hardware.
 """
 
 import functools
@@ -42,10 +43,9 @@ def training_batches(
     transform: Transform,
     num_workers: int = 0,
     prefetch: int = 2,
-    process_index: int | None = None,
-    process_count: int | None = None,
+    rows: Sequence[int] | None = None,
 ) -> "Batches":
-    """Endless shuffled batches `{'image': uint8 [b, S, S, 3], 'label': int32 [b]}`, b = batch_size / process_count.
+    """Endless shuffled batches `{'image': uint8 [b, S, S, 3], 'label': int32 [b]}`: b rows of each global batch.
 
     Each epoch is a new permutation, and epochs follow each other without a gap: a batch may hold the end of one and the
     start of the next, and one larger than the source holds several. Random transforms draw from a generator of their
@@ -56,14 +56,14 @@ def training_batches(
       transform: see `rae_jax.data.transforms.transform`.
       num_workers: processes that read and decode; with 0, threads of this one.
       prefetch: batches that each worker has under way, and again as many that it holds ready.
-      process_index, process_count: whose rows; by default JAX's own.
+      rows: which rows of the global batch, in this order; all of them by default.
 
     Raises:
-      ValueError: the source is empty, or the processes do not divide the batch.
+      ValueError: the source is empty, or a row is not one of the batch.
     """
     _check_not_empty(source)
     stream = _shuffled(DecodedSource(source), seed, functools.partial(_transformed, transform))
-    return Batches(stream, batch_size, num_workers, prefetch, process_index, process_count)
+    return Batches(stream, batch_size, num_workers, prefetch, rows)
 
 
 def latent_batches(
@@ -74,8 +74,7 @@ def latent_batches(
     flip: bool,
     num_workers: int = 0,
     prefetch: int = 2,
-    process_index: int | None = None,
-    process_count: int | None = None,
+    rows: Sequence[int] | None = None,
 ) -> "Batches":
     """The batches of `training_batches` with `latent`, bfloat16 `[b, N, C]`, in place of `image`.
 
@@ -83,7 +82,7 @@ def latent_batches(
     if `flip` is set: a run may change from one to the other at any step. Other arguments and errors are its.
     """
     stream = _shuffled(range(len(source)), seed, functools.partial(_read_latent, source, flip))
-    return Batches(stream, batch_size, num_workers, prefetch, process_index, process_count)
+    return Batches(stream, batch_size, num_workers, prefetch, rows)
 
 
 def evaluation_batches(
@@ -93,13 +92,12 @@ def evaluation_batches(
     transform: Transform,
     num_workers: int = 0,
     prefetch: int = 2,
-    process_index: int | None = None,
-    process_count: int | None = None,
+    rows: Sequence[int] | None = None,
 ) -> "Batches":
     """One epoch in the order of the source: the batches of `training_batches` with two more entries.
 
     `index: int32 [b]` is the position in the source and `mask: bool [b]` says which rows count. The last batch is
-    filled up with copies of the last element, whose mask is False; every process gets the same number of batches.
+    filled up with copies of the last element, whose mask is False; there are as many batches for any `rows`.
 
     Raises:
       ValueError: as `training_batches`, or the transform is random.
@@ -108,7 +106,7 @@ def evaluation_batches(
     if transform.random:
         raise ValueError("evaluation takes a transform without random steps, such as 'center_crop'")
     epoch = _Epoch(DecodedSource(source), transform)
-    return Batches(epoch, batch_size, num_workers, prefetch, process_index, process_count)
+    return Batches(epoch, batch_size, num_workers, prefetch, rows)
 
 
 class Batches(grain.DatasetIterator):
@@ -117,8 +115,7 @@ class Batches(grain.DatasetIterator):
     The state, `{'position': rows of the global stream already handed out}`, is taken and set by `get_state` and
     `set_state`, which `grain.checkpoint` calls; it fits any number of processes and workers, and any batch size.
     Workers that die are started anew where they were, `MAX_DEATHS` times.
-    `batch_size` is the global one; `process_index` and `process_count` say whose rows of it these are. Close it to stop
-    its workers.
+    `batch_size` is the global one, and `rows` says which rows of it these are. Close it to stop its workers.
     """
 
     def __init__(
@@ -127,8 +124,7 @@ class Batches(grain.DatasetIterator):
         batch_size: int,
         num_workers: int,
         prefetch: int,
-        process_index: int | None,
-        process_count: int | None,
+        rows: Sequence[int] | None,
     ):
         super().__init__()
         self._ended = False
@@ -136,14 +132,11 @@ class Batches(grain.DatasetIterator):
         self._readers: list[grain.DatasetIterator] = []  # the open one, if any
         # Also at exit: grain's own clean-up comes too late then, and prints tracebacks.
         weakref.finalize(self, _close_all, self._readers)
-        self.process_index = jax.process_index() if process_index is None else process_index
-        self.process_count = jax.process_count() if process_count is None else process_count
-        if batch_size < 1 or batch_size % self.process_count:
-            raise ValueError(
-                f"batch_size {batch_size} does not divide over {self.process_count} processes; use a positive multiple"
-            )
-        if not 0 <= self.process_index < self.process_count:
-            raise ValueError(f"process_index {self.process_index} is not below process_count {self.process_count}")
+        if batch_size < 1:
+            raise ValueError(f"batch_size {batch_size} must be at least 1")
+        self.rows = tuple(range(batch_size) if rows is None else rows)
+        if not self.rows or not all(0 <= row < batch_size for row in self.rows):
+            raise ValueError(f"rows {self.rows} must be some of the {batch_size} of a batch, numbered from 0")
         if num_workers < 0 or prefetch < 1:
             raise ValueError(f"num_workers {num_workers} must be at least 0, and prefetch {prefetch} at least 1")
         if num_workers and not flags.FLAGS.is_parsed():
@@ -155,9 +148,10 @@ class Batches(grain.DatasetIterator):
 
     def example(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes and dtypes of this process's batches; decodes the first element."""
-        rows = self.batch_size // self.process_count
         first = {name: np.asarray(value) for name, value in self._stream[0].items()}
-        return {name: jax.ShapeDtypeStruct((rows, *value.shape), value.dtype) for name, value in first.items()}
+        return {
+            name: jax.ShapeDtypeStruct((len(self.rows), *value.shape), value.dtype) for name, value in first.items()
+        }
 
     def __next__(self) -> dict[str, np.ndarray]:
         self.start_prefetch()
@@ -205,8 +199,8 @@ class Batches(grain.DatasetIterator):
             self._readers.pop().close()
 
     def _open_reader(self) -> grain.DatasetIterator:
-        share = _Share(self._stream, self._position, self.batch_size, self.process_index, self.process_count)
-        batches = grain.MapDataset.source(share).batch(share.rows, drop_remainder=True)
+        share = _Share(self._stream, self._position, self.batch_size, self.rows)
+        batches = grain.MapDataset.source(share).batch(len(self.rows), drop_remainder=True)
         ahead = grain.ReadOptions(num_threads=self._prefetch, prefetch_buffer_size=self._prefetch)
         # Workers answer through pipes: shared memory is 64 MiB in a default container, and leaks when a run ends.
         no_shared_memory = grain.experimental.DatasetOptions(min_shm_size=sys.maxsize)
@@ -221,21 +215,19 @@ def _close_all(readers: list[grain.DatasetIterator]) -> None:
 
 
 class _Share:
-    """One process's rows of the global batches that follow position `start` of the stream."""
+    """The given rows of the global batches that follow position `start` of the stream."""
 
-    def __init__(self, stream: Rows, start: int, batch_size: int, process_index: int, process_count: int):
-        self.rows = batch_size // process_count
-        self._stream, self._batch_size = stream, batch_size
-        self._first = start + process_index * self.rows
+    def __init__(self, stream: Rows, start: int, batch_size: int, rows: Sequence[int]):
+        self._stream, self._start, self._batch_size, self._rows = stream, start, batch_size, rows
         batches = -(-max(len(stream) - start, 0) // batch_size)
-        self._length = min(batches, sys.maxsize // batch_size) * self.rows
+        self._length = min(batches, sys.maxsize // batch_size) * len(rows)
 
     def __len__(self) -> int:
         return self._length
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        batch, row = divmod(index, self.rows)
-        return self._stream[self._first + batch * self._batch_size + row]
+        batch, row = divmod(index, len(self._rows))
+        return self._stream[self._start + batch * self._batch_size + self._rows[row]]
 
 
 class _Epoch:

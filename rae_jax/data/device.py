@@ -4,37 +4,51 @@ Batches that wait on the devices have not been trained on: the position for a ch
 handed to the step.
 """
 
+import bisect
+import math
 import queue
 import threading
 import time
 import weakref
+from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Sharding
 
 from rae_jax.data.batches import Batches
 
 
-def batch_share(sharding: Sharding) -> tuple[int, int]:
-    """Which rows of a batch this process needs: share `index` of `count` equal ones.
+def batch_rows(sharding: Sharding, batch_size: int, process: int | None = None) -> list[int]:
+    """Which rows of a batch the devices of `process` (by default this one) hold, in ascending order.
 
-    With a mesh that divides batches over all processes that is (process index, process count); processes whose devices
-    hold the same rows, as under tensor parallelism across hosts, share one.
+    They are whatever rows the layout gives these devices: a slice's own order of devices interleaves its hosts, so that
+    rows need not lie side by side, and hosts whose devices differ only along a tensor axis hold the same ones.
 
     Raises:
-      ValueError: the process's devices hold rows that do not lie side by side.
+      ValueError: the batch does not divide over the devices.
     """
-    rows = sharding.num_devices  # a batch of so many rows divides over whichever axes the batch is divided
-    places = sharding.addressable_devices_indices_map((rows,)).values()
-    held = sorted({row for (where,) in places for row in range(rows)[where]})
-    size = len(held)
-    if held[-1] - held[0] + 1 != size or held[0] % size or rows % size:
+    shards = sharding.num_devices // sharding.shard_shape((sharding.num_devices,))[0]
+    if batch_size % shards:
         raise ValueError(
-            f"the devices of process {jax.process_index()} hold rows {held} of {rows}, which do not lie side by side; "
-            "order the mesh so that the devices of a process follow each other along the batch axes"
+            f"batch_size {batch_size} does not divide over {shards} data shards; use a multiple of {shards}"
         )
-    return held[0] // size, rows // size
+    process = jax.process_index() if process is None else process
+    places = sharding.devices_indices_map((batch_size,)).items()
+    return sorted(
+        {row for device, (where,) in places if device.process_index == process for row in range(batch_size)[where]}
+    )
+
+
+def part(local: np.ndarray, rows: Sequence[int], where: slice) -> np.ndarray:
+    """What a device that holds the rows `where` of the batch is given of `local`, whose rows are `rows` of the batch.
+
+    `rows` are in ascending order and hold all of `where`, which therefore lie side by side in `local`.
+    """
+    first = bisect.bisect_left(rows, where.start or 0)
+    last = bisect.bisect_left(rows, math.inf if where.stop is None else where.stop)
+    return local[first:last]
 
 
 class DeviceBatches:
@@ -50,17 +64,11 @@ class DeviceBatches:
     def __init__(self, batches: Batches, sharding: Sharding, prefetch: int = 2):
         if prefetch < 1:
             raise ValueError(f"prefetch {prefetch} must be at least 1")
-        share = batch_share(sharding)
-        if share != (batches.process_index, batches.process_count):
+        held = batch_rows(sharding, batches.batch_size)
+        if list(batches.rows) != held:
             raise ValueError(
-                f"the batches are share {batches.process_index} of {batches.process_count}, but the sharding places "
-                f"share {share[0]} of {share[1]} on process {jax.process_index()}; "
-                f"make them with process_index={share[0]}, process_count={share[1]} (see batch_share)"
-            )
-        shards = sharding.num_devices // sharding.shard_shape((sharding.num_devices,))[0]
-        if batches.batch_size % shards:
-            raise ValueError(
-                f"batch_size {batches.batch_size} does not divide over {shards} data shards; use a multiple of {shards}"
+                f"the batches are of rows {list(batches.rows)}, but the sharding places rows {held} on process "
+                f"{jax.process_index()}; make them with rows=batch_rows(sharding, batch_size)"
             )
         self.seconds_waited = 0.0
         self._batches, self._sharding, self._prefetch = batches, sharding, prefetch
@@ -71,9 +79,8 @@ class DeviceBatches:
 
     def example(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes and dtypes of the global batch."""
-        count = self._batches.process_count
         return {
-            name: jax.ShapeDtypeStruct((local.shape[0] * count, *local.shape[1:]), local.dtype)
+            name: jax.ShapeDtypeStruct((self._batches.batch_size, *local.shape[1:]), local.dtype)
             for name, local in self._batches.example().items()
         }
 
@@ -130,9 +137,9 @@ class DeviceBatches:
 
 
 def _place_ahead(batches: Batches, sharding: Sharding, ready: queue.Queue, asked: threading.Event) -> None:
-    def place(local: Any) -> jax.Array:
-        shape = (local.shape[0] * batches.process_count, *local.shape[1:])
-        return jax.make_array_from_process_local_data(sharding, local, shape)
+    def place(local: np.ndarray) -> jax.Array:
+        shape = (batches.batch_size, *local.shape[1:])
+        return jax.make_array_from_callback(shape, sharding, lambda index: part(local, batches.rows, index[0]))
 
     try:
         while not asked.is_set():

@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 
 from rae_jax.components import catalogue as components
 from rae_jax.data.batches import Batches, evaluation_batches, latent_batches, training_batches
-from rae_jax.data.device import DeviceBatches, batch_share
+from rae_jax.data.device import DeviceBatches, batch_rows
 from rae_jax.data.latents import LatentSource
 from rae_jax.data.sources import Source, open_source
 from rae_jax.data.transforms import transform, without_flip
@@ -81,16 +81,14 @@ def open_sources(config: ConfigDict) -> dict[str, Source]:
 
 
 def open_batches(
-    config: ConfigDict, stage: str, objective: Objective, source: Source, process_index: int, process_count: int
+    config: ConfigDict, stage: str, objective: Objective, source: Source, rows: Sequence[int] | None = None
 ) -> Batches:
-    """The batches that `stage` trains on: of the images of `source`, or of the latents in `config.data.latents`."""
+    """The batches that `stage` trains on: of the images of `source`, or of the latents in `config.data.latents`.
+
+    `rows`: those of each batch that this process reads; all of them by default.
+    """
     train = config[stage].train
-    arguments = dict(
-        batch_size=train.batch_size,
-        num_workers=config.data.num_workers,
-        process_index=process_index,
-        process_count=process_count,
-    )
+    arguments = dict(batch_size=train.batch_size, num_workers=config.data.num_workers, rows=rows)
     if objective.reads_latents:
         _, flip = without_flip(train.transform)
         return latent_batches(LatentSource(config.data.latents), seed=config.seed, flip=flip, **arguments)
@@ -195,7 +193,7 @@ class Pipeline:
         source, rows = self.sources["train"], sharding.batch_sharding(self.mesh)
         if objective.reads_latents:
             self._check_latents(stage)
-        loader = open_batches(config, stage, objective, source, *batch_share(rows))
+        loader = open_batches(config, stage, objective, source, batch_rows(rows, section.train.batch_size))
         total_steps = math.ceil(len(source) / loader.batch_size) if objective.one_epoch else section.train.steps
         what = f"the cached latents of {len(source)} images" if objective.reads_latents else f"{len(source)} images"
         self.log.say(f"{stage}: {section.objective} on {what}, {total_steps} steps")
@@ -310,9 +308,7 @@ class Pipeline:
     def one_epoch(self, split: str, batch_size: int) -> Any:
         """The images of `split` once, in order, whole on every process."""
         crop = transform("center_crop", self.config.data.image_size)
-        return evaluation_batches(
-            self.sources[split], batch_size=batch_size, transform=crop, process_index=0, process_count=1
-        )
+        return evaluation_batches(self.sources[split], batch_size=batch_size, transform=crop)
 
     def evaluate(self) -> dict[str, float]:
         """Evaluates what this working directory holds, and writes `summary.json`."""

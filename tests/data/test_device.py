@@ -1,16 +1,22 @@
 import gc
+import subprocess
+import sys
 import threading
 import time
 
 import jax
 import numpy as np
 import pytest
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+import runs
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
 
+from rae_jax.costs.compile_report import mesh_over
 from rae_jax.data.batches import evaluation_batches, training_batches
-from rae_jax.data.device import DeviceBatches, batch_share
+from rae_jax.data.device import DeviceBatches, batch_rows, part
 from rae_jax.data.sources import ArraySource
 from rae_jax.data.transforms import Transform, transform
+from rae_jax.training.sharding import batch_sharding
 
 BATCH = 8
 
@@ -168,47 +174,99 @@ def test_closing_or_dropping_ends_the_thread(sharding):
     assert placing_threads() == []
 
 
-class Layout:
-    """Stands for a sharding of rows over several processes: who holds which rows, as this process sees it."""
-
-    def __init__(self, held, num_devices, shards):
-        self._held, self.num_devices, self._shards = held, num_devices, shards
-
-    def addressable_devices_indices_map(self, shape):
-        assert shape == (self.num_devices,)
-        return {device: (slice(*rows),) for device, rows in enumerate(self._held)}
-
-    def shard_shape(self, shape):
-        return (shape[0] // self._shards,)
+TOPOLOGIES = ("v5p:2x2x4", "v5p:4x4x4", "v5e:4x4", "v6e:8x8")
 
 
-@pytest.mark.parametrize(
-    ("held", "share"),
-    [
-        ([(0, 1), (1, 2), (2, 3), (3, 4)], (0, 2)),  # four devices here, four on another process
-        ([(4, 5), (7, 8), (6, 7), (5, 6)], (1, 2)),
-        ([(2, 4), (2, 4)], (1, 4)),  # two devices of a tensor axis share rows
-        ([(0, None), (0, None)], (0, 1)),  # everything everywhere
-    ],
-)
-def test_a_process_is_given_the_rows_that_its_devices_hold(held, share):
-    assert batch_share(Layout(held, 8, 8)) == share
+@pytest.mark.parametrize("axes", [{"fsdp": 1}, {"fsdp": 8}, {"fsdp": 16}, {"tensor": 2}, {"fsdp": 4, "tensor": 2}])
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+def test_on_real_slices_every_device_is_given_its_rows_by_the_host_it_belongs_to(topology, axes):
+    pytest.importorskip("libtpu")
+    config = ConfigDict({"mesh": {"data": -1, "fsdp": 1, "tensor": 1} | axes})
+    rows_of_batches = batch_sharding(mesh_over(config, topology))
+    batch_size = 2 * rows_of_batches.num_devices
+    places = rows_of_batches.devices_indices_map((batch_size,))
+    hosts = {device.process_index for device in places}
+    assert len(hosts) == rows_of_batches.num_devices // 4 > 1
+    given = {}
+    for host in hosts:
+        rows = batch_rows(rows_of_batches, batch_size, host)
+        for device, (where,) in places.items():
+            if device.process_index == host:
+                given[device] = part(np.array(rows), rows, where).tolist()  # a row is its number
+        assert set(rows) == {row for device in given if device.process_index == host for row in given[device]}
+    assert given == {device: list(range(batch_size)[where]) for device, (where,) in places.items()}
+    assert {row for rows in given.values() for row in rows} == set(range(batch_size))
 
 
-@pytest.mark.parametrize("held", [[(0, 1), (2, 3)], [(1, 2), (2, 3)], [(0, 1), (1, 2), (2, 3)]])
-def test_rows_that_do_not_lie_side_by_side_are_an_error(held):
-    with pytest.raises(ValueError, match="do not lie side by side"):
-        batch_share(Layout(held, 8, 8))
+PROCESS = """
+import sys
+
+import jax
+import numpy as np
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+
+from rae_jax.data.batches import training_batches
+from rae_jax.data.device import DeviceBatches, batch_rows
+from rae_jax.data.sources import open_source
+from rae_jax.data.transforms import transform
+
+if __name__ == "__main__":
+    process = int(sys.argv[2])
+    jax.distributed.initialize(sys.argv[1], 4, process)
+    arguments = dict(source=open_source("digits", "test"), batch_size=16, seed=0, transform=transform("none", 32))
+    whole, sharding = training_batches(**arguments), None
+    ordered = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    order = {
+        "interleaved": [0, 2, 4, 6, 1, 3, 5, 7],
+        "shuffled": [5, 0, 3, 6, 1, 7, 2, 4],
+        "in order": range(8),
+    }[sys.argv[3]]
+    for shape in ((8, 1, 1), (2, 4, 1), (2, 2, 2), (1, 1, 8)):
+        mesh = Mesh(np.array([ordered[number] for number in order]).reshape(shape), ("data", "fsdp", "tensor"))
+        sharding = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+        rows = batch_rows(sharding, 16)
+        batches = DeviceBatches(training_batches(**arguments, rows=rows), sharding)
+        whole.set_state({"position": 0})
+        for _ in range(2):
+            expected, batch = next(whole), next(batches)
+            for name, value in expected.items():
+                assert batch[name].shape == value.shape and batch[name].sharding == sharding
+                for shard in batch[name].addressable_shards:
+                    np.testing.assert_array_equal(shard.data, value[shard.index])
+        batches.close()
+        print(shape, *rows)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("order", ["interleaved", "shuffled", "in order"])
+def test_four_processes_put_the_rows_of_one_batch_on_the_devices_in_whatever_order(order, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(PROCESS)
+    environment = runs.environment(2) | {"PYTHONPATH": str(runs.ROOT)}
+    command = [sys.executable, str(script), runs.free_address()]
+    processes = [
+        subprocess.Popen([*command, str(i), order], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        for i in range(4)
+    ]
+    outputs = [process.communicate(timeout=120)[0].decode() for process in processes]
+    assert [process.returncode for process in processes] == [0] * 4, "\n".join(outputs)
+    first = {"interleaved": "0 1 8 9", "shuffled": "2 3 8 9", "in order": "0 1 2 3"}[order]
+    assert f"(8, 1, 1) {first}" in outputs[0]
 
 
 def test_one_process_holds_everything(sharding):
-    assert batch_share(sharding) == (0, 1)
+    assert batch_rows(sharding, BATCH) == list(range(BATCH))
 
 
 def test_batches_that_the_sharding_does_not_fit_are_errors(sharding):
-    with pytest.raises(ValueError, match=r"share 0 of 1, but the sharding places share 1 of 2 .*process_index=1"):
-        DeviceBatches(training(), Layout([(4, 8)], 8, 2))
-    with pytest.raises(ValueError, match="batch_size 8 does not divide over 16 data shards; use a multiple of 16"):
-        DeviceBatches(training(), Layout([(0, 16)], 16, 16))
+    with pytest.raises(ValueError, match=r"are of rows \[1, 4\], but the sharding places rows \[0, 1, 2.*batch_rows"):
+        DeviceBatches(training(rows=[1, 4]), sharding)
     with pytest.raises(ValueError, match="prefetch 0 must be at least 1"):
         DeviceBatches(training(), sharding, prefetch=0)
+
+
+def test_a_batch_that_does_not_divide_over_the_devices_is_an_error():
+    mesh = AbstractMesh((16,), ("data",))
+    with pytest.raises(ValueError, match="batch_size 8 does not divide over 16 data shards; use a multiple of 16"):
+        batch_rows(NamedSharding(mesh, PartitionSpec("data")), 8)

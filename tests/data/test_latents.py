@@ -102,8 +102,8 @@ def test_a_state_continues_exactly_whoever_reads(cache, workers, processes):
     assert state == {"position": 12}
     for process in range(processes):
         part = latent_batches(
-            LatentSource(cache), batch_size=4, seed=3, flip=True, num_workers=workers, process_index=process,
-            process_count=processes,
+            LatentSource(cache), batch_size=4, seed=3, flip=True, num_workers=workers,
+            rows=range(4 * process // processes, 4 * (process + 1) // processes),
         )  # fmt: skip
         part.set_state(state)
         parts.append(taken(part, 4))

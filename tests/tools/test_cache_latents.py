@@ -88,7 +88,7 @@ def test_a_step_on_a_batch_of_the_cache_is_the_step_on_the_images_and_needs_no_e
         config = config_for(encoder, where)
         objective = OBJECTIVES[config[stage].objective](config, stage)
         assert ("encoder" in objective.frozen) == (not where)
-        batch = next(open_batches(config, stage, objective, open_sources(config)["train"], 0, 1))
+        batch = next(open_batches(config, stage, objective, open_sources(config)["train"]))
         assert set(batch) == {"latent" if where else "image", "label"}
         state = sharding.unbox(objective.init(jax.random.key(1), batch))
         state = state.replace(frozen={name: frozen[name] for name in objective.frozen})
