@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from rae_jax.data.batches import evaluation_batches
-from rae_jax.data.device import DeviceBatches, batch_share
+from rae_jax.data.device import DeviceBatches, batch_rows
 from rae_jax.data.sources import Source
 from rae_jax.data.transforms import Transform
 from rae_jax.evaluation.frechet import Gaussian, Moments
@@ -182,11 +182,9 @@ def source_batches(
     """
     images = source if count is None else _First(source, count)
     rows, size = sharding.batch_sharding(mesh), batch_size_over(mesh, batch_size, len(images))
-    index, processes = batch_share(rows)
     loader = evaluation_batches(
-        images, batch_size=size, transform=transform, num_workers=num_workers,
-        process_index=index, process_count=processes,
-    )  # fmt: skip
+        images, batch_size=size, transform=transform, num_workers=num_workers, rows=batch_rows(rows, size)
+    )
     batches = DeviceBatches(loader, rows)
     try:
         yield from batches
