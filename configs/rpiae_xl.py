@@ -43,7 +43,7 @@ def get_config(variant: str = "80") -> ConfigDict:
 def lightning_dit_xl(epochs: int) -> ConfigDict:
     """LightningDiT-XL for some epochs, and the small one that guides it."""
     config = base.get_config()
-    config.stages = ("flow", "guidance")
+    config.stages = ("flow", "guide")
     config.dtype = "bfloat16"
     base.use_pretrained_encoder(config, "dinov2_b")
     config.encoder.model.scan = True
@@ -51,7 +51,7 @@ def lightning_dit_xl(epochs: int) -> ConfigDict:
     use_decoder(config, convolutional=False)
     config.stats.weights = "identity"
 
-    for name, size, for_epochs in (("flow", "XL", epochs), ("guidance", "S", 14)):
+    for name, size, for_epochs in (("flow", "XL", epochs), ("guide", "S", 14)):
         section = config[name]
         section.family = "lightning_dit"
         section.model = base.lightning_dit(**SIZES[size], qk_norm=True, scan=True)

@@ -30,7 +30,7 @@ from rae_jax.evaluation.reference import read_statistics
 from rae_jax.experiment.configuration import check
 from rae_jax.experiment.workdir import ConfigError
 from rae_jax.interop.checkpoint_files import read_tensors, write_safetensors
-from rae_jax.interop.weights import check_weights, save_weights
+from rae_jax.interop.weights import Origin, check_weights, save_weights
 from rae_jax.sampling.samples import read_samples
 
 MANY = int(os.environ.get("BAD_INPUTS", "300"))
@@ -262,7 +262,10 @@ def tried_weights(content):
         path = Path(folder) / f"x{ending}"
         path.write_bytes(data)
         result_or_error(read_tensors, path)
-        result_or_error(lambda path: check_weights(path, {"a": np.zeros((2, 3))}, "flow"), path)
+        result_or_error(
+            lambda path: check_weights(path, {"a": np.zeros((2, 3))}, Origin("it", "the config")),
+            path,
+        )
     assert not Path(MARKER).exists()
 
 
@@ -282,12 +285,15 @@ def tried_weights_directories(content):
     description, tensors = content
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "weights"
-        save_weights(path, {"a": np.zeros((2, 3), np.float32)}, {"stage": "flow"})
+        save_weights(path, {"a": np.zeros((2, 3), np.float32)}, {"component": "flow"})
         if description is not None:
             (path / "weights.json").write_bytes(description)
         if tensors is not None:
             (path / "weights.safetensors").write_bytes(tensors)
-        result_or_error(lambda path: check_weights(path, {"a": np.zeros((2, 3))}, "flow"), path)
+        result_or_error(
+            lambda path: check_weights(path, {"a": np.zeros((2, 3))}, Origin("it", "the config")),
+            path,
+        )
 
 
 def tried_indices(content):

@@ -10,7 +10,8 @@ import runs
 from flax.core import meta
 
 from configs import published
-from rae_jax.components import catalogue as components
+from rae_jax.components.catalogue import component
+from rae_jax.components.latent_spaces import latent_space
 from rae_jax.experiment.configuration import check
 from rae_jax.interop.checkpoint_files import write_tensors
 from rae_jax.interop.kinds import export_model
@@ -19,7 +20,7 @@ from rae_jax.interop.weights import architecture_of
 from rae_jax.sampling.generator import flow_map_generator, generator, guiding_component, sample_keys
 
 AUTOENCODERS = [f"{encoder}_{size}" for encoder, size in published.AUTOENCODERS]
-WEIGHTS = ("encoder", "decoder", "feature_stats", "bridge_decoder", "stats", "flow", "guidance")
+WEIGHTS = ("encoder", "decoder", "feature_stats", "bridge_decoder", "stats", "flow", "guide")
 
 
 def config_of(variant: str):
@@ -33,15 +34,14 @@ def config_of(variant: str):
 
 
 def shapes_of(config, *names: str):
-    inits = components.initializers(config)
-    return {name: meta.unbox(jax.eval_shape(inits[name], jax.random.key(0))) for name in names}
+    return {name: component(config, name).structure() for name in names}
 
 
 @pytest.mark.parametrize("variant", AUTOENCODERS)
 def test_a_published_autoencoder_makes_images_of_its_size(variant):
     config, weights = config_of(variant)
     size = int(variant.split("_")[-1])
-    space = components.latent_space(config)
+    space = latent_space(config)
     assert space.shape[0] == (size // 16) ** 2
     images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
     parts = shapes_of(config, "encoder", "decoder")
@@ -55,12 +55,12 @@ def test_a_published_autoencoder_makes_images_of_its_size(variant):
 def test_a_published_generator_makes_images_of_its_size(variant):
     config, weights = config_of(variant)
     guide = guiding_component(config)
-    assert (guide == "guidance") == bool(weights["guidance"]) == variant.startswith(("dit_dh", "rpiae"))
+    assert (guide == "guide") == bool(weights["guide"]) == variant.startswith(("dit_dh", "rpiae"))
     size = int(variant.split("_")[-1])
     keys, labels = jax.eval_shape(lambda: sample_keys(0, jnp.arange(2))), jax.ShapeDtypeStruct((2,), jnp.int32)
-    frozen = shapes_of(config, "stats", *components.latent_space(config).decoding, *([guide] if guide else []))
+    frozen = shapes_of(config, "stats", *latent_space(config).decoding, *([guide] if guide else []))
     if variant.startswith("mf_rae"):
-        params = meta.unbox(jax.eval_shape(components.flow_map_init(config), jax.random.key(0)))
+        params = meta.unbox(jax.eval_shape(component(config, "flow_map").init, jax.random.key(0)))
         generate = flow_map_generator(config, (1.0, 0.5, 0.0))
     else:
         params = shapes_of(config, "flow")["flow"]
@@ -81,19 +81,19 @@ def test_official_files_are_sampled_from_without_data_and_without_an_encoder(tmp
         "encoder.model": {"width": 32, "num_heads": 2},
         "decoder.model": {"width": 32, "depth": 1, "num_heads": 2, "mlp_dim": 48},
         "flow.model": small,
-        "guidance.model": small | {"width": 16},
+        "guide.model": small | {"width": 16},
     }
     fields = {f"{section}.{name}": value for section, part in sizes.items() for name, value in part.items()}
     config, _ = config_of("dit_dh_xl_256")
     config.update_from_flattened_dict(fields)
-    for section in (config.flow, config.guidance, config.decoder):
+    for section in (config.flow, config.guide, config.decoder):
         section.model.scan = False  # exports take blocks one by one
     rng, options = np.random.default_rng(0), [f"--config.{name}={value}" for name, value in fields.items()]
-    kinds = {"flow": "dit_dh", "guidance": "dit_dh", "decoder": "rae_decoder", "stats": "latent_stats"}
+    kinds = {"flow": "dit_dh", "guide": "dit_dh", "decoder": "rae_decoder", "stats": "latent_stats"}
     for name, kind in kinds.items():
         shapes = shapes_of(config, name)[name]
         params = jax.tree.map(lambda x: rng.uniform(0.01, 0.1, x.shape).astype(np.float32), shapes)
-        module = components.module(config, name)
+        module = component(config, name).module
         model = Model({} if module is None else architecture_of(module), params)
         write_tensors(tmp_path / f"{name}.pt", export_model(kind, model))
         options.append(f"--config.{name}.weights={tmp_path / name}.pt")

@@ -3,9 +3,12 @@
 import jax
 import jax.numpy as jnp
 import pytest
+from whole_autoencoder import autoencoder
 
 from configs import rae_dinov2b_vitxl, rae_maeb_vitxl, rae_siglip2b_vitxl
-from rae_jax.components import catalogue as components
+from rae_jax.components.catalogue import component
+from rae_jax.components.decoders import decoded_size
+from rae_jax.components.encoders import grid as encoder_grid
 from rae_jax.experiment.configuration import trace
 from rae_jax.models.vit import PRETRAINED
 
@@ -57,10 +60,10 @@ def test_each_preset_is_what_it_names(words, betas, lpips_range, fakes, noise, a
 @pytest.mark.parametrize("module", [rae_dinov2b_vitxl, rae_siglip2b_vitxl, rae_maeb_vitxl])
 def test_encoder_and_decoder_meet_at_the_image_size(module, words, pixels, tokens, patches):
     config = module.get_config(words)
-    decoder = components.decoder(config)
-    assert (config.data.image_size, components.encoder_grid(config) ** 2) == (pixels, tokens)
-    assert decoder.grid_size == patches and components.decoded_size(config) == pixels
-    space = components.autoencoder(config)
+    decoder = component(config, "decoder").module
+    assert (config.data.image_size, encoder_grid(config) ** 2) == (pixels, tokens)
+    assert decoder.grid_size == patches and decoded_size(config) == pixels
+    space = autoencoder(config)
     image = jax.ShapeDtypeStruct((1, pixels, pixels, 3), jnp.float32)
     decoded = jax.eval_shape(lambda x: space.init_with_output(jax.random.key(0), x)[0], image)
     assert decoded.shape == image.shape

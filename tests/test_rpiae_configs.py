@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 
 from configs import rpiae_dinov2b_vitxl, rpiae_xl
-from rae_jax.components import catalogue as components
+from rae_jax.components.catalogue import component
+from rae_jax.components.decoders import decoded_size
+from rae_jax.components.generators import time_shift
+from rae_jax.components.latent_spaces import latent_space
 from rae_jax.experiment.configuration import trace
-from rae_jax.experiment.stages import Pipeline
+from rae_jax.experiment.weights import Weights
 from rae_jax.models.autoencoder import LatentStatistics
 from rae_jax.training import sharding
 
@@ -16,12 +19,12 @@ from rae_jax.training import sharding
 @pytest.mark.parametrize(("variant", "width"), [("", 64), ("width32", 32), ("conv-width128", 128)])
 def test_the_latent_has_the_width_asked_for_and_the_decoder_makes_256_pixels(variant, width):
     config = rpiae_dinov2b_vitxl.get_config(variant)
-    assert components.latent_shape(config) == (256, width)
-    assert components.decoded_size(config) == 256
+    assert latent_space(config).shape == (256, width)
+    assert decoded_size(config) == 256
 
 
 def test_the_flow_on_64_channels_has_a_time_shift_of_two():
-    assert components.time_shift(rpiae_xl.get_config("80")) == pytest.approx(2.0)
+    assert time_shift(rpiae_xl.get_config("80")) == pytest.approx(2.0)
 
 
 def test_epochs_and_points_of_the_grid_are_those_asked_for():
@@ -34,8 +37,7 @@ def test_epochs_and_points_of_the_grid_are_those_asked_for():
 
 def test_identity_statistics_leave_a_latent_as_it_is(tmp_path):
     config, mesh = rpiae_xl.get_config(), sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
-    pipeline = Pipeline(config, {}, {}, tmp_path, mesh, log=None)
-    loaded = pipeline.load("stats", components.stats_init(config))
+    loaded = Weights(config, {}, tmp_path, mesh, warn=print).load(component(config, "stats"))
     z = jnp.asarray(np.random.default_rng(0).normal(size=(1, 256, 64)), jnp.float32)
     np.testing.assert_allclose(LatentStatistics(**loaded).normalise(z), z, rtol=2e-7)
     np.testing.assert_allclose(LatentStatistics(**loaded).denormalise(z), z, rtol=2e-7)

@@ -20,9 +20,9 @@ from absl import app, flags
 from ml_collections import ConfigDict
 
 from rae_jax.costs.model_flops import model_flops
+from rae_jax.experiment import flags as experiment
 from rae_jax.experiment.configuration import example_batch
 from rae_jax.files import whole_file
-from rae_jax.main import CONFIG, parse
 from rae_jax.objectives.catalogue import OBJECTIVES
 from rae_jax.training import sharding
 from rae_jax.training.loop import lower_step
@@ -54,7 +54,7 @@ def benchmark(config: ConfigDict, stage: str, *, steps: int, latents: bool) -> d
             return jax.jit(lambda: sharding.unbox(init(*arguments)), out_shardings=layout)()
 
         state = make(lambda: objective.init(key, shapes))
-        state = state.replace(frozen={name: make(init, key) for name, init in objective.frozen.items()})
+        state = state.replace(frozen={name: make(part.init, key) for name, part in objective.frozen.items()})
         draw = jax.jit(
             lambda: {name: _random(x) for name, x in shapes.items()}, out_shardings=sharding.batch_sharding(mesh)
         )
@@ -96,9 +96,7 @@ def _peak_bytes(mesh: jax.sharding.Mesh) -> int:
 
 def main(arguments: list[str]) -> None:
     del arguments
-    if CONFIG.value is None:
-        raise app.UsageError("--config=FILE is missing; try --config=configs/digits.py:tiny")
-    config = CONFIG.value
+    config = experiment.config()
     stage = STAGE.value or config.stages[-1]
     if BATCH.value:
         config[stage].train.batch_size = BATCH.value
@@ -118,4 +116,4 @@ if __name__ == "__main__":
     STEPS = flags.DEFINE_integer("steps", 10, "How many steps are timed.", lower_bound=1)
     LATENTS = flags.DEFINE_bool("latents", False, "Batches of latents computed before: a step without the encoder.")
     JSON = flags.DEFINE_string("json", "", "Also writes the result to this file.")
-    app.run(main, flags_parser=parse)
+    app.run(main, flags_parser=experiment.parse)

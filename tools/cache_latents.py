@@ -21,20 +21,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import app, flags, logging
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
-from rae_jax import main as experiment
-from rae_jax.components import catalogue as components
+from rae_jax.components.component import Params
+from rae_jax.components.latent_spaces import latent_space
 from rae_jax.data import latents
 from rae_jax.data.batches import evaluation_batches
 from rae_jax.data.device import DeviceBatches, batch_rows
 from rae_jax.data.latents import Description, Encoded
 from rae_jax.data.sources import Source
 from rae_jax.data.transforms import transform, without_flip
+from rae_jax.experiment import flags as experiment
 from rae_jax.experiment import latent_cache
 from rae_jax.experiment.configuration import check, take_classes_of_data
-from rae_jax.experiment.stages import Pipeline, open_sources
-from rae_jax.objectives.objective import Batch, Params, to_float
+from rae_jax.experiment.stages import open_sources
+from rae_jax.experiment.weights import Weights
+from rae_jax.objectives.objective import Batch, to_float
 from rae_jax.training import sharding
 from rae_jax.training.progress import RunLog
 
@@ -57,7 +59,7 @@ def encoded_images(
       parts: the parameters of what encodes, on the devices of `mesh`.
       fixed: the transform.
     """
-    space, rows = components.latent_space(config), sharding.batch_sharding(mesh)
+    space, rows = latent_space(config), sharding.batch_sharding(mesh)
 
     @jax.jit
     def encode(parts: dict[str, Params], batch: Batch) -> tuple[jax.Array, jax.Array]:
@@ -103,8 +105,8 @@ def write_cache(config: ConfigDict, file: str, workdir: Path, output: Path) -> D
     # Every process encodes for itself: its shards are images that lie side by side.
     mesh = sharding.make_mesh(EVERY_DEVICE, jax.local_devices())
     with sharding.use(mesh):
-        pipeline, space = Pipeline(config, {}, sources, workdir, mesh, log), components.latent_space(config)
-        parts = {name: pipeline.load(name, init) for name, init in space.encoding.items()}
+        stored, space = Weights(config, {}, workdir, mesh, log.warn), latent_space(config)
+        parts = {name: stored.load(component) for name, component in space.encoding.items()}
         weights = {name: latent_cache.digest(jax.device_get(params)) for name, params in parts.items()}
         source, settings = sources["train"], latent_cache.settings(config, fixed)
         description = latents.describe(len(source), source.num_classes, space.shape, settings, weights)
@@ -160,15 +162,14 @@ def barrier(name: str) -> None:
 
 def main(arguments: list[str]) -> None:
     del arguments
-    if experiment.CONFIG.value is None or not OUTPUT.value:
-        raise app.UsageError("--config=FILE and --output=DIR are needed")
+    config, workdir, output = experiment.config(), experiment.workdir(), Path(OUTPUT.value)
+    if not OUTPUT.value:
+        raise app.UsageError("--output=DIR is missing: where the cache goes")
     logging.set_verbosity(logging.WARNING)
-    file = config_flags.get_config_filename(flags.FLAGS["config"])
     experiment.connect()
-    config, workdir, output = experiment.CONFIG.value, experiment.working_directory(file), Path(OUTPUT.value)
     try:
         take_classes_of_data(config, workdir)
-        found = write_cache(config, file, workdir, output)
+        found = write_cache(config, experiment.config_file(), workdir, output)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     if jax.process_index() == 0:

@@ -16,18 +16,17 @@ import jax
 from absl import app, flags
 
 from rae_jax.costs.compile_report import report, show
+from rae_jax.experiment import flags as experiment
 from rae_jax.files import whole_file
-from rae_jax.main import CONFIG, TOPOLOGY, parse
 
 
 def main(arguments: list[str]) -> None:
     del arguments
-    if CONFIG.value is None:
-        raise app.UsageError("--config=FILE is missing; try --config=configs/dith_xl.py")
+    config = experiment.config()
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_enable_compilation_cache", False)  # the compile time is part of the report
     try:
-        result = report(CONFIG.value, TOPOLOGY.value, stage=STAGE.value, program=PROGRAM.value, latents=LATENTS.value)
+        result = report(config, TOPOLOGY.value, stage=STAGE.value, program=PROGRAM.value, latents=LATENTS.value)
     except ValueError as error:
         sys.exit(f"error: {error}")
     show(result)
@@ -37,9 +36,9 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.set_default(TOPOLOGY, "v5p:4x4x4")
+    TOPOLOGY = flags.DEFINE_string("topology", "v5p:4x4x4", "The TPU slice.")
     STAGE = flags.DEFINE_string("stage", "", "Whose training step; the last of the config's stages by default.")
     PROGRAM = flags.DEFINE_enum("program", "train_step", ["train_step", "sampler"], "What to compile.")
     LATENTS = flags.DEFINE_bool("latents", False, "Batches of latents computed before: a step without the encoder.")
     JSON = flags.DEFINE_string("json", "", "Also writes the report to this file.")
-    app.run(main, flags_parser=parse)
+    app.run(main, flags_parser=experiment.parse)

@@ -10,6 +10,7 @@ beside the weights, from `--config`, or from an option. README.md beside this fi
 """
 
 import argparse
+import dataclasses
 import importlib.util
 import json
 import math
@@ -19,17 +20,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 from flax.traverse_util import unflatten_dict
 from ml_collections import ConfigDict
 
-from rae_jax.components import catalogue as components
+from rae_jax.components.catalogue import CATALOGUE
+from rae_jax.components.catalogue import component as component_of
 from rae_jax.interop import kinds, lpips, weights
 from rae_jax.interop.checkpoint_files import PICKLES, read_tensors, write_tensors
 from rae_jax.interop.kinds import KINDS
 from rae_jax.interop.layout import Tensors, flatten
 from rae_jax.interop.model import Model
 
-COMPONENTS = ("encoder", "decoder", "flow")
 # Where the configurations of Hugging Face's libraries have what tensors do not tell, by option.
 HUGGING_FACE = {
     "num_heads": ("num_attention_heads",),
@@ -66,22 +68,23 @@ def import_checkpoint(
     return model
 
 
-def export_checkpoint(kind: str, source: str | Path, output: str | Path) -> Tensors:
-    """Writes the weights directory `source` as the official checkpoint `output`, and returns its tensors.
+def export_checkpoint(kind: str, source: str | Path, output: str | Path, *, component: str = "") -> Tensors:
+    """Writes weights as the official checkpoint `output`, and returns its tensors.
+
+    Args:
+      source: a weights directory; what a stage left, several of them; or the working directory of a run, whose last
+        weights of each component count.
+      component: which of several components that a file of this kind could hold.
 
     Raises:
-      ValueError: the directory holds no weights of that kind, or ones that its files cannot express; nothing has been
-        written.
+      ValueError: there are no weights of that kind, or ones that its files cannot express; nothing has been written.
     """
     if Path(output).suffix not in (".safetensors", *PICKLES):
         raise ValueError(f"{output}: a checkpoint's name ends in .safetensors or one of {', '.join(PICKLES)}")
-    if not weights.is_weights(source):
-        raise ValueError(f"{source} is no weights directory: there is no {weights.DESCRIPTION} in it")
-    description, tensors, _ = weights.read_weights(source)
-    if "kind" in description:
+    if weights.is_weights(source) and "kind" in weights.read_weights(source)[0]:
         model = _as_kind(kind, *weights.read_model(source))
     else:
-        model = _trained(kind, description, unflatten_dict(tensors, sep="/"), source)
+        model = _trained(kind, _trained_weights(Path(source)), source, component)
     exported = kinds.export_model(kind, model)
     write_tensors(output, exported)
     return exported
@@ -108,16 +111,62 @@ def _as_kind(kind: str, own: str, model: Model) -> Model:
     raise ValueError(f"the weights were imported from kind {own!r} and are none of kind {kind!r}")
 
 
-def _trained(kind: str, description: Mapping[str, Any], params: dict[str, Any], source: str | Path) -> Model:
-    """What a stage of an experiment left, as a model of `kind`."""
-    if not description.keys() >= {"stage", "config"}:
-        raise ValueError(f"{source}: {weights.DESCRIPTION} says neither which kind was imported nor what was trained")
-    stage = description["stage"]
-    module = components.module(ConfigDict(description["config"]), stage)
-    offered, wanted = kinds.find(kind).modules, None if module is None else type(module)
-    if "" not in offered or offered[""] is not wanted:
-        raise ValueError(f"{source} holds what stage {stage!r} trained, which is no model of kind {kind!r}")
-    return Model({} if module is None else weights.architecture_of(module), params)
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A component that an experiment has trained: its `module` (None for statistics) and its `params`."""
+
+    module: nn.Module | None
+    params: dict[str, Any]
+
+
+def _trained_weights(source: Path) -> dict[str, Trained]:
+    """The components whose trained weights are in `source`, by name."""
+    if weights.is_weights(source):
+        directories = [source]
+    else:  # what a stage left, or all that a run's stages left, in the order in which they were trained
+        run = source / "config.json"
+        stages = json.loads(run.read_text())["stages"] if run.is_file() else []
+        folders = [source / stage / "weights" for stage in stages] or [source]
+        directories = [d for folder in folders for d in (folder, *sorted(folder.glob("*"))) if weights.is_weights(d)]
+    if not directories:
+        raise ValueError(f"{source} is no weights directory, holds none, and is no working directory of a run")
+    found = {}
+    for directory in directories:
+        description, tensors, _ = weights.read_weights(directory)
+        if not description.keys() >= {"component", "config"}:
+            raise ValueError(f"{directory}: {weights.DESCRIPTION} names neither kind nor component")
+        name = description["component"]
+        module = component_of(ConfigDict(description["config"]), name).module
+        found[name] = Trained(module, unflatten_dict(tensors, sep="/"))
+    return found
+
+
+def _trained(kind: str, found: dict[str, Trained], source: str | Path, component: str) -> Model:
+    """What was trained, as a model of `kind`."""
+    offered = kinds.find(kind).modules
+    if component and component not in found:
+        raise ValueError(f"{source} has no weights of {component!r}; it has {', '.join(found)}")
+    if "" in offered:
+        fitting = [
+            name
+            for name, part in found.items()
+            if (type(part.module) if part.module else None) is offered[""] and component in ("", name)
+        ]
+        if len(fitting) > 1:
+            raise ValueError(f"{source} has several components of kind {kind!r}: choose one with --component="
+                             f"{' or '.join(fitting)}")  # fmt: skip
+        if not fitting:
+            raise ValueError(f"{source} holds {', '.join(found)}, of which none is a model of kind {kind!r}")
+        (part,) = (found[name] for name in fitting)
+        return Model({} if part.module is None else weights.architecture_of(part.module), part.params)
+    required = [name for name, module in offered.items() if module is not None]
+    if missing := [name for name in required if name not in found]:
+        raise ValueError(f"a file of kind {kind!r} holds {', '.join(offered)}; {source} has no {', '.join(missing)}")
+    parts = {name: found[name] for name in offered if name in found}
+    return Model(
+        {name: weights.architecture_of(part.module) for name, part in parts.items() if part.module is not None},
+        {name: part.params for name, part in parts.items()},
+    )
 
 
 def _told(kind: str, config: str | Path) -> dict[str, Any]:
@@ -127,10 +176,13 @@ def _told(kind: str, config: str | Path) -> dict[str, Any]:
     if str(config).endswith(".json"):
         return _hugging_face(kind, json.loads(Path(config).read_text()))
     experiment = _experiment(str(config))
-    modules = [components.module(experiment, component) for component in COMPONENTS]
     told: dict[str, Any] = {}
-    for module in modules:
-        if type(module) in kinds.find(kind).modules.values():
+    for name in CATALOGUE:
+        try:
+            module = component_of(experiment, name).module
+        except (ValueError, KeyError, AttributeError, TypeError):  # the experiment does not describe it
+            continue
+        if module is not None and type(module) in kinds.find(kind).modules.values():
             told |= weights.options_of(kind, module)
     return told
 
@@ -167,13 +219,20 @@ def _parser() -> argparse.ArgumentParser:
     writer = commands.add_parser("export", help="weights directory -> official checkpoint")
     for command, source, output in (
         (reader, "the file or directory; several joined by commas are read as one", "the directory to write"),
-        (writer, "the weights directory", "the file to write; its ending, .safetensors or .pt, says how"),
+        (
+            writer,
+            "a weights directory, or a run's working directory",
+            "the file to write; its ending, .safetensors or .pt, says how",
+        ),
     ):
         command.add_argument("--kind", required=True, help="one of: " + ", ".join(sorted(KINDS)))
         command.add_argument("--source", required=True, help=source)
         command.add_argument("--output", required=True, help=output)
     reader.add_argument("--part", default="", help="entry of a training checkpoint (model, ema) or prefix of names")
     reader.add_argument("--config", default="", help="experiment or config.json that has what the tensors do not tell")
+    writer.add_argument(
+        "--component", default="", help="which of several components of that kind, such as flow or guide"
+    )
     options = {option: kind for kind in KINDS.values() for option in kind.options}
     for option in options:
         reader.add_argument(f"--{option}", type=float if option == "scaling_factor" else int)
@@ -201,9 +260,8 @@ def main(arguments: list[str]) -> None:
             print(json.dumps(model.architecture))
             print(_report("imported", flags.kind, flatten(model.params), flags.output))
         else:
-            print(
-                _report("exported", flags.kind, export_checkpoint(flags.kind, flags.source, flags.output), flags.output)
-            )
+            exported = export_checkpoint(flags.kind, flags.source, flags.output, component=flags.component)
+            print(_report("exported", flags.kind, exported, flags.output))
     except (ValueError, OSError, pickle.UnpicklingError) as error:
         sys.exit(f"error: {error}")
 

@@ -18,19 +18,18 @@ from rich.console import Console
 from rich.table import Table
 
 from rae_jax.costs.model_flops import costs
+from rae_jax.experiment import flags as experiment
 from rae_jax.files import whole_file
-from rae_jax.main import CONFIG, parse
 
 
 def main(arguments: list[str]) -> None:
     del arguments
-    if CONFIG.value is None:
-        raise app.UsageError("--config=FILE is missing; try --config=configs/dith_xl.py")
+    config = experiment.config()
     try:
-        result = costs(CONFIG.value)
+        result = costs(config)
     except ValueError as error:
         sys.exit(f"error: {error}")
-    table = Table(title=f"one image of {CONFIG.value.data.image_size} pixels", title_justify="left")
+    table = Table(title=f"one image of {config.data.image_size} pixels", title_justify="left")
     for name in ("part", "million parameters", "billion multiply-adds", "as the papers count"):
         table.add_column(name, justify="left" if name == "part" else "right")
     for name, cost in result.items():
@@ -45,4 +44,4 @@ def main(arguments: list[str]) -> None:
 
 if __name__ == "__main__":
     JSON = flags.DEFINE_string("json", "", "Also writes the numbers to this file.")
-    app.run(main, flags_parser=parse)
+    app.run(main, flags_parser=experiment.parse)

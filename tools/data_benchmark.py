@@ -17,9 +17,9 @@ import numpy as np
 from absl import app, flags
 from PIL import Image
 
-from rae_jax import main as experiment
 from rae_jax.data.decoding import decode_image
 from rae_jax.data.transforms import transform
+from rae_jax.experiment import flags as experiment
 from rae_jax.experiment.stages import open_batches, open_sources
 from rae_jax.objectives.catalogue import OBJECTIVES
 
@@ -96,9 +96,7 @@ def main(arguments: list[str]) -> None:
     if DECODERS.value:
         compare_decoders(SECONDS.value / 8)
         return
-    config = experiment.CONFIG.value
-    if config is None:
-        raise app.UsageError("--config=FILE or --decoders is needed")
+    config = experiment.config()
     try:
         found = measure_pipeline(config, STAGE.value, SECONDS.value)
     except ValueError as error:

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 from rich.console import Console
 from rich.progress import track
 
-from rae_jax.components import catalogue as components
+from rae_jax.components.encoders import encoder, tokens_of
 from rae_jax.evaluation.evaluator import Evaluator, Needs, Summary, image_batches
 from rae_jax.evaluation.features import fingerprint, mean_token, of_inception, summary_once
 from rae_jax.evaluation.image_sets import PAIRS, ImageSet, check_pairs, holds_pairs, open_images
@@ -48,7 +48,6 @@ from rae_jax.files import whole_file
 from rae_jax.interop.checkpoint_files import read_tensors
 from rae_jax.interop.inception_fid import import_inception
 from rae_jax.interop.lpips import pretrained
-from rae_jax.interop.weights import load_weights
 from rae_jax.models.inception import Inception
 from rae_jax.training import sharding
 
@@ -207,12 +206,10 @@ def _encoder(config_file: str, weights: Path | None) -> tuple[Any, OfImages, str
     source = weights or config.encoder.weights
     if not source:
         raise ValueError(f"{file} names no encoder weights; give --encoder=DIRECTORY")
-    structure = sharding.unbox(jax.eval_shape(components.encoder_init(config), jax.random.key(0)))
-    params = load_weights(source, structure, "encoder", components.module(config, "encoder"))
-    autoencoder = components.autoencoder(config)
+    params, to_tokens = encoder(config).load(source), tokens_of(config)
 
     def tokens(params: Any, images: jax.Array) -> jax.Array:
-        return autoencoder.apply({"params": {"encoder": params["encoder"]}}, images, method="tokens")
+        return to_tokens(params["encoder"], images)
 
     return params, mean_token(tokens), f"{fingerprint(source)} {config.encoder.to_json_best_effort()}"
 

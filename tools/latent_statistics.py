@@ -9,38 +9,34 @@ with a progress bar. Stopped in the middle, the same command continues. The proj
 """
 
 import sys
-from pathlib import Path
 
 import jax
 from absl import app, flags
 
-from rae_jax import main as experiment
+from rae_jax.experiment import flags as experiment
+from rae_jax.experiment.run import open_run
 from tools.convert import export_checkpoint
 
 OFFICIAL = flags.DEFINE_string("official", "", "Where the official file goes: .pt or .safetensors.")
-GENERATORS = ("flow", "guidance", "mid_training", "flow_map")
 
 
 def main(arguments: list[str]) -> None:
-    if experiment.CONFIG.value is None or not experiment.WORKDIR.value:
-        raise app.UsageError("--config=FILE and --workdir=DIR are needed")
-    config = experiment.CONFIG.value
+    del arguments
+    config, workdir = experiment.config(), experiment.workdir()
     config.stages = ("stats",)
     config.stats.weights = ""
-    for name in GENERATORS:  # with their weights the run would end in samples
-        config[name].weights = ""
-    for name in config.evaluation:
-        config.evaluation[name] = False
-    experiment.main(arguments)
-    weights = Path(experiment.WORKDIR.value) / "stats" / "weights"
-    if jax.process_index() == 0:
-        print(f"statistics: {weights}")
-        if OFFICIAL.value:
-            try:
+    experiment.connect()
+    try:
+        with open_run(config, experiment.config_file(), workdir) as stages:
+            stages.train()
+            weights = stages.weights.place("stats")
+        if jax.process_index() == 0:
+            print(f"statistics: {weights}")
+            if OFFICIAL.value:
                 export_checkpoint("latent_stats", weights, OFFICIAL.value)
-            except (ValueError, OSError) as error:
-                sys.exit(f"error: {error}")
-            print(f"the same in the official format: {OFFICIAL.value}")
+                print(f"the same in the official format: {OFFICIAL.value}")
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

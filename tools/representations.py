@@ -18,22 +18,23 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 from matplotlib.figure import Figure
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from sklearn.metrics import ConfusionMatrixDisplay
 
-from rae_jax.components import catalogue as components
+from rae_jax.components.conditions import condition
+from rae_jax.components.generators import time_shift, velocity_network
+from rae_jax.components.latent_spaces import LatentSpace, latent_space
 from rae_jax.evaluation import pictures
 from rae_jax.evaluation.evaluate import Features, in_batches
 from rae_jax.evaluation.linear_probe import linear_probe, probe_accuracy
+from rae_jax.experiment import flags as experiment
 from rae_jax.experiment.configuration import check
-from rae_jax.experiment.stages import Pipeline, open_sources
+from rae_jax.experiment.stages import Stages, open_sources
 from rae_jax.files import whole_file
 from rae_jax.flow import samplers
 from rae_jax.flow.times import sampling_times
-from rae_jax.main import CONFIG, WORKDIR, parse
-from rae_jax.sampling.batches import load_components
 from rae_jax.sampling.generator import sample_keys
 from rae_jax.training import sharding
 from rae_jax.training.progress import RunLog
@@ -41,9 +42,9 @@ from rae_jax.training.progress import RunLog
 SHOWN = 8  # images of "latents", states of "trajectories"
 
 
-def first_images(pipeline: Pipeline, split: str, count: int) -> tuple[np.ndarray, np.ndarray]:
+def first_images(stages: Stages, split: str, count: int) -> tuple[np.ndarray, np.ndarray]:
     """The first `count` images of `split`, uint8 `[N, H, W, 3]`, and their labels `[N]`."""
-    images, labels, batches = [], [], pipeline.one_epoch(split, 64)
+    images, labels, batches = [], [], stages.one_epoch(split, 64)
     for batch in batches:
         images.append(batch["image"][batch["mask"]])
         labels.append(batch["label"][batch["mask"]])
@@ -73,9 +74,9 @@ def enlarged(images: np.ndarray, size: int) -> np.ndarray:
     return images.repeat(times, axis=1).repeat(times, axis=2)
 
 
-def tsne(pipeline: Pipeline, features: Features, count: int) -> Figure:
+def tsne(stages: Stages, features: Features, count: int) -> Figure:
     """The encoder's mean tokens of held-out images on a plane."""
-    images, labels = first_images(pipeline, "test", count)
+    images, labels = first_images(stages, "test", count)
     points = TSNE(perplexity=min(30, len(images) / 4), random_state=0).fit_transform(
         in_batches(features.of, images, min(64, len(images)))
     )
@@ -88,9 +89,9 @@ def tsne(pipeline: Pipeline, features: Features, count: int) -> Figure:
     return figure
 
 
-def probe(pipeline: Pipeline, features: Features, count: int) -> Figure:
+def probe(stages: Stages, features: Features, count: int) -> Figure:
     """What a linear probe on the mean tokens takes held-out images for."""
-    (train, train_labels), (held_out, labels) = (first_images(pipeline, split, count) for split in ("train", "test"))
+    (train, train_labels), (held_out, labels) = (first_images(stages, split, count) for split in ("train", "test"))
     of_train, of_held_out = (in_batches(features.of, images, min(64, len(images))) for images in (train, held_out))
     model = linear_probe(of_train, train_labels)
     print(f"linear probe: {100 * probe_accuracy(model, of_held_out, labels):.2f} % of {len(labels)} held-out images")
@@ -103,10 +104,10 @@ def probe(pipeline: Pipeline, features: Features, count: int) -> Figure:
     return figure
 
 
-def latents(pipeline: Pipeline, space: components.LatentSpace) -> np.ndarray:
+def latents(stages: Stages, space: LatentSpace) -> np.ndarray:
     """Images over their latents."""
-    images, _ = first_images(pipeline, "test", SHOWN)
-    weights = load_components(pipeline.config, pipeline.load, *space.encoding)
+    images, _ = first_images(stages, "test", SHOWN)
+    weights = {name: stages.weights.load(component) for name, component in space.encoding.items()}
     z = jax.jit(lambda weights, x: space.encode(weights, x.astype(jnp.float32) / 255.0))(weights, images)
     coloured = enlarged(token_colours(np.asarray(z)), images.shape[1])
     blank = np.zeros_like(images)
@@ -114,60 +115,57 @@ def latents(pipeline: Pipeline, space: components.LatentSpace) -> np.ndarray:
     return pictures.reconstruction_grid(images, {"latents": blank}, columns=SHOWN)
 
 
-def trajectories(pipeline: Pipeline, space: components.LatentSpace) -> np.ndarray:
+def trajectories(stages: Stages, space: LatentSpace) -> np.ndarray:
     """States of the flow from noise to data, one row for each of the first classes."""
-    config = pipeline.config
-    weights = load_components(config, pipeline.load, "flow")["flow"]
-    model, num_steps = components.velocity_model(config), max(config.sampling.num_steps, SHOWN)
-    times = sampling_times(num_steps, shift=components.time_shift(config), grid=config.sampling.grid)
-    labels = np.arange(min(config.flow.num_classes, 10), dtype=np.int32)
+    config, told = stages.config, condition(stages.config)
+    network, num_steps = velocity_network(config), max(config.sampling.num_steps, SHOWN)
+    times = sampling_times(num_steps, shift=time_shift(config), grid=config.sampling.grid)
+    names = [str(label) for label in range(min(told.num_classes, 10))]
+    asked = told.asked(names)
 
     @jax.jit
     def walk(params: Any) -> jax.Array:
-        keys = sample_keys(config.seed, jnp.arange(len(labels)))
+        keys = sample_keys(config.seed, jnp.arange(len(names)))
         noise = jax.vmap(lambda key: jax.random.normal(key, space.shape))(keys)
         return samplers.euler(
-            lambda z, t: model.apply({"params": params}, z, t, labels), noise, times, trajectory=True
+            lambda z, t: network.apply(params, z, t, asked), noise, times, trajectory=True
         )  # [T, B, N, C]
 
     chosen = np.linspace(0, num_steps, SHOWN).round().astype(int)
-    states = np.asarray(walk(weights))[chosen].swapaxes(0, 1)  # a row of states for each class
+    states = np.asarray(walk(stages.weights.load(network)))[chosen].swapaxes(0, 1)  # a row of states for each class
     coloured = token_colours(states.reshape(-1, *states.shape[2:]))
-    return pictures.class_grid(coloured, labels.repeat(SHOWN), columns=SHOWN)
+    rows = [(name, np.arange(i * SHOWN, (i + 1) * SHOWN)) for i, name in enumerate(names)]
+    return pictures.grouped_grid(coloured, rows)
 
 
 def main(arguments: list[str]) -> None:
     del arguments
-    if CONFIG.value is None:
-        raise app.UsageError("--config=FILE is missing; try --config=configs/digits.py")
-    if not WORKDIR.value:
-        raise app.UsageError("--workdir=DIRECTORY is missing: where the run is, and where the picture goes")
-    file = config_flags.get_config_filename(flags.FLAGS["config"])
+    config, file = experiment.config(), experiment.config_file()
     try:
-        print(show(CONFIG.value, file, Path(WORKDIR.value), SHOW.value, COUNT.value))
+        print(show(config, file, experiment.workdir(), SHOW.value, COUNT.value))
     except ValueError as error:
         sys.exit(f"error: {error}")
 
 
 def show(config: ConfigDict, file: str, workdir: Path, kind: str, count: int) -> Path:
-    """Writes the picture `kind` into `workdir`; errors as the pipeline's."""
+    """Writes the picture `kind` into `workdir`; errors as the stages'."""
     check(config, file=file, num_devices=jax.device_count())
     mesh = sharding.make_mesh(config.mesh.to_dict())
     path = workdir / f"{kind}.png"
     with sharding.use(mesh):
-        pipeline = Pipeline(config, {}, open_sources(config), workdir, mesh, RunLog(workdir, active=False))
+        stages = Stages(config, {}, open_sources(config), workdir, mesh, RunLog(workdir, active=False))
         if kind in ("tsne", "probe"):
             draw = {"tsne": tsne, "probe": probe}[kind]
-            figure = draw(pipeline, Features(config, pipeline.load, mesh), count)
+            figure = draw(stages, Features(config, stages.weights.load, mesh), count)
             with whole_file(path) as stream:
                 figure.savefig(stream, format="png")
         else:
             draw = {"latents": latents, "trajectories": trajectories}[kind]
-            pictures.save_png(path, draw(pipeline, components.latent_space(config)))
+            pictures.save_png(path, draw(stages, latent_space(config)))
     return path
 
 
 if __name__ == "__main__":
     SHOW = flags.DEFINE_enum("show", "tsne", ["tsne", "probe", "latents", "trajectories"], "Which picture.")
     COUNT = flags.DEFINE_integer("count", 2000, "Images of tsne; of each split, for probe.")
-    app.run(main, flags_parser=parse)
+    app.run(main, flags_parser=experiment.parse)

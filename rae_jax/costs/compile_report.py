@@ -19,7 +19,9 @@ from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
 
-from rae_jax.components import catalogue as components
+from rae_jax.components.catalogue import component
+from rae_jax.components.conditions import condition
+from rae_jax.components.latent_spaces import latent_space
 from rae_jax.costs.model_flops import matrix_flops, model_flops
 from rae_jax.experiment.configuration import example_batch
 from rae_jax.objectives.catalogue import OBJECTIVES
@@ -252,7 +254,9 @@ def laid_out(boxed: Any, mesh: jax.sharding.Mesh) -> Any:
 def abstract_state(objective: Any, key: jax.Array, batch: Any, mesh: jax.sharding.Mesh) -> Any:
     """The state of an objective, its frozen parts included, as shapes with shardings."""
     state = laid_out(jax.eval_shape(objective.init, key, batch), mesh)
-    return state.replace(frozen={name: laid_out(jax.eval_shape(f, key), mesh) for name, f in objective.frozen.items()})
+    return state.replace(
+        frozen={name: laid_out(jax.eval_shape(part.init, key), mesh) for name, part in objective.frozen.items()}
+    )
 
 
 def lower_step(
@@ -271,13 +275,15 @@ def lower_step(
 def lower_sampler(config: ConfigDict, mesh: jax.sharding.Mesh) -> tuple[jax.stages.Lowered, float, int]:
     """The same for one batch of the sampler that `config.sampling` describes."""
     key, rows = jax.random.key(0), sharding.batch_sharding(mesh)
-    inits = components.initializers(config)
-    names = ("stats", *components.latent_space(config).decoding)
-    each = jax.ShapeDtypeStruct((config.sampling.batch_size,), jax.numpy.int32, sharding=rows)
-    program = sampling_program(config, generator(config))
+    names, count = ("stats", *latent_space(config).decoding), config.sampling.batch_size
+    indices = jax.ShapeDtypeStruct((count,), jax.numpy.int32, sharding=rows)
+    asked = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((count, *x.shape[1:]), x.dtype, sharding=rows), condition(config).example
+    )
+    program = sampling_program(generator(config), config.seed)
     with sharding.use(mesh):
-        weights = {name: laid_out(jax.eval_shape(inits[name], key), mesh) for name in ("flow", *names)}
-        arguments = (weights["flow"], {name: weights[name] for name in names}, each, each)
+        weights = {name: laid_out(jax.eval_shape(component(config, name).init, key), mesh) for name in ("flow", *names)}
+        arguments = (weights["flow"], {name: weights[name] for name in names}, indices, asked)
         lowered, flops = program.lower(*arguments), matrix_flops(program, *arguments)
     return lowered, flops, sum(math.prod(p.shape) for p in jax.tree.leaves(weights["flow"]))
 

@@ -9,8 +9,12 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from rae_jax.components import catalogue as components
-from rae_jax.components.catalogue import spec
+from rae_jax.components import critics
+from rae_jax.components.catalogue import component
+from rae_jax.components.component import spec
+from rae_jax.components.conditions import condition
+from rae_jax.components.encoders import encoder
+from rae_jax.components.latent_spaces import latent_space
 from rae_jax.experiment.configuration import example_batch
 from rae_jax.objectives.catalogue import OBJECTIVES
 from rae_jax.training import sharding
@@ -41,7 +45,7 @@ def model_flops(config: ConfigDict, stage: str, *, latents: bool = False) -> flo
     def plain(init: Callable[..., Any], *arguments: Any) -> Any:
         return sharding.unbox(jax.eval_shape(init, *arguments))
 
-    frozen = {name: plain(init, key) for name, init in objective.frozen.items()}
+    frozen = {name: plain(part.init, key) for name, part in objective.frozen.items()}
     state = plain(objective.init, key, batch).replace(frozen=frozen)
     return matrix_flops(objective.train_step, state, batch)
 
@@ -126,36 +130,28 @@ def cost_of(init: Callable[[jax.Array], Any], apply: Callable[..., Any], *argume
 def costs(config: ConfigDict) -> dict[str, Cost]:
     """Every model that the config describes: name -> cost."""
     config = without_recomputation(config)
-    space, size = components.latent_space(config), config.data.image_size
+    space, size = latent_space(config), config.data.image_size
     image, latent = spec(size, size, 3), spec(*space.shape)
     result = {}
     if config.encoder.model:
-        seen = config.encoder.input_size
-        model = components.encoder(config)
-        result["encoder"] = cost_of(
-            components.encoder_init(config), lambda p, x: model.apply({"params": p}, x), spec(seen, seen, 3)
-        )
+        seen, part = config.encoder.input_size, encoder(config)
+        result["encoder"] = cost_of(part.init, part.apply, spec(seen, seen, 3))
     ways = {"latents of an image": (space.encoding, space.encode, image)}
     ways["image of latents"] = (space.decoding, space.decode, latent)
-    for name, (inits, function, argument) in ways.items():
-        result[name] = cost_of(lambda key, inits=inits: {n: i(key) for n, i in inits.items()}, function, argument)
-    discriminator = components.discriminator(config)
+    for name, (parts, function, argument) in ways.items():
+        result[name] = cost_of(lambda key, parts=parts: {n: p.init(key) for n, p in parts.items()}, function, argument)
     if config.discriminator.model and config.autoencoder in ("rae", "rpiae"):
+        discriminator = critics.with_heads(config)
         pixels = jnp.zeros(image.shape, image.dtype)
 
         def make(key: jax.Array) -> Any:
             return discriminator.init(key, pixels)
 
         result["discriminator"] = cost_of(make, lambda variables, x: discriminator.apply(variables, x), image)
-    for name in ("flow", "guidance", "flow_map"):
-        section = config.guidance if name == "guidance" else config.flow
+    for name in ("flow", "guide", "flow_map"):
+        section = config.guide if name == "guide" else config.flow
         if not section.model or (name == "flow_map" and not {"mid_training", "flow_map"} & set(config.stages)):
             continue
-        model, times = components.module(config, name), [spec()] * (2 if name == "flow_map" else 1)
-
-        def velocity(p: Any, z: jax.Array, y: jax.Array, *t: jax.Array, model: Any = model) -> jax.Array:
-            return model.apply({"params": p}, z, t[0], y, *t[1:])
-
-        init = components.initializers(config)[name]
-        result[name] = cost_of(init, velocity, latent, spec(dtype=jnp.int32), *times)
+        network, durations = component(config, name), [spec()] * (name == "flow_map")
+        result[name] = cost_of(network.init, network.apply, latent, spec(), condition(config).example, *durations)
     return result

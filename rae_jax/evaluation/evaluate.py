@@ -9,7 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from rae_jax.components import catalogue as components
+from rae_jax.components.catalogue import trained_by
+from rae_jax.components.component import Component
+from rae_jax.components.encoders import encoder, tokens_of
+from rae_jax.components.latent_spaces import latent_space
 from rae_jax.evaluation import pictures
 from rae_jax.evaluation.frechet import Moments, frechet_distance, require_samples
 from rae_jax.evaluation.image_quality import psnr
@@ -17,12 +20,12 @@ from rae_jax.evaluation.judge import train_judge
 from rae_jax.evaluation.linear_probe import linear_probe, probe_accuracy
 from rae_jax.files import whole_file
 from rae_jax.models.autoencoder import to_uint8
-from rae_jax.sampling.batches import Load, load_components
 from rae_jax.sampling.generator import few_step_names
 from rae_jax.sampling.samples import read_samples
 from rae_jax.training import sharding
 from rae_jax.training.progress import RunLog
 
+Load = Callable[..., Any]  # (component, before: a stage) -> parameters on the devices
 Batches = Callable[[str, int], Any]  # (split, batch size) -> one epoch of padded batches
 
 
@@ -31,13 +34,12 @@ class Features:
 
     def __init__(self, config: ConfigDict, load: Load, mesh: jax.sharding.Mesh):
         self._rows = sharding.batch_sharding(mesh)
-        self._encoder = load_components(config, load, "encoder")
-        autoencoder = components.autoencoder(config)
+        self._encoder = load(encoder(config))
+        to_tokens = tokens_of(config)
 
         @jax.jit
         def mean_token(weights: Any, images: jax.Array) -> jax.Array:
-            tokens = autoencoder.apply({"params": weights}, images.astype(jnp.float32) / 255.0, method="tokens")
-            return jnp.mean(tokens, axis=1)
+            return jnp.mean(to_tokens(weights, images.astype(jnp.float32) / 255.0), axis=1)
 
         self._mean_token = mean_token
 
@@ -98,8 +100,8 @@ def evaluate(
     if wanted.linear_probe:
         probe = linear_probe(of_train, train_labels)
         results["linear_probe_accuracy"] = probe_accuracy(probe, of_held_out, held_out_labels)
-        if (tuned_by := components.trained_by(config, "encoder")) not in (None, "encoder"):
-            original = Features(config, lambda name, init: load(name, init, tuned_by), mesh)
+        if (tuned_by := trained_by(config, "encoder")) not in (None, "encoder"):
+            original = Features(config, lambda component: load(component, tuned_by), mesh)
             head = linear_probe(in_batches(original.of, train, batch_size), train_labels)
             before = in_batches(original.of, held_out, batch_size)
             results["original_linear_probe_accuracy"] = probe_accuracy(head, before, held_out_labels)
@@ -124,8 +126,9 @@ def _reconstruct(
     config: ConfigDict, load: Load, mesh: jax.sharding.Mesh, images: np.ndarray, batch_size: int
 ) -> np.ndarray:
     """Reconstructions of uint8 images `[N, H, W, 3]`, in 8 bits too, as published PSNRs are computed."""
-    space = components.latent_space(config)
-    weights = load_components(config, load, *(space.encoding | space.decoding))
+    space = latent_space(config)
+    parts: dict[str, Component] = space.encoding | space.decoding
+    weights = {name: load(part) for name, part in parts.items()}
 
     @jax.jit
     def run(weights: Any, images: jax.Array) -> jax.Array:

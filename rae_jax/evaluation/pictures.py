@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
 from rae_jax.files import whole_file
-from rae_jax.sampling.samples import check_images, check_labels
+from rae_jax.sampling.samples import check_images
 
 PAPER, INK, ACCENT = (255, 255, 255), (60, 60, 60), "#2a6f97"
 MIN_TILE = 64  # smaller images are enlarged by a whole factor, pixel for pixel
@@ -54,25 +54,10 @@ def reconstruction_grid(
     return _sheet(rows, title=title, rows_together=len(sets))
 
 
-def class_grid(
-    images: np.ndarray,
-    labels: np.ndarray,
-    *,
-    columns: int = 8,
-    class_names: Sequence[str] | None = None,
-    title: str = "",
-) -> np.ndarray:
-    """One row a class in ascending order, named on the left: the first `columns` of its `images: [N, H, W, 3]`."""
-    check_images(images, "images of a class grid")
-    check_labels(labels, len(images), "labels of a class grid")
-    rows = [
-        (
-            str(label) if class_names is None else class_names[label],
-            [(image, "") for image in images[labels == label][:columns]],
-        )
-        for label in np.unique(labels)
-    ]
-    return _sheet(rows, title=title)
+def grouped_grid(images: np.ndarray, groups: Sequence[tuple[str, np.ndarray]], *, title: str = "") -> np.ndarray:
+    """A row for each group, its caption on the left: of `images: [N, H, W, 3]` uint8 those with the group's numbers."""
+    check_images(images, "images of a grid")
+    return _sheet([(caption, [(images[i], "") for i in members]) for caption, members in groups], title=title)
 
 
 def curves(metrics: str | Path, stage: str, names: Sequence[str] | None = None) -> np.ndarray:

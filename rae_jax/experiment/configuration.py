@@ -11,16 +11,19 @@ import jax.numpy as jnp
 from flax.errors import FlaxError
 from ml_collections import ConfigDict
 
-from rae_jax.components import catalogue as components
+from rae_jax.components.catalogue import CATALOGUE, component, trained_by, trained_components
+from rae_jax.components.component import PRECISIONS, RANDOM
+from rae_jax.components.conditions import condition
+from rae_jax.components.decoders import decoded_size, decoder
+from rae_jax.components.encoders import grid as encoder_grid
+from rae_jax.components.latent_spaces import IDENTITY, latent_space
 from rae_jax.data.sources import count_classes
 from rae_jax.data.transforms import transform
 from rae_jax.experiment import latent_cache
 from rae_jax.experiment.workdir import CONFIG, ConfigError
 from rae_jax.flow.flow_map import jump_times
-from rae_jax.interop.weights import check_weights
 from rae_jax.objectives.catalogue import OBJECTIVES
 from rae_jax.objectives.objective import Objective
-from rae_jax.sampling.batches import choose_labels
 from rae_jax.sampling.generator import generator, guiding_component, sample_keys
 from rae_jax.training import sharding
 from rae_jax.training.sharding import BATCH_AXES, mesh_shape
@@ -77,8 +80,8 @@ def _check(config: ConfigDict, *, file: str, num_devices: int) -> None:
         if name not in OBJECTIVES:
             refuse(f"{stage}.objective={name!r} is unknown{nearest(name, list(OBJECTIVES))}; "
                    f"there are {sorted(OBJECTIVES)}")  # fmt: skip
-    if config.dtype not in ("float32", "bfloat16"):
-        refuse(f"dtype={config.dtype!r} is not 'float32' or 'bfloat16'")
+    if config.dtype not in PRECISIONS:
+        refuse(f"dtype={config.dtype!r} is not one of {list(PRECISIONS)}")
     try:
         shape = mesh_shape(config.mesh.to_dict(), num_devices)
     except ValueError as error:
@@ -133,8 +136,8 @@ def _check(config: ConfigDict, *, file: str, num_devices: int) -> None:
                    f"evaluates, {list(better)}{'' if better else f'; set {stage}.train.evaluate_every'}")  # fmt: skip
         needs = evaluation.needs if train.evaluate_every else {}
         for needed in objective.frozen | objective.initial | needs:
-            if not config[needed].weights and components.trained_by(config, needed, before=stage) is None:
-                makers = [name for name in sections if needed in components.trained_components(config, name)]
+            if not config[needed].weights and trained_by(config, needed, before=stage) is None:
+                makers = [name for name in sections if needed in trained_components(config, name)]
                 maker = needed if needed in makers else " or ".join(makers)
                 if not maker:
                     refuse(f"stage {stage!r} needs pretrained weights of {needed!r}: set {needed}.weights")
@@ -154,9 +157,9 @@ def _check_autoencoder(config: ConfigDict, refuse: Callable[[str], None]) -> Non
                f"use {encoder.input_size // patch * patch} or {(encoder.input_size // patch + 1) * patch}")  # fmt: skip
     if config.decoder.family == "vit" and (grid := config.decoder.model.grid_size) < 0:
         refuse(f"decoder.model.grid_size={grid} is less than 0, which stands for the encoder's grid")
-    if (decoded := components.decoded_size(config)) != size:
+    if (decoded := decoded_size(config)) != size:
         vit = config.decoder.family == "vit"
-        grid = components.decoder(config).grid_size if vit else components.encoder_grid(config)
+        grid = decoder(config).module.grid_size if vit else encoder_grid(config)
         patch = "decoder.model.patch_size=" if vit else "the decoder's upsampling "
         refuse(f"the decoder makes images of {decoded} pixels ({grid} x {patch}{decoded // grid}), "
                f"data.image_size is {size}; they must be equal")  # fmt: skip
@@ -164,10 +167,7 @@ def _check_autoencoder(config: ConfigDict, refuse: Callable[[str], None]) -> Non
 
 def _check_sampling(config: ConfigDict, available: set[str]) -> None:
     """Traces generation with the velocity network on abstract values, and raises ValueError for what cannot work."""
-    sampling, flow = config.sampling, config.flow
-    if flow.num_classes < 0:
-        raise ValueError(f"flow.num_classes={flow.num_classes} is neither a number of classes nor -1, that of the data")
-    choose_labels(sampling.labels, 1, flow.num_classes, config.seed)
+    sampling, told = config.sampling, condition(config)
     guide = guiding_component(config)
     for name in ("num_samples", "batch_size"):
         if sampling[name] < 1:
@@ -178,7 +178,7 @@ def _check_sampling(config: ConfigDict, available: set[str]) -> None:
         raise ValueError(f"sampling.guidance='autoguidance' needs trained weights of {guide!r}: put {guide!r} in "
                          f"stages, or set {guide}.weights, or sampling.guidance_scale=1.0")  # fmt: skip
     dropouts = {name: config[name].label_dropout for name in ("flow", guide) if name in config.stages}
-    unconditional, guided = sampling.labels == "unconditional", sampling.guidance_scale != 1.0
+    unconditional, guided = told.unconditional, sampling.guidance_scale != 1.0
     if unconditional and guided and not guide:
         raise ValueError("sampling.labels='unconditional' leaves classifier-free guidance nothing to push away from; "
                          "set sampling.guidance='autoguidance', or sampling.guidance_scale=1.0")  # fmt: skip
@@ -190,25 +190,25 @@ def _check_sampling(config: ConfigDict, available: set[str]) -> None:
             raise ValueError(f"{name}.label_dropout={dropout} never trains the null label, which "
                              f"{'unconditional sampling' if unconditional else 'classifier-free guidance'} needs; "
                              f"set {name}.label_dropout=0.1")  # fmt: skip
-    inits = components.initializers(config)
-    names = ("flow", "stats", *components.latent_space(config).decoding, *([guide] if guide else []))
+    names = ("flow", "stats", *latent_space(config).decoding, *([guide] if guide else []))
+    parts, generate = {name: component(config, name) for name in names}, generator(config, guide=guide)
 
     def run(key: jax.Array) -> jax.Array:
-        params = {name: sharding.unbox(inits[name](key)) for name in names}
-        keys, labels = sample_keys(config.seed, jnp.arange(1)), jnp.zeros(1, jnp.int32)
-        return generator(config, guide=guide)(params["flow"], params, keys, labels)
+        params = {name: sharding.unbox(part.init(key)) for name, part in parts.items()}
+        asked = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), told.example)
+        return generate(params["flow"], params, sample_keys(0, jnp.arange(1)), asked)
 
     jax.eval_shape(run, jax.random.key(0))
 
 
 def _check_weights(config: ConfigDict) -> None:
     """Raises ValueError unless the weights that the config names are there and fit the models that it describes."""
-    for name, init in components.initializers(config).items():
-        if config[name].weights == components.IDENTITY and "stats" not in name:
-            raise ValueError(f"{name}.weights={components.IDENTITY!r} is only for statistics")
-        if config[name].weights not in ("", components.RANDOM, components.IDENTITY):
-            structure = sharding.unbox(jax.eval_shape(init, jax.random.key(0)))
-            check_weights(config[name].weights, structure, name, components.module(config, name))
+    for name in CATALOGUE:
+        weights = config[name].weights
+        if weights == IDENTITY and "stats" not in name:
+            raise ValueError(f"{name}.weights={IDENTITY!r} is only for statistics")
+        if weights not in ("", RANDOM, IDENTITY):
+            component(config, name).check(weights)
 
 
 def example_batch(
@@ -220,7 +220,7 @@ def example_batch(
     """
     rows, size = config[stage].train.batch_size, config.data.image_size
     if latents or objective.reads_latents:
-        content = {"latent": jax.ShapeDtypeStruct((rows, *components.latent_shape(config)), jnp.bfloat16)}
+        content = {"latent": jax.ShapeDtypeStruct((rows, *latent_space(config).shape), jnp.bfloat16)}
     else:
         content = {"image": jax.ShapeDtypeStruct((rows, size, size, 3), jnp.uint8)}
     return content | {
@@ -240,8 +240,8 @@ def trace(config: ConfigDict, stage: str) -> Objective:
 
     def run(key: jax.Array, batch: dict[str, jax.Array]) -> TrainState:
         initial, frozen = (
-            {name: sharding.unbox(init(key)) for name, init in inits.items()}
-            for inits in (objective.initial, objective.frozen)
+            {name: sharding.unbox(part.init(key)) for name, part in parts.items()}
+            for parts in (objective.initial, objective.frozen)
         )
         state = objective.first_state(key, batch, initial).replace(frozen=frozen)
         return objective.train_step(state, batch)

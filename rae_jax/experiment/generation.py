@@ -1,113 +1,170 @@
 """What a run generates: samples by the thousand as files, and seed grids, each with its picture."""
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from rae_jax.components import catalogue as components
+from rae_jax.components.catalogue import component
+from rae_jax.components.component import Component
+from rae_jax.components.conditions import Condition, condition
+from rae_jax.components.latent_spaces import latent_space, stats
 from rae_jax.evaluation import pictures
-from rae_jax.sampling.batches import Load, PartialSamples, choose_labels, sample_batches
+from rae_jax.experiment.weights import Weights
+from rae_jax.sampling.batches import PartialSamples, sample_batches
 from rae_jax.sampling.generator import Generator, few_step_names, flow_map_generator, generator, guiding_component
 from rae_jax.sampling.samples import write_png_folder, write_samples
 from rae_jax.training import sharding
 from rae_jax.training.progress import RunLog
 
 SEEDS = 8  # columns of a seed grid
+PICTURED = 10  # rows and columns of the picture of samples
+FLOW_MAPS = ("flow_map", "mid_training")  # the first that is trained makes the one- and few-step samples
 
 
-def generate(
-    config: ConfigDict,
-    load: Load,
-    mesh: jax.sharding.Mesh,
-    workdir: Path,
-    log: RunLog,
-    identity: Callable[[str], str],
-    *,
-    velocity: bool,
-    flow_map: str | None,
-) -> None:
-    """Writes `config.sampling.num_samples` images of the classes `config.sampling.labels` says, and pictures of some.
+@dataclasses.dataclass(frozen=True)
+class Sampled:
+    """One file of samples.
 
-    `samples.npz` with the velocity network if `velocity` (and `config.sampling.num_steps` is not 0);
-    `samples_1step.npz` and so on with the component `flow_map` if there is one. With `config.sampling.png` also a
-    folder of PNG files each. What a killed run has made is not made again.
-
-    Args:
-      identity: tells one version of a component's weights from another.
+    Attributes:
+      name: of the file.
+      network: the component that is sampled.
+      beside: the other components that `generate` needs, by name.
+      generate: makes the images.
     """
-    sampling, size = config.sampling, config.data.image_size
-    labels = choose_labels(sampling.labels, sampling.num_samples, config.flow.num_classes, config.seed)
-    first, unconditional = jax.process_index() == 0, sampling.labels == "unconditional"
-    asked = {k: v for k, v in sampling.to_dict().items() if k not in ("batch_size", "flow_map_times", "png")}
-    decoding, guide = components.latent_space(config).decoding, guiding_component(config)
-    for name, (network, generate_batch) in _jobs(config, velocity, flow_map).items():
-        path = workdir / f"{name}.npz"
-        parts = (network, "stats", *decoding, *([guide] if guide and network == "flow" else []))
-        request = {"seed": config.seed, "sampling": asked, "weights": {part: identity(part) for part in parts}}
-        partial = PartialSamples(path, (len(labels), size, size, 3), request) if first else None
-        done = sharding.of_first_process(partial.done if first else 0)
-        if done:
-            log.say(f"{name}: continuing after {done} samples")
-        with log.progress(name, len(labels), done) as display:
-            indices = np.arange(done, len(labels))
-            for images in sample_batches(config, load, mesh, labels[done:], network, generate_batch, indices):
-                done += len(images)
-                if first:
-                    partial.append(images)
-                display.advance(done)
-        if first:
-            write_samples(path, partial.images, None if unconditional else labels)
-            if sampling.png:
-                write_png_folder(workdir / name, partial.images, None if unconditional else labels)
-            if unconditional:
-                picture = pictures.image_grid(partial.images[:100], columns=10)
-            else:  # a row a class: more than ten would not fit on a screen
-                chosen = np.concatenate([np.flatnonzero(labels == label)[:10] for label in np.unique(labels)[:10]])
-                picture = pictures.class_grid(partial.images[chosen], labels[chosen], columns=10)
-            pictures.save_png(path.with_suffix(".png"), picture)
-            partial.remove()
-        log.say(f"{name}: {len(labels)} in {path}, some of them in {path.with_suffix('.png')}")
+
+    name: str
+    network: Component
+    beside: dict[str, Component]
+    generate: Generator
 
 
-def seed_grid(
-    config: ConfigDict,
-    load: Load,
-    mesh: jax.sharding.Mesh,
-    workdir: Path,
-    log: RunLog,
-    classes: Sequence[int],
-    *,
-    velocity: bool,
-    flow_map: str | None,
-) -> None:
-    """Writes `seed_grid.png` (and `seed_grid_1step.png`...): a row for each of `classes`, a column for each noise.
+class Generation:
+    """Samples of one run, as `config.sampling` says.
 
-    Raises:
-      ValueError: there is no such class.
+    `samples.npz` is made with the velocity network, if there are weights of one and `num_steps` is not 0;
+    `samples_1step.npz` and so on with a flow map, if there are weights of one.
     """
-    if unknown := [label for label in classes if not 0 <= label < config.flow.num_classes]:
-        raise ValueError(f"--seed_grid: there are no classes {unknown}, but 0 to {config.flow.num_classes - 1}")
-    labels = np.repeat(np.asarray(classes, np.int32), SEEDS)
-    indices = np.tile(np.arange(SEEDS), len(classes))
-    for name, (network, generate_batch) in _jobs(config, velocity, flow_map).items():
-        batches = sample_batches(config, load, mesh, labels, network, generate_batch, indices)
-        images = np.concatenate(list(batches))
-        path = workdir / f"{name.replace('samples', 'seed_grid')}.png"
-        if jax.process_index() == 0:
-            pictures.save_png(path, pictures.class_grid(images, labels, columns=SEEDS))
-        log.say(f"{path}: classes {list(classes)}, a column a noise")
+
+    def __init__(self, config: ConfigDict, weights: Weights, mesh: jax.sharding.Mesh, workdir: Path, log: RunLog):
+        self._weights, self._mesh, self._workdir, self._log = weights, mesh, workdir, log
+        self._seed, self._size = config.seed, config.data.image_size
+        sampling = config.sampling
+        self._count, self._batch_size, self._png = sampling.num_samples, sampling.batch_size, sampling.png
+        # Everything of the section that decides what a sample is.
+        self._asked = {k: v for k, v in sampling.to_dict().items() if k not in ("batch_size", "flow_map_times", "png")}
+        self._condition = condition(config)
+        decoding = {"stats": stats(config), **latent_space(config).decoding}
+        self._decoding = list(decoding)
+        self._files = []
+        if sampling.num_steps and weights.available("flow"):
+            guide = guiding_component(config)
+            beside = decoding | ({guide: component(config, guide)} if guide else {})
+            self._files.append(Sampled("samples", component(config, "flow"), beside, generator(config, guide=guide)))
+        if flow_maps := [name for name in FLOW_MAPS if weights.available(name)]:
+            network = component(config, flow_maps[0])
+            self._files += [
+                Sampled(f"samples{end}", network, decoding, flow_map_generator(config, times))
+                for end, times in few_step_names(config).items()
+            ]
+        self._network_trained = bool(flow_maps) or weights.available("flow")
+
+    @property
+    def possible(self) -> bool:
+        """Whether there are weights for everything that sampling needs."""
+        return self._network_trained and all(self._weights.available(name) for name in self._decoding)
+
+    def require_weights(self) -> None:
+        """Raises ValueError unless there are weights of a network, and of what turns its latents into images."""
+        if not self.possible:
+            needed = " and ".join(("'flow' or a flow map", *map(repr, self._decoding)))
+            raise ValueError(
+                f"sampling needs trained weights of {needed}: train these stages in {self._workdir}, "
+                "or set weights in their sections of the config"
+            )
+
+    def write_samples(self) -> None:
+        """Writes the files of samples, each with a picture of some; with `config.sampling.png` also a folder of PNGs.
+
+        What a killed run has made is not made again.
+
+        Raises:
+          ValueError: see `require_weights`.
+        """
+        self.require_weights()
+        first, asked = jax.process_index() == 0, self._condition.chosen(self._count)
+        arrays = self._condition.arrays(asked)
+        for file in self._files:
+            path, names = self._workdir / f"{file.name}.npz", (file.network.name, *file.beside)
+            request = {
+                "seed": self._seed,
+                "sampling": self._asked,
+                "weights": {name: self._weights.identity(name) for name in names},
+            }
+            shape = (self._count, self._size, self._size, 3)
+            partial = PartialSamples(path, shape, request) if first else None
+            done = sharding.of_first_process(partial.done if first else 0)
+            if done:
+                self._log.say(f"{file.name}: continuing after {done} samples")
+            with self._log.progress(file.name, self._count, done) as display:
+                for images in self._images(file, rows(asked, slice(done, None)), np.arange(done, self._count)):
+                    done += len(images)
+                    if first:
+                        partial.append(images)
+                    display.advance(done)
+            if first:
+                write_samples(path, partial.images, **arrays)
+                if self._png:
+                    write_png_folder(self._workdir / file.name, partial.images, **arrays)
+                pictures.save_png(path.with_suffix(".png"), self._picture(partial.images, asked))
+                partial.remove()
+            self._log.say(f"{file.name}: {self._count} in {path}, some of them in {path.with_suffix('.png')}")
+
+    def write_seed_grids(self, names: Sequence[str]) -> None:
+        """Writes `seed_grid.png` (and `seed_grid_1step.png`...): a row for each of `names`, a column for each noise.
+
+        Args:
+          names: what the rows are asked for, in a user's words.
+
+        Raises:
+          ValueError: the condition knows no such name, or see `require_weights`.
+        """
+        self.require_weights()
+        try:
+            asked = rows(self._condition.asked(names), np.repeat(np.arange(len(names)), SEEDS))
+        except ValueError as error:
+            raise ValueError(f"--seed_grid={','.join(names)}: {error}") from None
+        indices = np.tile(np.arange(SEEDS), len(names))
+        groups = [(name, np.arange(i * SEEDS, (i + 1) * SEEDS)) for i, name in enumerate(names)]
+        for file in self._files:
+            images = np.concatenate(list(self._images(file, asked, indices)))
+            path = self._workdir / f"{file.name.replace('samples', 'seed_grid')}.png"
+            if jax.process_index() == 0:
+                pictures.save_png(path, pictures.grouped_grid(images, groups))
+            self._log.say(f"{path}: {', '.join(names)}, a column a noise")
+
+    def _images(self, file: Sampled, asked: Condition, indices: np.ndarray) -> Iterator[np.ndarray]:
+        return sample_batches(
+            file.generate,
+            self._weights.load(file.network),
+            {name: self._weights.load(part) for name, part in file.beside.items()},
+            asked,
+            indices,
+            seed=self._seed,
+            batch_size=self._batch_size,
+            mesh=self._mesh,
+        )
+
+    def _picture(self, images: np.ndarray, asked: Condition) -> np.ndarray:
+        groups = self._condition.groups(asked)[:PICTURED]  # more would not fit on a screen
+        if not groups:
+            return pictures.image_grid(images[: PICTURED**2], columns=PICTURED)
+        return pictures.grouped_grid(images, [(caption, members[:PICTURED]) for caption, members in groups])
 
 
-def _jobs(config: ConfigDict, velocity: bool, flow_map: str | None) -> dict[str, tuple[str, Generator]]:
-    """What is to be sampled: name -> the component and the generation with it."""
-    jobs = {}
-    if velocity and config.sampling.num_steps:
-        jobs["samples"] = ("flow", generator(config, guide=guiding_component(config)))
-    if flow_map:
-        jobs |= {
-            f"samples{end}": (flow_map, flow_map_generator(config, t)) for end, t in few_step_names(config).items()
-        }
-    return jobs
+def rows(asked: Condition, which: slice | np.ndarray) -> Condition:
+    """Some rows of a condition on the host."""
+    return jax.tree.map(lambda x: x[which], asked)

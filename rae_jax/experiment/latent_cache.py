@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from rae_jax.components import catalogue as components
+from rae_jax.components.latent_spaces import latent_space
 from rae_jax.data.latents import Description, read_description
 from rae_jax.data.sources import Source
 from rae_jax.data.transforms import without_flip
@@ -32,9 +32,9 @@ def settings(config: ConfigDict, transform: str) -> dict[str, Any]:
     """
     found = {"autoencoder": config.autoencoder, "transform": transform}
     found |= {f"data.{name}": config.data[name] for name in DATA}
-    for name in sorted(components.latent_space(config).encoding):
-        if (module := components.module(config, name)) is not None:
-            found |= {f"{name}.model.{field}": value for field, value in architecture_of(module).items()}
+    for name, component in sorted(latent_space(config).encoding.items()):
+        if component.module is not None:
+            found |= {f"{name}.model.{field}": value for field, value in architecture_of(component.module).items()}
         if name == "encoder":
             found |= {f"encoder.{field}": config.encoder[field] for field in ENCODER}
         if name == "coder":
@@ -65,7 +65,7 @@ def check_settings(config: ConfigDict, stage: str) -> None:
         for name in sorted(ours.keys() | found.encoded_by.keys())
         if ours.get(name) != found.encoded_by.get(name)
     ]
-    if (shape := components.latent_shape(config)) != found.shape:
+    if (shape := latent_space(config).shape) != found.shape:
         differing.append(f"  shape of a latent: {found.shape} there, {shape} in {stage!r}")
     if differing:
         raise ValueError(

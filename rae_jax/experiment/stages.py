@@ -19,7 +19,8 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from rae_jax.components import catalogue as components
+from rae_jax.components.component import Component, Params
+from rae_jax.components.latent_spaces import latent_space
 from rae_jax.data.batches import Batches, evaluation_batches, latent_batches, training_batches
 from rae_jax.data.device import DeviceBatches, batch_rows
 from rae_jax.data.latents import LatentSource
@@ -28,9 +29,9 @@ from rae_jax.data.transforms import transform, without_flip
 from rae_jax.evaluation import pictures
 from rae_jax.evaluation.evaluate import evaluate
 from rae_jax.experiment import latent_cache
-from rae_jax.experiment.generation import generate, seed_grid
+from rae_jax.experiment.generation import Generation
+from rae_jax.experiment.weights import Weights
 from rae_jax.files import whole_file
-from rae_jax.interop.weights import load_weights, save_weights
 from rae_jax.models.autoencoder import to_uint8
 from rae_jax.objectives.catalogue import OBJECTIVES
 from rae_jax.objectives.objective import Objective, stage_key
@@ -38,9 +39,6 @@ from rae_jax.training import sharding
 from rae_jax.training.loop import fit
 from rae_jax.training.progress import RunLog
 from rae_jax.training.state import TrainState
-
-FINISHED = "finished.json"
-FLOW_MAPS = ("flow_map", "mid_training")  # the first that is trained makes the one- and few-step samples
 
 
 def open_sources(config: ConfigDict) -> dict[str, Source]:
@@ -98,7 +96,7 @@ def open_batches(
     return training_batches(source, seed=config.seed, **arguments)
 
 
-class Pipeline:
+class Stages:
     """One run in one working directory.
 
     `seconds_at_peak` gives how long the devices would need for a stage's step at their peak, where that is known.
@@ -117,74 +115,15 @@ class Pipeline:
         self._seconds_at_peak = seconds_at_peak
         self.config, self.plain, self.sources = config, plain, sources
         self.workdir, self.mesh, self.log = workdir, mesh, log
+        self.weights = Weights(config, plain, workdir, mesh, log.warn)
 
     def train(self) -> None:
         """Trains every stage that has not finished yet."""
         for stage in self.config.stages:
-            if self.finished(stage):
+            if self.weights.finished(stage):
                 self.log.say(f"{stage}: already finished in {self.workdir}")
             else:
                 self._train_stage(stage)
-
-    def finished(self, stage: str) -> bool:
-        """Whether `stage` has left its weights in this working directory."""
-        return (self.workdir / stage / FINISHED).exists()
-
-    def available(self, component: str, before: str | None = None) -> bool:
-        """Whether there are trained weights of a component, for the stage `before` or for what follows all stages."""
-        given, stage = self._where(component, before)
-        return bool(given) or self.finished(stage)
-
-    def weights_directory(self, component: str, before: str | None = None) -> Path:
-        """Where the trained weights of a component are: left by the last stage that trains it, or given by the config.
-
-        With `before`, as that stage finds them. Weights that the config gives come before those of the stage of the
-        component's own name, and are what other stages go on from.
-
-        Raises:
-          ValueError: there are none yet.
-        """
-        given, stage = self._where(component, before)
-        if given:
-            return Path(given)
-        if not self.finished(stage):
-            raise ValueError(
-                f"{component} has no weights: the stage {stage!r} has not finished in {self.workdir}, "
-                f"and config.{component}.weights is empty"
-            )
-        directory = self.workdir / stage / "weights"
-        several = len(components.trained_components(self.config, stage)) > 1
-        return directory / component if several else directory
-
-    def _where(self, component: str, before: str | None) -> tuple[str, str]:
-        """The weights that the config gives, if they count, and the stage that leaves some."""
-        stage = components.trained_by(self.config, component, before) or component
-        return self.config[component].weights if stage == component else "", stage
-
-    def _identity(self, component: str) -> str:
-        """Tells one version of a component's weights from another."""
-        path = self.weights_directory(component)
-        files = sorted(path.iterdir()) if path.is_dir() else [path]
-        return f"{path}: " + ", ".join(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files)
-
-    def load(self, component: str, init: Callable[[jax.Array], Any], before: str | None = None) -> Any:
-        """A component's weights on the devices, as the stage `before` finds them; `init` makes its boxed parameters
-        from a key.
-        """
-        module = components.module(self.config, component)
-        directory = self.weights_directory(component, before)
-        if str(directory) == components.RANDOM:
-            return self._random(component, init)
-        structure = jax.eval_shape(init, jax.random.key(0))
-        if str(directory) == components.IDENTITY:
-            host = components.identity_statistics(sharding.unbox(structure))
-        else:
-            host = load_weights(directory, sharding.unbox(structure), component, module)
-        return jax.tree.map(
-            lambda value, place: jax.make_array_from_callback(value.shape, place, lambda index: value[index]),
-            host,
-            sharding.shardings_of(structure, self.mesh),
-        )
 
     def _train_stage(self, stage: str) -> None:
         config, began = self.config, time.monotonic()
@@ -220,43 +159,26 @@ class Pipeline:
             )
         finally:
             batches.close()
-        weights = sharding.to_host(objective.result(state))
+        trained = sharding.to_host(objective.result(state))
         if jax.process_index() == 0:
-            folder, trained = self.workdir / stage, components.trained_components(config, stage)
-            for component in trained:
-                where, what = folder / "weights", weights
-                if len(trained) > 1:
-                    where, what = where / component, weights[component]
-                save_weights(where, what, {"stage": stage, "config": self.plain})
-            _write_json(folder / FINISHED, {"steps": total_steps, "seconds": time.monotonic() - began})
+            self.weights.save(stage, trained, {"steps": total_steps, "seconds": time.monotonic() - began})
         self._barrier(stage)
         self.log.say(f"{stage}: finished in {time.monotonic() - began:.0f} s")
 
     def _check_latents(self, stage: str) -> None:
         """Raises ValueError if the weights that made the cached latents are not those that encode here."""
-        for component, init in components.latent_space(self.config).encoding.items():
-            if self.available(component, stage):  # what is cached can be trained on without them
-                params = sharding.to_host(self.load(component, init, stage))
-                latent_cache.check_weights(self.config, component, params)
+        for name, component in latent_space(self.config).encoding.items():
+            if self.weights.available(name, stage):  # what is cached can be trained on without them
+                params = sharding.to_host(self.weights.load(component, stage))
+                latent_cache.check_weights(self.config, name, params)
 
-    def _frozen(self, objective: Objective, stage: str) -> dict[str, Any]:
-        names = objective.frozen | (objective.evaluation.needs if self.config[stage].train.evaluate_every else {})
-        for component, init in objective.wanted.items():
-            if self.available(component, stage):
-                names[component] = init
-        return self._load_all(names, stage)
+    def _frozen(self, objective: Objective, stage: str) -> dict[str, Params]:
+        needed = objective.frozen | (objective.evaluation.needs if self.config[stage].train.evaluate_every else {})
+        needed |= {name: part for name, part in objective.wanted.items() if self.weights.available(name, stage)}
+        return self._load_all(needed, stage)
 
-    def _load_all(self, inits: dict[str, Any], stage: str) -> dict[str, Any]:
-        return {name: self.load(name, init, stage) for name, init in inits.items()}
-
-    def _random(self, component: str, init: Callable[[jax.Array], Any]) -> Any:
-        """Untrained weights, the same in every stage and at every start of the run."""
-        self.log.warn(
-            f"{component}: untrained, random weights, as config.{component}.weights={components.RANDOM!r} asks"
-        )
-        key = stage_key(self.config.seed, f"{component}/{components.RANDOM}")
-        places = sharding.shardings_of(jax.eval_shape(init, key), self.mesh)
-        return jax.jit(lambda key: sharding.unbox(init(key)), out_shardings=places)(key)
+    def _load_all(self, components: dict[str, Component], stage: str) -> dict[str, Params]:
+        return {name: self.weights.load(component, stage) for name, component in components.items()}
 
     def _picture_taker(self, stage: str, objective: Objective) -> Any:
         batch_size = -(-16 // (shards := sharding.num_batch_shards(self.mesh))) * shards
@@ -269,14 +191,13 @@ class Pipeline:
             placed = sharding.place(batch, sharding.batch_sharding(self.mesh))
             drawn = jax.device_get(draw(state, placed))
             if jax.process_index() == 0:
-                labels = drawn.pop("label", None)
                 images = {name: np.asarray(to_uint8(x)) for name, x in drawn.items()}
                 if "original" in images:
                     picture = pictures.reconstruction_grid(images.pop("original"), images)
-                elif labels is None:
-                    picture = pictures.image_grid(images["samples"], columns=8)
+                elif objective.groups:
+                    picture = pictures.grouped_grid(images["samples"], objective.groups)
                 else:
-                    picture = pictures.class_grid(images["samples"], labels)
+                    picture = pictures.image_grid(images["samples"], columns=8)
                 path = self.workdir / stage / f"step_{step}.png"
                 pictures.save_png(path, picture)
                 self.log.image(stage, path, picture, step)
@@ -312,57 +233,28 @@ class Pipeline:
 
     def evaluate(self) -> dict[str, float]:
         """Evaluates what this working directory holds, and writes `summary.json`."""
-        results = evaluate(self.config, self.load, self.one_epoch, self.mesh, self.workdir, self.log)
+        results = evaluate(self.config, self.weights.load, self.one_epoch, self.mesh, self.workdir, self.log)
         if jax.process_index() == 0:
-            seconds = {
-                stage: json.loads((self.workdir / stage / FINISHED).read_text())["seconds"]
-                for stage in self.config.stages
-                if self.finished(stage)
-            }
-            _write_json(self.workdir / "summary.json", {"results": results, "stage_seconds": seconds})
+            summary = {"results": results, "stage_seconds": self.weights.seconds()}
+            with whole_file(self.workdir / "summary.json") as file:
+                file.write((json.dumps(summary, indent=2) + "\n").encode())
         return results
 
-    def sample(self, classes: Sequence[int] = ()) -> None:
-        """Writes `samples.npz`, `samples_1step.npz`, ..., as far as there are networks, with a picture of each.
-
-        With `classes` only `seed_grid.png` of them.
-
-        Raises:
-          ValueError: there are no weights of a network, or of what turns its latents into images.
-        """
-        if not self.can_sample:
-            needed = " and ".join(("'flow' or a flow map", "'stats'", *map(repr, self._decoding)))
-            raise ValueError(
-                f"sampling needs trained weights of {needed}: train these stages in {self.workdir}, "
-                "or set weights in their sections of the config"
-            )
-        flow_maps = [name for name in FLOW_MAPS if self.available(name)]
-        networks = dict(velocity=self.available("flow"), flow_map=flow_maps[0] if flow_maps else None)
-        if classes:
-            seed_grid(self.config, self.load, self.mesh, self.workdir, self.log, classes, **networks)
-            return
-        generate(
-            self.config, self.load, self.mesh, self.workdir, self.log, self._identity,
-            **networks,
-        )  # fmt: skip
+    def sample(self, names: Sequence[str] = ()) -> None:
+        """Writes samples, or with `names` only seed grids of them; see `Generation`."""
+        generation = Generation(self.config, self.weights, self.mesh, self.workdir, self.log)
+        if names:
+            generation.write_seed_grids(names)
+        else:
+            generation.write_samples()
 
     @property
     def can_sample(self) -> bool:
         """Whether there are weights for everything that sampling needs."""
-        network = any(self.available(name) for name in ("flow", *FLOW_MAPS))
-        return network and all(self.available(name) for name in ("stats", *self._decoding))
-
-    @property
-    def _decoding(self) -> list[str]:
-        return list(components.latent_space(self.config).decoding)
+        return Generation(self.config, self.weights, self.mesh, self.workdir, self.log).possible
 
     def _barrier(self, name: str) -> None:
         if jax.process_count() > 1:
             from jax.experimental import multihost_utils
 
             multihost_utils.sync_global_devices(name)
-
-
-def _write_json(path: Path, values: dict[str, Any]) -> None:
-    with whole_file(path) as file:
-        file.write((json.dumps(values, indent=2) + "\n").encode())

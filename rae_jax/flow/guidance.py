@@ -5,6 +5,7 @@
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,9 +30,9 @@ def guide(v: jax.Array, v_weak: jax.Array, t: jax.Array, scale: float, interval:
 
 
 def classifier_free_guidance(
-    velocity: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
-    labels: jax.Array,
-    null_label: int,
+    velocity: Callable[[jax.Array, jax.Array, Any], jax.Array],
+    condition: Any,
+    null: Any,
     *,
     scale: float,
     interval: Interval = (0.0, 1.0),
@@ -39,14 +40,14 @@ def classifier_free_guidance(
     """Guidance by the model's own unconditional velocity (Ho & Salimans, 2022).
 
     Args:
-      velocity: `(z, t, labels) -> v`; called once, on twice the batch.
-      labels: `[B]`.
-      null_label: the label that stands for no class.
+      velocity: `(z, t, condition) -> v`; called once, on twice the batch.
+      condition: what the samples are asked for, a tree of arrays `[B, ...]`.
+      null: the condition that asks for nothing, of the same shapes.
     """
 
     def guided(z: jax.Array, t: jax.Array) -> jax.Array:
         # Each sample next to its twin, rather than one half after the other, keeps a divided batch where it is.
-        both = jnp.stack([labels, jnp.full_like(labels, null_label)], axis=1).reshape(-1)
+        both = jax.tree.map(lambda c, n: jnp.stack([c, n], axis=1).reshape(-1, *c.shape[1:]), condition, null)
         v = velocity(jnp.repeat(z, 2, axis=0), jnp.repeat(t, 2), both)
         v = v.reshape(-1, 2, *v.shape[1:])
         return guide(v[:, 0], v[:, 1], t, scale, interval)

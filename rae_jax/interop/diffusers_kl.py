@@ -76,34 +76,55 @@ def rules(architecture: Mapping[str, Any], names: str = "current") -> list[Rule]
     """The rules of one model; `architecture` as from the function of that name, `names` a key of `PROJECTIONS`."""
     channels, blocks = architecture["channels"], architecture["blocks_per_level"]
     last, projections = len(channels) - 1, PROJECTIONS[names]
-    result = []
-    for half in ("encoder", "decoder"):
-        result += _layer(f"{half}.conv_in", f"{half}/conv_in", CONV)
-        result += _layer(f"{half}.conv_norm_out", f"{half}/norm_out")
-        result += _layer(f"{half}.conv_out", f"{half}/conv_out", CONV)
-        for i in range(2):
-            result += _residual(f"{half}.mid_block.resnets.{i}", f"{half}/middle_residual_{i}", shortcut=False)
-        if architecture["middle_attention"]:
-            result += _attention(f"{half}.mid_block.attentions.0", f"{half}/middle_attention", projections)
+    result = _ends("encoder", architecture["middle_attention"], projections)
     for i, size in enumerate(channels):
-        down, up = f"encoder.down_blocks.{i}", f"decoder.up_blocks.{last - i}"
-        above, below = channels[max(i - 1, 0)], channels[min(i + 1, last)]
-        result += _level(down, f"encoder/level_{i}", blocks, above != size)
-        result += _level(up, f"decoder/level_{i}", blocks + 1, below != size)
+        down = f"encoder.down_blocks.{i}"
+        result += _level(down, f"encoder/level_{i}", blocks, channels[max(i - 1, 0)] != size)
         if i in architecture["encoder_attention_levels"]:
             for j in range(blocks):
                 result += _attention(f"{down}.attentions.{j}", f"encoder/level_{i}_attention_{j}", projections)
-        if i in architecture["decoder_attention_levels"]:
-            for j in range(blocks + 1):
-                result += _attention(f"{up}.attentions.{j}", f"decoder/level_{i}_attention_{j}", projections)
         if i < last:
             result += _layer(f"{down}.downsamplers.0.conv", f"encoder/level_{i}_down", CONV)
-        if i > 0:
-            result += _layer(f"{up}.upsamplers.0.conv", f"decoder/level_{i}_up", CONV)
+    result += decoder_rules(
+        channels, blocks, architecture["decoder_attention_levels"], architecture["middle_attention"], projections
+    )
     if architecture["quant"]:
         result += _layer("quant_conv", "quant_linear", POINTWISE)
     if architecture["post_quant"]:
         result += _layer("post_quant_conv", "post_quant_linear", POINTWISE)
+    return result
+
+
+def decoder_rules(
+    channels: tuple[int, ...],
+    blocks_per_level: int,
+    attention_levels: Iterable[int],
+    middle_attention: bool,
+    projections: Mapping[str, str] = PROJECTIONS["current"],
+) -> list[Rule]:
+    """The rules of a `ConvDecoder`, under `decoder.` there and `decoder/` here."""
+    last = len(channels) - 1
+    result = _ends("decoder", middle_attention, projections)
+    for i, size in enumerate(channels):
+        up = f"decoder.up_blocks.{last - i}"
+        result += _level(up, f"decoder/level_{i}", blocks_per_level + 1, channels[min(i + 1, last)] != size)
+        if i in attention_levels:
+            for j in range(blocks_per_level + 1):
+                result += _attention(f"{up}.attentions.{j}", f"decoder/level_{i}_attention_{j}", projections)
+        if i > 0:
+            result += _layer(f"{up}.upsamplers.0.conv", f"decoder/level_{i}_up", CONV)
+    return result
+
+
+def _ends(half: str, middle_attention: bool, projections: Mapping[str, str]) -> list[Rule]:
+    """The first, middle and last layers of encoder or decoder."""
+    result = _layer(f"{half}.conv_in", f"{half}/conv_in", CONV)
+    result += _layer(f"{half}.conv_norm_out", f"{half}/norm_out")
+    result += _layer(f"{half}.conv_out", f"{half}/conv_out", CONV)
+    for i in range(2):
+        result += _residual(f"{half}.mid_block.resnets.{i}", f"{half}/middle_residual_{i}", shortcut=False)
+    if middle_attention:
+        result += _attention(f"{half}.mid_block.attentions.0", f"{half}/middle_attention", projections)
     return result
 
 

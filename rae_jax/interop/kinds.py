@@ -22,6 +22,7 @@ from rae_jax.interop import (
     inception_fid,
     lightning_dit,
     lpips,
+    rac_coder,
     rpiae,
     statistics,
     vit,
@@ -29,6 +30,7 @@ from rae_jax.interop import (
 from rae_jax.interop.layout import Tensors, nearest_names
 from rae_jax.interop.model import Model
 from rae_jax.models.bridge import BridgeDecoder, BridgeEncoder
+from rae_jax.models.coder import RectifiedCoder
 from rae_jax.models.decoder import ViTDecoder
 from rae_jax.models.discriminator import DinoFeatures
 from rae_jax.models.dit_dh import DiTDH
@@ -174,12 +176,32 @@ def _as_written(name: str, model: Model) -> Model:
 
     `weights.load_weights` takes it out again where the module has no place for it.
     """
-    if name != "dinov2" or model.architecture.get("layer_scale"):
+    part = next((part for part, module in KINDS[name].modules.items() if module is VisionTransformer), None)
+    if name == "dinov2" and part == "":
+        architecture, params = _with_layer_scales(model.architecture, model.params)
+        return dataclasses.replace(model, params=params, architecture=architecture)
+    if not part or part not in model.architecture or vit.kind_of(model.architecture[part]) != "dinov2":
         return model
-    params, unit = dict(model.params), np.ones(model.architecture["width"], np.float32)
-    for block in (key for key in model.params if key.startswith("blocks_")):
-        params[block] = {**params[block], "attention_scale": unit, "mlp_scale": unit}
-    return dataclasses.replace(model, params=params, architecture={**model.architecture, "layer_scale": True})
+    architecture, params = _with_layer_scales(model.architecture[part], model.params[part])
+    return dataclasses.replace(
+        model,
+        params={**model.params, part: params},
+        architecture={**model.architecture, part: architecture},
+    )
+
+
+def _with_layer_scales(
+    architecture: Mapping[str, Any], params: Mapping[str, Any]
+) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """An encoder with layer scales: its own, or ones, which change nothing."""
+    if architecture.get("layer_scale"):
+        return architecture, params
+    unit = np.ones(architecture["width"], np.float32)
+    scaled = {
+        name: {**block, "attention_scale": unit, "mlp_scale": unit} if name.startswith("blocks_") else block
+        for name, block in params.items()
+    }
+    return {**architecture, "layer_scale": True}, scaled
 
 
 def _encoder(kind: str, holds: str, sign: str) -> Kind:
@@ -287,6 +309,14 @@ KINDS = {
         diffusers_kl.write,
         {"num_groups": ("num_groups",), "scaling_factor": ("scaling_factor",)},
         {"": KLVAE},
+    ),
+    "rac_coder": Kind(
+        "RAC's rectified coder, named as diffusers would; nothing official is published",
+        (r"decoder\.up_blocks\.0\.resnets\.0\.conv1\.weight", r"decoder\.conv_in\.weight"),
+        rac_coder.read,
+        rac_coder.write,
+        {name: (name,) for name in ("state_channels", "num_groups", "latent_channels", "scale")},
+        {"": RectifiedCoder},
     ),
     "lpips": Kind(
         "LPIPS, VGG16 or AlexNet: whole, the heads, or the heads with torchvision's file",

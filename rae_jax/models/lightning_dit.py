@@ -194,7 +194,7 @@ def unpatchify(x: jax.Array, grid_size: int, patch_size: int) -> jax.Array:
 class LightningDiT(nn.Module):
     """Velocity of noisy latent tokens, or the mean velocity of a flow map.
 
-    `model.apply({"params": p}, z, t, labels)`, with `z: [B, N, C]` row-major over the grid, `t: [B]` in [0, 1] and
+    `model.apply({"params": p}, z, t, condition)`, with `z: [B, N, C]` row-major over the grid, `t: [B]` in [0, 1] and
     `labels: [B]` integers (`num_classes` is the null label) -> `v: [B, N, C]` float32. A flow map
     (`flow_map=True`) also takes `r: [B]`, the end of the interval `[r, t]`.
 
@@ -236,9 +236,9 @@ class LightningDiT(nn.Module):
     remat: str = "none"
 
     @nn.compact
-    def __call__(self, z: jax.Array, t: jax.Array, labels: jax.Array, r: jax.Array | None = None) -> jax.Array:
+    def __call__(self, z: jax.Array, t: jax.Array, condition: jax.Array, r: jax.Array | None = None) -> jax.Array:
         time = time_embedding(t, r, width=self.width, flow_map=self.flow_map)
-        condition = time + LabelEmbedding(self.num_classes, self.width, name="label_embedding")(labels)
+        told = time + LabelEmbedding(self.num_classes, self.width, name="label_embedding")(condition)
 
         side = self.grid_size // self.patch_size
         patches = patchify(z, self.grid_size, self.patch_size)
@@ -247,7 +247,7 @@ class LightningDiT(nn.Module):
         x = apply_blocks(
             Block,
             x,
-            condition,
+            told,
             rotary(side, self.width, self.num_heads) if self.rope else None,
             depth=self.depth,
             scan=self.scan,
@@ -263,5 +263,5 @@ class LightningDiT(nn.Module):
         )
         out_channels = self.in_channels * (2 if self.learn_sigma else 1)
         final = FinalLayer(self.patch_size**2 * out_channels, self.rms_norm, self.dtype, name="final")
-        v = unpatchify(final(x, condition), self.grid_size, self.patch_size)
+        v = unpatchify(final(x, told), self.grid_size, self.patch_size)
         return v[..., : self.in_channels]

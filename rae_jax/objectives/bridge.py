@@ -7,11 +7,14 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from rae_jax.components import catalogue as components
+from rae_jax.components.component import Params
+from rae_jax.components.decoders import images_of
+from rae_jax.components.encoders import tokens_of
+from rae_jax.components.latent_spaces import bridge_decoder, bridge_encoder, by_name, latent_space
 from rae_jax.models.autoencoder import LatentStatistics, noise_augmentation
 from rae_jax.models.posterior import DiagonalGaussian
 from rae_jax.objectives.bridge_loss import bridge_loss
-from rae_jax.objectives.objective import Batch, Metrics, Objective, Params, single_network, stage_key, to_float
+from rae_jax.objectives.objective import Batch, Metrics, Objective, single_network, stage_key, to_float
 from rae_jax.training.state import TrainState
 
 LATENTS = ("sample", "mode")
@@ -31,30 +34,27 @@ def make(config: ConfigDict, stage: str) -> Objective:
     section = config[stage]
     if section.latent not in LATENTS:
         raise ValueError(f"{stage}.latent={section.latent!r} is not one of {list(LATENTS)}")
-    space = components.latent_space(config)
-    autoencoder = components.autoencoder(config)
-    bridge_encoder, bridge_decoder = components.bridge_encoder(config), components.bridge_decoder(config)
-    inits = components.bridge_inits(config)
+    space, to_tokens, to_images = latent_space(config), tokens_of(config), images_of(config)
+    compress, restore = bridge_encoder(config), bridge_decoder(config)
+    trained = by_name(compress, restore)
+    latent, tau, distribution = section.latent, section.noise_tau, section.noise_distribution
+    weights = {name: section[name] for name in ("feature_weight", "kl_weight", "pixel_weight")}
 
     def loss(params: Params, frozen: dict[str, Params], batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
         noise_key, latent_key = jax.random.split(key)
         images, statistics = to_float(batch), LatentStatistics(**frozen["feature_stats"])
-        tokens = autoencoder.apply({"params": {"encoder": frozen["encoder"]}}, images, method="tokens")
-        noisy = noise_augmentation(noise_key, tokens, section.noise_tau, section.noise_distribution)
-        posterior = bridge_encoder.apply({"params": params["bridge_encoder"]}, statistics.normalise(noisy))
-        z = latent_of(posterior, section.latent, latent_key)
-        decoded = bridge_decoder.apply({"params": params["bridge_decoder"]}, z)
+        tokens = to_tokens(frozen["encoder"], images)
+        noisy = noise_augmentation(noise_key, tokens, tau, distribution)
+        posterior = compress.apply(params["bridge_encoder"], statistics.normalise(noisy))
+        z = latent_of(posterior, latent, latent_key)
+        decoded = restore.apply(params["bridge_decoder"], z)
         value, terms = bridge_loss(
             decoded=decoded,
             clean=statistics.normalise(tokens),
             posterior=posterior,
-            reconstruction=autoencoder.apply(
-                {"params": {"decoder": frozen["decoder"]}}, decoded, statistics, method="decode"
-            ),
+            reconstruction=to_images(frozen["decoder"], decoded, statistics),
             images=images,
-            feature_weight=section.feature_weight,
-            kl_weight=section.kl_weight,
-            pixel_weight=section.pixel_weight,
+            **weights,
         )
         return value, terms | {"latent_std": jnp.std(posterior.mean), "posterior_std": jnp.mean(posterior.std)}
 
@@ -64,11 +64,11 @@ def make(config: ConfigDict, stage: str) -> Objective:
 
     return single_network(
         model_init=lambda key: {
-            name: init(k) for (name, init), k in zip(inits.items(), jax.random.split(key, 2), strict=True)
+            name: part.init(k) for (name, part), k in zip(trained.items(), jax.random.split(key, 2), strict=True)
         },
         loss=loss,
         train=section.train,
         key=stage_key(config.seed, stage),
-        frozen={name: init for name, init in {**space.encoding, **space.decoding}.items() if name not in inits},
+        frozen={name: part for name, part in {**space.encoding, **space.decoding}.items() if name not in trained},
         pictures=pictures,
     )

@@ -9,22 +9,26 @@ Points are counted from the clean end, so that i > j. The stage needs no images:
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from einops import rearrange, repeat
+from einops import rearrange
 from ml_collections import ConfigDict
 
-from rae_jax.components import catalogue as components
+from rae_jax.components.component import Component, Params
+from rae_jax.components.conditions import Condition, condition, drop
+from rae_jax.components.generators import flow_map as flow_map_network
+from rae_jax.components.generators import time_shift, velocity_network
+from rae_jax.components.latent_spaces import latent_space, stats
 from rae_jax.flow.path import over
 from rae_jax.flow.times import sampling_times
-from rae_jax.objectives.objective import Batch, Metrics, Objective, Params, single_network, stage_key
+from rae_jax.objectives.objective import Batch, Metrics, Objective, single_network, stage_key
 from rae_jax.objectives.sample_quality import sample_evaluation
-from rae_jax.objectives.velocity import drop_labels
-from rae_jax.sampling.generator import ODE_SAMPLERS, class_samples, flow_map_generator
+from rae_jax.sampling.generator import ODE_SAMPLERS, flow_map_generator, shown_samples
 
-ConditionalFlowMap = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
+ConditionalFlowMap = Callable[[jax.Array, jax.Array, jax.Array, Condition], jax.Array]
 TIME_LABELS = ("true", "released")
 
 
@@ -90,29 +94,29 @@ def errors(
     states: jax.Array,
     times: jax.Array | np.ndarray,
     pairs: jax.Array,
-    labels: jax.Array,
+    asked: Condition,
 ) -> jax.Array:
-    """Mean squared error of each pair, `[B, K]`; arguments as in `pairs_of`, `labels: [B]`.
+    """Mean squared error of each pair, `[B, K]`; arguments as in `pairs_of`, and what each trajectory was asked for.
 
-    `flow_map` is `(z, r, t, labels) -> mean velocity`. Nothing is differentiated but it.
+    `flow_map` is `(z, r, t, condition) -> mean velocity`. Nothing is differentiated but it.
     """
     z, r, t, target = jax.lax.stop_gradient(pairs_of(states, times, pairs))
-    u = flow_map(z, r, t, repeat(labels, "b -> (b k)", k=pairs.shape[1]))
+    u = flow_map(z, r, t, jax.tree.map(lambda c: jnp.repeat(c, pairs.shape[1], axis=0), asked))
     return jnp.mean(jnp.square(u - target), axis=tuple(range(1, u.ndim))).reshape(pairs.shape[:2])
 
 
-def starts_from(config: ConfigDict, stage: str) -> dict[str, Callable[[jax.Array], Params]]:
+def starts_from(config: ConfigDict, stage: str) -> dict[str, Component]:
     """The component whose parameters the flow map of `stage` starts from, as `Objective.initial`.
 
     Raises:
       ValueError: `initial` names no component that a flow map can start from.
     """
-    inits = {"flow": components.flow_init(config), "mid_training": components.flow_map_init(config)}
-    inits.pop(stage, None)
+    known = {"flow": velocity_network(config), "mid_training": flow_map_network(config, "mid_training")}
+    known.pop(stage, None)
     name = config[stage].initial
-    if name and name not in inits:
-        raise ValueError(f"initial={name!r} is not one of {list(inits)}, or '' for random parameters")
-    return {name: inits[name]} if name else {}
+    if name and name not in known:
+        raise ValueError(f"initial={name!r} is not one of {list(known)}, or '' for random parameters")
+    return {name: known[name]} if name else {}
 
 
 def take_over(params: Params, initial: dict[str, Params]) -> Params:
@@ -129,41 +133,50 @@ def take_over(params: Params, initial: dict[str, Params]) -> Params:
 
 def make(config: ConfigDict, stage: str) -> Objective:
     """The objective of `stage`."""
-    section = config[stage]
-    teacher, student = components.velocity_model(config), components.flow_map_model(config)
+    section, told, space = config[stage], condition(config), latent_space(config)
+    teacher, student = velocity_network(config), flow_map_network(config, stage)
     if section.trajectory_method not in ODE_SAMPLERS:
         raise ValueError(f"trajectory_method={section.trajectory_method!r} is not one of {list(ODE_SAMPLERS)}")
     walk = ODE_SAMPLERS[section.trajectory_method]
-    times = sampling_times(section.trajectory_steps, shift=components.time_shift(config), grid=section.trajectory_grid)
+    times = sampling_times(section.trajectory_steps, shift=time_shift(config), grid=section.trajectory_grid)
     labelled = label_times(times, section.time_labels)
+    dropout, num_pairs = section.label_dropout, section.pairs
 
     def loss(params: Params, frozen: dict[str, Params], batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
-        noise_key, label_key, pair_key = jax.random.split(key, 3)
-        batch_size = batch["label"].shape[0]
-        noise = jax.random.normal(noise_key, (batch_size, *components.latent_shape(config)))
+        noise_key, drop_key, pair_key = jax.random.split(key, 3)
+        asked = told.of_batch(batch)
+        batch_size = jax.tree.leaves(asked)[0].shape[0]
+        noise = jax.random.normal(noise_key, (batch_size, *space.shape))
         # Dropped before the teacher walks, so that it and the flow map mean the same.
-        labels = drop_labels(label_key, batch["label"], section.label_dropout, config.flow.num_classes)
+        asked = drop(drop_key, asked, told.null(asked), dropout)
 
         def velocity(z: jax.Array, t: jax.Array) -> jax.Array:
-            return teacher.apply({"params": frozen["flow"]}, z, t, labels)
+            return teacher.apply(frozen["flow"], z, t, asked)
 
-        def flow_map(z: jax.Array, r: jax.Array, t: jax.Array, labels: jax.Array) -> jax.Array:
-            return student.apply({"params": params}, z, t, labels, r)
+        def flow_map(z: jax.Array, r: jax.Array, t: jax.Array, asked: Condition) -> jax.Array:
+            return student.apply(params, z, t, asked, r)
 
         states = walk(velocity, noise, times, trajectory=True)
-        pairs = draw_pairs(pair_key, batch_size, len(times), section.pairs)
-        return jnp.mean(errors(flow_map, states, labelled, pairs, labels)), {}
+        pairs = draw_pairs(pair_key, batch_size, len(times), num_pairs)
+        return jnp.mean(errors(flow_map, states, labelled, pairs, asked)), {}
 
-    in_one_step = flow_map_generator(config, (1.0, 0.0))
     return single_network(
-        model_init=components.flow_map_init(config),
+        model_init=student.init,
         loss=loss,
         train=section.train,
         key=stage_key(config.seed, stage),
-        frozen={"flow": components.flow_init(config)},
+        frozen={"flow": teacher},
         initial=starts_from(config, stage),
         begin=take_over,
-        wanted=components.latent_space(config).decoding | {"stats": components.stats_init(config)},
-        pictures=class_samples(config, in_one_step),
+        **sampled_in_one_step(config, stage),
+    )
+
+
+def sampled_in_one_step(config: ConfigDict, stage: str) -> dict[str, Any]:
+    """The fields of an `Objective` that say how one-step samples of a flow map are shown and judged."""
+    in_one_step = flow_map_generator(config, (1.0, 0.0))
+    return dict(
+        wanted=latent_space(config).decoding | {"stats": stats(config)},
         evaluation=sample_evaluation(config, stage, in_one_step),
+        **shown_samples(config, in_one_step),
     )

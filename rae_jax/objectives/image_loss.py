@@ -15,10 +15,11 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from rae_jax.components import catalogue as components
+from rae_jax.components import critics
+from rae_jax.components.component import Component, Params
 from rae_jax.models import diffaug
 from rae_jax.objectives import adversarial
-from rae_jax.objectives.objective import Metrics, Params
+from rae_jax.objectives.objective import Metrics
 from rae_jax.training.optimizer import make_optimizer
 from rae_jax.training.state import TrainState
 
@@ -53,17 +54,23 @@ class ImageLoss:
                 f"loss.gan_from_step={section.gan_from_step} is before loss.discriminator_from_step="
                 f"{section.discriminator_from_step}: the decoder would learn from an untrained discriminator"
             )
-        self._section, self._networks = section, config.discriminator
-        self._lpips, self._discriminator = components.lpips(config), components.discriminator(config)
+        self._lpips_weight, self._lpips_from_step = section.lpips_weight, section.lpips_from_step
+        self._lpips_range = tuple(section.lpips_range)
+        self._gan_weight, self._gan_from_step = section.gan_weight, section.gan_from_step
+        self._discriminator_from_step = section.discriminator_from_step
+        self._by_last_layer, self._adaptive_maximum = section.adaptive_weight == "last_layer", section.adaptive_maximum
         self._discriminator_loss = DISCRIMINATOR_LOSSES[name]
         self.adversarial = section.gan_weight > 0
         self.noisy_fakes = section.discriminator_fakes == "noisy"
-        self.frozen: dict[str, Callable[[jax.Array], Params]] = {}
+        self.frozen: dict[str, Component] = {}
         if section.lpips_weight > 0:
-            self.frozen["lpips"] = components.lpips_init(config)
+            self._lpips = self.frozen["lpips"] = critics.lpips(config)
         if self.adversarial:
-            self.frozen["discriminator"] = components.discriminator_init(config)
-            self._optimizer, self._learning_rate = make_optimizer(config.discriminator.optimizer)
+            networks = config.discriminator
+            self._dino = self.frozen["discriminator"] = critics.discriminator(config)
+            self._discriminator = critics.with_heads(config)
+            self._augmentation = dict(probability=networks.augmentation_probability, cutout=networks.cutout)
+            self._optimizer, self._learning_rate = make_optimizer(networks.optimizer)
 
     def init_discriminator(self, key: jax.Array) -> dict[str, Any] | None:
         """`state.discriminator` before the first step: `heads`, `spectral` and `opt_state`; None without one."""
@@ -99,7 +106,7 @@ class ImageLoss:
           The gradients, and `loss`, `l1` and, where they are part of it, `lpips`, `gan_loss` and `adaptive_weight`;
           those are 0 before their first step.
         """
-        section, step = self._section, state.step
+        step = state.step
 
         def from_step(first: int, loss: Callable[[jax.Array], jax.Array]) -> tuple[jax.Array, jax.Array]:
             """Value and gradient of a term, or zeros before its first step."""
@@ -108,27 +115,25 @@ class ImageLoss:
 
         value, gradient = jax.value_and_grad(lambda x: jnp.mean(jnp.abs(x - images)))(decoded)
         metrics = {"l1": value}
-        if section.lpips_weight > 0:
-            lpips, by_pixel = from_step(section.lpips_from_step, lambda x: self._lpips_loss(x, images, state))
-            value, gradient = value + section.lpips_weight * lpips, gradient + section.lpips_weight * by_pixel
+        if self._lpips_weight > 0:
+            lpips, by_pixel = from_step(self._lpips_from_step, lambda x: self._lpips_loss(x, images, state))
+            value, gradient = value + self._lpips_weight * lpips, gradient + self._lpips_weight * by_pixel
             metrics["lpips"] = lpips
         of_reconstruction = gradient
         if self.adversarial:
-            gan, by_pixel = from_step(section.gan_from_step, lambda x: self._gan_loss(x, state, key))
-            measure = by_last_layer if section.adaptive_weight == "last_layer" else lambda pixels: pixels
-            adaptive = adversarial.adaptive_weight(
-                measure(gradient), measure(by_pixel), maximum=section.adaptive_maximum
-            )
-            adaptive = jnp.where(step >= section.gan_from_step, adaptive, 0.0)
-            weight = section.gan_weight * adaptive
+            gan, by_pixel = from_step(self._gan_from_step, lambda x: self._gan_loss(x, state, key))
+            measure = by_last_layer if self._by_last_layer else lambda pixels: pixels
+            adaptive = adversarial.adaptive_weight(measure(gradient), measure(by_pixel), maximum=self._adaptive_maximum)
+            adaptive = jnp.where(step >= self._gan_from_step, adaptive, 0.0)
+            weight = self._gan_weight * adaptive
             value, gradient = value + weight * gan, gradient + weight * by_pixel
             metrics |= {"gan_loss": gan, "adaptive_weight": adaptive}
         return gradient, of_reconstruction, {"loss": value, **metrics}
 
     def _lpips_loss(self, decoded: jax.Array, images: jax.Array, state: TrainState) -> jax.Array:
-        low, high = self._section.lpips_range
+        low, high = self._lpips_range
         a, b = (x * (high - low) + low for x in (images, decoded))
-        return jnp.mean(self._lpips.apply({"params": state.frozen["lpips"]}, a, b))
+        return jnp.mean(self._lpips.apply(state.frozen["lpips"], a, b))
 
     def _gan_loss(self, decoded: jax.Array, state: TrainState, key: jax.Array) -> jax.Array:
         """The decoder's adversarial loss; the discriminator stays as it is, power iteration included."""
@@ -136,11 +141,12 @@ class ImageLoss:
             "params": {"dino": state.frozen["discriminator"], "heads": state.discriminator["heads"]},
             "spectral": state.discriminator["spectral"],
         }
-        return adversarial.generator_loss(self._discriminator.apply(variables, self._augment(key, decoded * 2.0 - 1.0)))
+        pixels = self._augment(key, decoded * 2.0 - 1.0)
+        with self._dino.precise():
+            return adversarial.generator_loss(self._discriminator.apply(variables, pixels))
 
     def _augment(self, key: jax.Array, images: jax.Array) -> jax.Array:
-        networks = self._networks
-        return diffaug.augment(key, images, probability=networks.augmentation_probability, cutout=networks.cutout)
+        return diffaug.augment(key, images, **self._augmentation)
 
     def train_discriminator(
         self, state: TrainState, images: jax.Array, decode: Callable[[], jax.Array], key: jax.Array
@@ -157,14 +163,15 @@ class ImageLoss:
           The new `state.discriminator`, and `discriminator_loss`, `discriminator_accuracy` (share of judgements that
           rate the real image above the decoded one) and `discriminator_learning_rate`; all 0 before the first update.
         """
-        before, first = state.discriminator, self._section.discriminator_from_step
+        before, first = state.discriminator, self._discriminator_from_step
         fake_key, real_key = jax.random.split(key)
 
         def loss(heads: Params, fakes: jax.Array) -> tuple[jax.Array, tuple[Any, jax.Array]]:
             def judge(spectral: Any, side_key: jax.Array, side: jax.Array) -> tuple[jax.Array, Any]:
                 variables = {"params": {"dino": state.frozen["discriminator"], "heads": heads}, "spectral": spectral}
                 pixels = self._augment(side_key, side)
-                logits, new = self._discriminator.apply(variables, pixels, update=True, mutable=["spectral"])
+                with self._dino.precise():
+                    logits, new = self._discriminator.apply(variables, pixels, update=True, mutable=["spectral"])
                 return logits, new.get("spectral", {})
 
             # The fakes first, as in the reference: each judgement renews the power iteration.

@@ -7,34 +7,35 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from rae_jax.components import catalogue as components
+from rae_jax.components.component import Params
+from rae_jax.components.latent_spaces import teacher
 from rae_jax.models.posterior import DiagonalGaussian
-from rae_jax.objectives.objective import Batch, Metrics, Objective, Params, single_network, stage_key, to_float
+from rae_jax.objectives.objective import Batch, Metrics, Objective, single_network, stage_key, to_float
 from rae_jax.training.state import TrainState
 
 
 def make(config: ConfigDict, stage: str) -> Objective:
     """The objective of `stage`: mean absolute error from a drawn latent, plus `kl_weight` times the posterior's KL."""
-    section = config[stage]
-    model = components.teacher(config)
+    section, model = config[stage], teacher(config)
+    kl_weight = section.kl_weight
 
     def encode(params: Params, images: jax.Array) -> DiagonalGaussian:
-        return model.apply({"params": params}, images, method="encode")
+        return model.apply(params, images, method="encode")
 
     def loss(params: Params, frozen: dict[str, Params], batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
         del frozen
         images = to_float(batch)
         posterior = encode(params, images)
-        decoded = model.apply({"params": params}, posterior.sample(key), method="decode")
+        decoded = model.apply(params, posterior.sample(key), method="decode")
         reconstruction, kl = jnp.mean(jnp.abs(decoded - images)), posterior.kl_mean()
-        return reconstruction + section.kl_weight * kl, {"reconstruction": reconstruction, "kl": kl}
+        return reconstruction + kl_weight * kl, {"reconstruction": reconstruction, "kl": kl}
 
     def pictures(state: TrainState, batch: Batch) -> dict[str, jax.Array]:
         images = to_float(batch)
-        return {"original": images, "reconstruction": model.apply({"params": state.ema_params}, images)}
+        return {"original": images, "reconstruction": model.apply(state.ema_params, images)}
 
     return single_network(
-        model_init=components.teacher_init(config),
+        model_init=model.init,
         loss=loss,
         train=section.train,
         key=stage_key(config.seed, stage),

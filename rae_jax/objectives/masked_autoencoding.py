@@ -11,10 +11,12 @@ import jax.numpy as jnp
 from einops import rearrange
 from ml_collections import ConfigDict
 
-from rae_jax.components import catalogue as components
-from rae_jax.models.decoder import ViTDecoder
+from rae_jax.components.component import Params
+from rae_jax.components.decoders import masked_autoencoding_head
+from rae_jax.components.encoders import around, encoder, tokens_shape
+from rae_jax.components.encoders import grid as encoder_grid
 from rae_jax.models.layers import named
-from rae_jax.objectives.objective import Batch, Metrics, Objective, Params, single_network, stage_key, to_float
+from rae_jax.objectives.objective import Batch, Metrics, Objective, single_network, stage_key, to_float
 from rae_jax.training.state import TrainState
 
 
@@ -34,34 +36,27 @@ def patches_of(images: jax.Array, grid: int) -> jax.Array:
 
 def make(config: ConfigDict, stage: str) -> Objective:
     """The objective of `stage` (whose section gives the mask ratio, the head and the training numbers)."""
-    section = config[stage]
-    autoencoder = components.autoencoder(config)
-    encoder = components.encoder(config)
-    grid = components.encoder_grid(config)
-    num_tokens, width = components.encoder_shape(config)
-    head = ViTDecoder(
-        grid_size=grid,
-        patch_size=config.encoder.model.patch_size,
-        dtype=components.compute_dtype(config),
-        **section.head.to_dict(),
-    )
+    section, trained, head = config[stage], encoder(config), masked_autoencoding_head(config, stage)
+    frame, grid, (num_tokens, width) = around(config), encoder_grid(config), tokens_shape(config)
+    mask_ratio, size, patch_size = section.mask_ratio, config.encoder.input_size, config.encoder.model.patch_size
+    mean, std = tuple(config.encoder.image_mean), tuple(config.encoder.image_std)
+    key = stage_key(config.seed, stage)
 
     def model_init(key: jax.Array) -> Params:
         encoder_key, head_key, token_key = jax.random.split(key, 3)
-        size = config.encoder.input_size
         return {
-            "encoder": components.initializer(encoder, components.spec(size, size, 3))(encoder_key),
-            "head": components.initializer(head, components.spec(num_tokens, width))(head_key),
+            "encoder": trained.init(encoder_key),
+            "head": head.init(head_key),
             "mask_token": named(jax.nn.initializers.normal(0.02), None)(token_key, (width,), jnp.float32),
         }
 
     def predict(params: Params, images: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        pixels = autoencoder.apply({}, images, method="preprocess")
-        keep, hidden = random_masking(key, images.shape[0], num_tokens, section.mask_ratio)
-        tokens = encoder.apply({"params": params["encoder"]}, pixels, keep=keep)
+        pixels = frame.apply({}, images, method="preprocess")
+        keep, hidden = random_masking(key, images.shape[0], num_tokens, mask_ratio)
+        tokens = trained.apply(params["encoder"], pixels, keep=keep)
         full = jnp.broadcast_to(params["mask_token"], (images.shape[0], num_tokens, width))
         full = full.at[jnp.arange(images.shape[0])[:, None], keep].set(tokens)
-        return pixels, head.apply({"params": params["head"]}, full), hidden
+        return pixels, head.apply(params["head"], full), hidden
 
     def loss(params: Params, frozen: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
         del frozen
@@ -71,19 +66,18 @@ def make(config: ConfigDict, stage: str) -> Objective:
 
     def pictures(state: TrainState, batch: Batch) -> dict[str, jax.Array]:
         images = to_float(batch)
-        _, predicted, hidden = predict(state.ema_params, images, stage_key(config.seed, stage))
-        predicted = predicted * jnp.asarray(config.encoder.image_std) + jnp.asarray(config.encoder.image_mean)
-        size = config.encoder.input_size
+        _, predicted, hidden = predict(state.ema_params, images, key)
+        predicted = predicted * jnp.asarray(std) + jnp.asarray(mean)
         seen = jax.image.resize(images, (images.shape[0], size, size, 3), "linear")
         shown = jnp.where(hidden[..., None], 0.5, patches_of(seen, grid))
-        shown = rearrange(shown, "b (h w) (p q c) -> b (h p) (w q) c", h=grid, p=config.encoder.model.patch_size, c=3)
+        shown = rearrange(shown, "b (h w) (p q c) -> b (h p) (w q) c", h=grid, p=patch_size, c=3)
         return {"original": seen, "masked": shown, "prediction": predicted}
 
     return single_network(
         model_init=model_init,
         loss=loss,
         train=section.train,
-        key=stage_key(config.seed, stage),
+        key=key,
         frozen={},
         pictures=pictures,
         result=lambda state: state.ema_params["encoder"],

@@ -15,17 +15,18 @@ import jax.numpy as jnp
 from einops import rearrange
 from ml_collections import ConfigDict
 
-from rae_jax.components import catalogue as components
+from rae_jax.components.component import Params
+from rae_jax.components.conditions import Condition, condition, drop
+from rae_jax.components.generators import flow_map as flow_map_network
+from rae_jax.components.generators import time_shift, velocity_network
 from rae_jax.flow.path import interpolate, over, velocity_target
 from rae_jax.flow.times import shift_times, uniform_times
-from rae_jax.objectives.cmt import starts_from, take_over
-from rae_jax.objectives.objective import Batch, Metrics, Objective, Params, single_network, stage_key
-from rae_jax.objectives.sample_quality import sample_evaluation
-from rae_jax.objectives.velocity import drop_labels, encoding_parts, latent_encoder
-from rae_jax.sampling.generator import class_samples, flow_map_generator
+from rae_jax.objectives.cmt import sampled_in_one_step, starts_from, take_over
+from rae_jax.objectives.objective import Batch, Metrics, Objective, single_network, stage_key
+from rae_jax.objectives.velocity import encoding_parts, latent_encoder
 
-# `(params, z, r, t, labels) -> mean velocity`
-ParametrisedFlowMap = Callable[[Params, jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
+# `(params, z, r, t, condition) -> mean velocity`
+ParametrisedFlowMap = Callable[[Params, jax.Array, jax.Array, jax.Array, Condition], jax.Array]
 DERIVATIVES = ("finite_difference", "jvp")
 
 
@@ -50,7 +51,7 @@ def finite_difference(
     v: jax.Array,
     r: jax.Array,
     t: jax.Array,
-    labels: jax.Array,
+    asked: Condition,
     dt: float,
 ) -> tuple[jax.Array, jax.Array]:
     """`u` and `du/dt = (u(z_t + dt v, r, t + dt) - u(z_t - dt v, r, t - dt)) / (2 dt)`, each `[B, ...]`.
@@ -62,10 +63,10 @@ def finite_difference(
     # for the backward pass, which one pass over all three would need. Each sample next to its twin keeps a divided
     # batch where it is.
     z, t_outer = (rearrange(jnp.stack([x + d, x - d]), "two b ... -> (b two) ...") for x, d in ((z_t, dt * v), (t, dt)))
-    r_outer, labels_outer = jnp.repeat(r, 2), jnp.repeat(labels, 2)
-    outer = flow_map(jax.lax.stop_gradient(params), z, r_outer, t_outer, labels_outer)
+    r_outer, asked_outer = jax.tree.map(lambda x: jnp.repeat(x, 2, axis=0), (r, asked))
+    outer = flow_map(jax.lax.stop_gradient(params), z, r_outer, t_outer, asked_outer)
     after, before = rearrange(outer, "(b two) ... -> two b ...", two=2)
-    return flow_map(params, z_t, r, t, labels), (after - before) / (2 * dt)
+    return flow_map(params, z_t, r, t, asked), (after - before) / (2 * dt)
 
 
 def exact_derivative(
@@ -75,11 +76,11 @@ def exact_derivative(
     v: jax.Array,
     r: jax.Array,
     t: jax.Array,
-    labels: jax.Array,
+    asked: Condition,
 ) -> tuple[jax.Array, jax.Array]:
     """`u` and `du/dt`, each `[B, ...]`, by forward differentiation; only u is differentiated any further."""
     u, dudt = jax.jvp(
-        lambda z, t: flow_map(params, z, r, t, labels),
+        lambda z, t: flow_map(params, z, r, t, asked),
         (z_t, t),
         (v, jnp.ones_like(t)),
     )
@@ -106,62 +107,58 @@ def squared_error(u: jax.Array, target: jax.Array) -> jax.Array:
 
 def make(config: ConfigDict, stage: str) -> Objective:
     """The objective of `stage`."""
-    section = config[stage]
-    teacher, student = components.velocity_model(config), components.flow_map_model(config)
-    space, encode, shift = components.latent_space(config), latent_encoder(config), components.time_shift(config)
+    section, told = config[stage], condition(config)
+    teacher, student = velocity_network(config), flow_map_network(config, stage)
+    encode, shift = latent_encoder(config), time_shift(config)
+    eta, dt, by_jvp, power = section.eta, section.dt, section.derivative == "jvp", section.adaptive_power
+    unequal_share, dropout = section.unequal_share, section.label_dropout
     if section.derivative not in DERIVATIVES:
         raise ValueError(f"derivative={section.derivative!r} is not one of {DERIVATIVES}")
-    if section.derivative == "jvp":
+    if by_jvp:
         student = student.clone(fused_attention=False)  # whose kernel has no forward derivative
-    if not 0 <= section.eta <= 1:
-        raise ValueError(f"eta={section.eta} is not in [0, 1]: 1 distils the teacher (MFD), 0 goes without it (MFT)")
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta={eta} is not in [0, 1]: 1 distils the teacher (MFD), 0 goes without it (MFT)")
 
-    def flow_map(params: Params, z: jax.Array, r: jax.Array, t: jax.Array, labels: jax.Array) -> jax.Array:
-        return student.apply({"params": params}, z, t, labels, r)
+    def flow_map(params: Params, z: jax.Array, r: jax.Array, t: jax.Array, asked: Condition) -> jax.Array:
+        return student.apply(params, z, t, asked, r)
 
     def loss(params: Params, frozen: dict[str, Params], batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
-        time_key, equal_key, noise_key, label_key = jax.random.split(key, 4)
+        time_key, equal_key, noise_key, drop_key = jax.random.split(key, 4)
         z = encode(frozen, batch)
         r, t = intervals(
             jax.random.uniform(time_key, (z.shape[0], 2)),
             jax.random.uniform(equal_key, (z.shape[0],)),
-            unequal_share=section.unequal_share,
+            unequal_share=unequal_share,
             shift=shift,
         )
         eps = jax.random.normal(noise_key, z.shape)
         # Once, so that teacher and all evaluations of the flow map mean the same.
-        labels = drop_labels(label_key, batch["label"], section.label_dropout, config.flow.num_classes)
+        asked = told.of_batch(batch)
+        asked = drop(drop_key, asked, told.null(asked), dropout)
         z_t, v = interpolate(z, eps, t), velocity_target(z, eps)
-        if section.eta > 0:
-            v = (1 - section.eta) * v + section.eta * teacher.apply({"params": frozen["flow"]}, z_t, t, labels)
-        if section.derivative == "jvp":
-            u, dudt = exact_derivative(flow_map, params, z_t, v, r, t, labels)
+        if eta > 0:
+            v = (1 - eta) * v + eta * teacher.apply(frozen["flow"], z_t, t, asked)
+        if by_jvp:
+            u, dudt = exact_derivative(flow_map, params, z_t, v, r, t, asked)
         else:
-            u, dudt = finite_difference(flow_map, params, z_t, v, r, t, labels, section.dt)
+            u, dudt = finite_difference(flow_map, params, z_t, v, r, t, asked, dt)
         error = squared_error(u, target(v, dudt, r, t))
         mean_squared_error = jnp.mean(error) / (z.shape[1] * z.shape[2])
-        return jnp.mean(adaptive_loss(error, section.adaptive_power)), {"mean_squared_error": mean_squared_error}
+        return jnp.mean(adaptive_loss(error, power)), {"mean_squared_error": mean_squared_error}
 
-    frozen = encoding_parts(config)
-    if section.eta > 0:
-        frozen["flow"] = components.flow_init(config)
-    in_one_step = flow_map_generator(config, (1.0, 0.0))
+    without_mid_training = (
+        f"MeanFlow is known to diverge without consistency mid-training: train the stage 'mid_training' and set "
+        f"{stage}.initial='mid_training' (it is {section.initial!r})"
+    )
     return single_network(
-        model_init=components.flow_map_init(config),
+        model_init=student.init,
         loss=loss,
         train=section.train,
         key=stage_key(config.seed, stage),
-        frozen=frozen,
+        frozen=encoding_parts(config) | ({"flow": teacher} if eta > 0 else {}),
         initial=starts_from(config, stage),
         begin=take_over,
-        wanted=space.decoding,
         reads_latents=bool(config.data.latents),
-        pictures=class_samples(config, in_one_step),
-        evaluation=sample_evaluation(config, stage, in_one_step),
-        likely_cause=""
-        if section.initial == "mid_training"
-        else (
-            f"MeanFlow is known to diverge without consistency mid-training: train the stage 'mid_training' and set "
-            f"{stage}.initial='mid_training' (it is {section.initial!r})"
-        ),
+        likely_cause="" if section.initial == "mid_training" else without_mid_training,
+        **sampled_in_one_step(config, stage),
     )

@@ -2,7 +2,7 @@
 
 import dataclasses
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -12,6 +12,7 @@ import optax
 from einops import rearrange
 from ml_collections import ConfigDict
 
+from rae_jax.components.component import Component
 from rae_jax.training.optimizer import make_optimizer
 from rae_jax.training.sharding import unbox
 from rae_jax.training.state import TrainState, update_ema
@@ -36,7 +37,7 @@ class Evaluation:
     better: dict[str, str]
     measure: Callable[[TrainState, Batch], dict[str, jax.Array]]
     summarise: Callable[[dict[str, np.ndarray]], dict[str, float]]
-    needs: dict[str, Callable[[jax.Array], Params]] = dataclasses.field(default_factory=dict)
+    needs: dict[str, Component] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,15 +48,15 @@ class Objective:
       init: `(key, batch) -> TrainState`, whose parameters are boxed with their logical axis names. Traced abstractly
         first, so it may look at the shapes of the batch only.
       train_step: `(state, batch) -> (state, metrics)`; pure, metrics are float32 scalars.
-      frozen: components whose trained parameters the step needs in `state.frozen`: name -> function of a key that
-        makes parameters of the same structure (traced abstractly only).
+      frozen: components whose trained parameters the step needs in `state.frozen`, by name.
       initial: likewise, components whose trained parameters the stage starts from; they are not kept.
       begin: `(params, {name: initial parameters}) -> params` to start with. Called if there are `initial` ones.
       wanted: likewise, components that only `pictures` needs; without them there are no pictures.
       result: `state -> parameters` that the stage leaves to later ones; `{name: parameters}` if it trains several
         components.
-      pictures: `(state, batch) -> {name: images [M, H, W, 3] in [0, 1]}`, or None. Either versions of the same images,
-        "original" among them, or "samples", with their "label" `[M]` if they have any.
+      pictures: `(state, batch) -> {name: images [M, H, W, 3] in [0, 1]}`, or None: versions of the same images,
+        "original" among them, or "samples", of which `groups` says how they are laid out.
+      groups: the rows of a picture of samples: captions, and the numbers of the samples in each.
       evaluation: how the stage is judged while it trains, or None.
       likely_cause: what to say first if the stage diverges.
       reads_latents: its batches have the "latent" of `config.data.latents` in place of the "image".
@@ -64,12 +65,13 @@ class Objective:
 
     init: Callable[[jax.Array, Batch], TrainState]
     train_step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
-    frozen: dict[str, Callable[[jax.Array], Params]]
-    initial: dict[str, Callable[[jax.Array], Params]] = dataclasses.field(default_factory=dict)
+    frozen: dict[str, Component]
+    initial: dict[str, Component] = dataclasses.field(default_factory=dict)
     begin: Callable[[Params, dict[str, Params]], Params] = lambda params, initial: params
-    wanted: dict[str, Callable[[jax.Array], Params]] = dataclasses.field(default_factory=dict)
+    wanted: dict[str, Component] = dataclasses.field(default_factory=dict)
     result: Callable[[TrainState], Params] = lambda state: state.ema_params
     pictures: Callable[[TrainState, Batch], dict[str, jax.Array]] | None = None
+    groups: Sequence[tuple[str, np.ndarray]] = ()
     evaluation: Evaluation | None = None
     likely_cause: str = ""
     reads_latents: bool = False
@@ -100,19 +102,20 @@ def single_network(
     loss: Callable[[Params, dict[str, Params], Batch, jax.Array], tuple[jax.Array, Metrics]],
     train: ConfigDict,
     key: jax.Array,
-    frozen: dict[str, Callable[[jax.Array], Params]],
+    frozen: dict[str, Component],
     **hooks: Any,
 ) -> Objective:
     """An objective with one trained network, one optimizer and one loss.
 
     Args:
-      model_init: `key -> boxed parameters` (`initializer` makes one).
+      model_init: `key -> boxed parameters`.
       loss: `(params, frozen, batch, key) -> (scalar, metrics)`.
       train: the stage's `train` section: optimizer, EMA decay, gradient accumulation.
       key: the stage's key.
       hooks: the other fields of `Objective`.
     """
     optimizer, learning_rate = make_optimizer(train.optimizer)
+    pieces, ema_decay = train.gradient_accumulation, train.ema_decay
 
     def init(init_key: jax.Array, batch: Batch) -> TrainState:
         del batch  # the architecture fixes every shape
@@ -126,7 +129,7 @@ def single_network(
             lambda piece, piece_key: value_and_grad(state.params, state.frozen, piece, piece_key),
             batch,
             step_key,
-            train.gradient_accumulation,
+            pieces,
         )
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -138,7 +141,7 @@ def single_network(
         return state.replace(
             step=state.step + 1,
             params=params,
-            ema_params=update_ema(state.ema_params, params, train.ema_decay),
+            ema_params=update_ema(state.ema_params, params, ema_decay),
             opt_state=opt_state,
         ), metrics
 

@@ -18,11 +18,14 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from rae_jax.components import catalogue as components
+from rae_jax.components.component import Params
+from rae_jax.components.decoders import decoder, images_of, last_kernel
+from rae_jax.components.encoders import encoder, tokens_of
+from rae_jax.components.latent_spaces import bridge_decoder, bridge_encoder, by_name, feature_stats
 from rae_jax.models.autoencoder import LatentStatistics, noise_augmentation
 from rae_jax.objectives.bridge import latent_of
 from rae_jax.objectives.image_loss import ImageLoss
-from rae_jax.objectives.objective import Objective, Params
+from rae_jax.objectives.objective import Objective
 from rae_jax.objectives.pivot_loss import pivot_loss, pivot_weight
 from rae_jax.objectives.reconstruction import reconstructing
 from rae_jax.training.state import TrainState
@@ -73,70 +76,68 @@ def make(config: ConfigDict, stage: str) -> Objective:
         raise ValueError(f"{stage}.initial names {sorted(unknown)}, which {stage}.trains does not")
     joint, pivoted = BRIDGE[0] in trains, section.pivot_weight > 0
     normalised = joint or (pivoted and section.pivot_features == "normalised")
-    autoencoder, image_loss = components.autoencoder(config), ImageLoss(config, section.loss)
-    inits = {"encoder": components.encoder_init(config), "decoder": components.decoder_init(config)}
+    encode, to_images, image_loss = tokens_of(config), images_of(config), ImageLoss(config, section.loss)
+    parts = by_name(encoder(config), decoder(config))
     if joint:
-        inits |= components.bridge_inits(config)
-        compress, restore = components.bridge_encoder(config), components.bridge_decoder(config)
-
-    def encode(encoder: Params, images: jax.Array) -> jax.Array:
-        return autoencoder.apply({"params": {"encoder": encoder}}, images, method="tokens")
+        compress, restore = bridge_encoder(config), bridge_decoder(config)
+        parts |= by_name(compress, restore)
+        latent, feature_weight, kl_weight = config.bridge.latent, config.bridge.feature_weight, config.bridge.kl_weight
+    tau, distribution = section.noise_tau, section.noise_distribution
+    of_normalised, adaptive = section.pivot_features == "normalised", section.pivot_balance == "adaptive"
+    pivot_target, fixed_steps, layer = section.pivot_weight, section.pivot_fixed_steps, section.pivot_balance_layer
 
     def decode(
-        parts: Params, frozen: dict[str, Params], tokens: jax.Array, clean: jax.Array, key: jax.Array | None
+        params: Params, frozen: dict[str, Params], tokens: jax.Array, clean: jax.Array, key: jax.Array | None
     ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
         """Images of (noisy) tokens, the bridge's weighted loss, and its terms; without a key, by the latent's mode."""
         if not joint:
-            images = autoencoder.apply({"params": {"decoder": parts["decoder"]}}, tokens, method="decode")
-            return images, jnp.zeros(()), {}
-        statistics, weights = LatentStatistics(**frozen["feature_stats"]), config.bridge
-        posterior = compress.apply({"params": parts["bridge_encoder"]}, statistics.normalise(tokens))
-        z = posterior.mode() if key is None else latent_of(posterior, weights.latent, key)
-        restored = restore.apply({"params": parts["bridge_decoder"]}, z)
+            return to_images(params["decoder"], tokens), jnp.zeros(()), {}
+        statistics = LatentStatistics(**frozen["feature_stats"])
+        posterior = compress.apply(params["bridge_encoder"], statistics.normalise(tokens))
+        z = posterior.mode() if key is None else latent_of(posterior, latent, key)
+        restored = restore.apply(params["bridge_decoder"], z)
         target = jax.lax.stop_gradient(statistics.normalise(clean))
         terms = {"feature_mse": jnp.mean(jnp.square(restored - target)), "kl": posterior.kl_mean()}
-        images = autoencoder.apply({"params": {"decoder": parts["decoder"]}}, restored, statistics, method="decode")
-        return images, weights.feature_weight * terms["feature_mse"] + weights.kl_weight * terms["kl"], terms
+        images = to_images(params["decoder"], restored, statistics)
+        return images, feature_weight * terms["feature_mse"] + kl_weight * terms["kl"], terms
 
     def prepare(frozen: dict[str, Params], images: jax.Array) -> jax.Array | None:
         """The pivot's tokens."""
         return encode(frozen["encoder"], images) if pivoted else None
 
     def distance(tokens: jax.Array, pivot: jax.Array, frozen: dict[str, Params]) -> jax.Array:
-        if section.pivot_features == "normalised":
+        if of_normalised:
             statistics = LatentStatistics(**frozen["feature_stats"])
             tokens, pivot = statistics.normalise(tokens), statistics.normalise(pivot)
         return pivot_loss(tokens, pivot)
 
     def gradients(state: TrainState, pivot: jax.Array | None, images: jax.Array, key: jax.Array) -> Any:
         noise_key, latent_key, loss_key = jax.random.split(key, 3)
-        encoder, rest = state.params["encoder"], {k: v for k, v in state.params.items() if k != "encoder"}
-        tokens, pull_to_encoder = jax.vjp(lambda params: encode(params, images), encoder)
+        rest = {name: params for name, params in state.params.items() if name != "encoder"}
+        tokens, pull_to_encoder = jax.vjp(lambda params: encode(params, images), state.params["encoder"])
 
-        def reconstruct(parts: Params, tokens: jax.Array) -> tuple[tuple[jax.Array, jax.Array], dict[str, jax.Array]]:
-            noisy = noise_augmentation(noise_key, tokens, section.noise_tau, section.noise_distribution)
-            decoded, bridge, terms = decode(parts, state.frozen, noisy, tokens, latent_key)
+        def reconstruct(params: Params, tokens: jax.Array) -> tuple[tuple[jax.Array, jax.Array], dict[str, jax.Array]]:
+            noisy = noise_augmentation(noise_key, tokens, tau, distribution)
+            decoded, bridge, terms = decode(params, state.frozen, noisy, tokens, latent_key)
             return (decoded, bridge), terms
 
         (decoded, bridge), pull_back, terms = jax.vjp(reconstruct, rest, tokens, has_aux=True)
 
         def by_last_kernel(pixels: jax.Array) -> jax.Array:
-            return components.last_kernel(config, pull_back((pixels, jnp.zeros(())))[0]["decoder"])
+            return last_kernel(parts["decoder"], pull_back((pixels, jnp.zeros(())))[0]["decoder"])
 
         by_pixel, of_reconstruction, metrics = image_loss.gradient(state, images, decoded, loss_key, by_last_kernel)
         by_rest, by_token = pull_back((by_pixel, jnp.ones(())))
         metrics = {**metrics, **terms, "loss": metrics["loss"] + bridge}
         if pivoted:
             value, pivot_by_token = jax.value_and_grad(distance)(tokens, pivot, state.frozen)
-            weight = jnp.asarray(section.pivot_weight)
-            if section.pivot_balance == "adaptive":
+            weight = jnp.asarray(pivot_target)
+            if adaptive:
                 layers = [
-                    last_layer(pull_to_encoder(by)[0], section.pivot_balance_layer)
+                    last_layer(pull_to_encoder(by)[0], layer)
                     for by in (pull_back((of_reconstruction, jnp.zeros(())))[1], pivot_by_token)
                 ]
-                weight = pivot_weight(
-                    state.step, *layers, weight=section.pivot_weight, fixed_steps=section.pivot_fixed_steps
-                )
+                weight = pivot_weight(state.step, *layers, weight=pivot_target, fixed_steps=fixed_steps)
             by_token = by_token + weight * pivot_by_token
             metrics |= {"pivot": value, "pivot_weight": weight, "loss": metrics["loss"] + weight * value}
         return {**by_rest, "encoder": pull_to_encoder(by_token)[0]}, metrics, decoded
@@ -150,12 +151,14 @@ def make(config: ConfigDict, stage: str) -> Objective:
         config,
         stage,
         image_loss,
-        model_init=lambda key: {name: init(jax.random.fold_in(key, i)) for i, (name, init) in enumerate(inits.items())},
+        model_init=lambda key: {
+            name: part.init(jax.random.fold_in(key, i)) for i, (name, part) in enumerate(parts.items())
+        },
         prepare=prepare,
         gradients=gradients,
         reconstruct=reconstruct,
-        frozen=({"encoder": inits["encoder"]} if pivoted else {})
-        | ({"feature_stats": components.feature_stats_init(config)} if normalised else {}),
-        initial={name: inits[name] for name in section.initial},
+        frozen=({"encoder": parts["encoder"]} if pivoted else {})
+        | ({"feature_stats": feature_stats(config)} if normalised else {}),
+        initial={name: parts[name] for name in section.initial},
         begin=lambda params, initial: {**params, **initial},
     )

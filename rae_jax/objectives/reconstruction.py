@@ -12,10 +12,12 @@ import jax
 import optax
 from ml_collections import ConfigDict
 
-from rae_jax.components import catalogue as components
+from rae_jax.components.component import Component, Params
+from rae_jax.components.decoders import decoder, last_kernel
+from rae_jax.components.latent_spaces import latent_space
 from rae_jax.models.autoencoder import noise_augmentation
 from rae_jax.objectives.image_loss import ImageLoss
-from rae_jax.objectives.objective import Batch, Metrics, Objective, Params, accumulate, stage_key, to_float
+from rae_jax.objectives.objective import Batch, Metrics, Objective, accumulate, stage_key, to_float
 from rae_jax.objectives.reconstruction_quality import reconstruction_evaluation
 from rae_jax.training.optimizer import make_optimizer
 from rae_jax.training.state import TrainState, update_ema
@@ -27,19 +29,20 @@ def make(config: ConfigDict, stage: str) -> Objective:
     Raises:
       ValueError: the section's `loss` asks for what cannot be.
     """
-    section = config[stage]
-    space = components.latent_space(config, section.autoencoder)
+    section, trained = config[stage], decoder(config)
+    space = latent_space(config, section.autoencoder)
     image_loss = ImageLoss(config, section.loss)
+    tau, distribution = section.noise_tau, section.noise_distribution
 
-    def decode(decoder: Params, frozen: dict[str, Params], latents: jax.Array) -> jax.Array:
-        return space.decode({**frozen, "decoder": decoder}, latents)
+    def decode(params: Params, frozen: dict[str, Params], latents: jax.Array) -> jax.Array:
+        return space.decode({**frozen, "decoder": params}, latents)
 
     def gradients(state: TrainState, latents: jax.Array, images: jax.Array, key: jax.Array) -> Any:
         noise_key, loss_key = jax.random.split(key)
-        noisy = noise_augmentation(noise_key, latents, section.noise_tau, section.noise_distribution)
+        noisy = noise_augmentation(noise_key, latents, tau, distribution)
         decoded, pull_back = jax.vjp(lambda params: decode(params, state.frozen, noisy), state.params)
         by_pixel, _, metrics = image_loss.gradient(
-            state, images, decoded, loss_key, lambda pixels: components.last_kernel(config, pull_back(pixels)[0])
+            state, images, decoded, loss_key, lambda pixels: last_kernel(trained, pull_back(pixels)[0])
         )
         return pull_back(by_pixel)[0], metrics, decoded
 
@@ -47,12 +50,12 @@ def make(config: ConfigDict, stage: str) -> Objective:
         config,
         stage,
         image_loss,
-        model_init=components.decoder_init(config),
+        model_init=trained.init,
         prepare=lambda frozen, images: space.encode(frozen, images),
         gradients=gradients,
         reconstruct=lambda params, frozen, latents, images: decode(params, frozen, latents),
-        frozen={name: init for name, init in {**space.encoding, **space.decoding}.items() if name != "decoder"},
-        initial={name: components.decoder_init(config) for name in section.initial},
+        frozen={name: part for name, part in {**space.encoding, **space.decoding}.items() if name != "decoder"},
+        initial={"decoder": trained} if section.initial else {},
         begin=lambda params, initial: initial["decoder"],
     )
 
@@ -66,7 +69,7 @@ def reconstructing(
     prepare: Callable[[dict[str, Params], jax.Array], Any],
     gradients: Callable[[TrainState, Any, jax.Array, jax.Array], tuple[Params, Metrics, jax.Array]],
     reconstruct: Callable[[Params, dict[str, Params], Any, jax.Array], jax.Array],
-    frozen: dict[str, Callable[[jax.Array], Params]],
+    frozen: dict[str, Component],
     **hooks: Any,
 ) -> Objective:
     """An objective that reconstructs images, against a discriminator if `image_loss` has one.
@@ -85,10 +88,11 @@ def reconstructing(
     """
     train, key = config[stage].train, stage_key(config.seed, stage)
     optimizer, learning_rate = make_optimizer(train.optimizer)
-    if image_loss.noisy_fakes and train.gradient_accumulation > 1:
+    pieces, ema_decay = train.gradient_accumulation, train.ema_decay
+    if image_loss.noisy_fakes and pieces > 1:
         raise ValueError(
             "loss.discriminator_fakes='noisy' keeps the images of the whole batch, which train.gradient_accumulation="
-            f"{train.gradient_accumulation} does not; set it to 1, or the fakes to 'clean'"
+            f"{pieces} does not; set it to 1, or the fakes to 'clean'"
         )
 
     def init(init_key: jax.Array, batch: Batch) -> TrainState:
@@ -108,7 +112,7 @@ def reconstructing(
             return by_params, metrics, images if image_loss.noisy_fakes else None
 
         by_params, metrics, noisy_fakes = accumulate(
-            of_part, {"prepared": prepared, "images": images}, model_key, train.gradient_accumulation
+            of_part, {"prepared": prepared, "images": images}, model_key, pieces
         )
         updates, opt_state = optimizer.update(by_params, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -125,7 +129,7 @@ def reconstructing(
         return state.replace(
             step=state.step + 1,
             params=params,
-            ema_params=update_ema(state.ema_params, params, train.ema_decay),
+            ema_params=update_ema(state.ema_params, params, ema_decay),
             opt_state=opt_state,
             discriminator=discriminator,
         ), metrics

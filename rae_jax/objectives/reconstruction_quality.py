@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from rae_jax.components import catalogue as components
+from rae_jax.components import critics
+from rae_jax.components.encoders import encoder, tokens_of, tokens_shape
 from rae_jax.evaluation.frechet import Moments, frechet_distance, require_samples
 from rae_jax.evaluation.image_quality import psnr, ssim
 from rae_jax.models.autoencoder import to_uint8
@@ -39,21 +40,19 @@ def reconstruction_evaluation(
     train = config[stage].train
     if not train.evaluate_every:
         return None
-    lpips, autoencoder = components.lpips(config), components.autoencoder(config)
-    needs = {"lpips": components.lpips_init(config)}
-    if config.inception.weights:
-        distance, size = "rfid", INCEPTION_FEATURES
-        needs["inception"] = components.inception_init(config)
+    lpips, inception = critics.lpips(config), critics.inception(config) if config.inception.weights else None
+    needs = {"lpips": lpips}
+    if inception:
+        distance, size, needs["inception"] = "rfid", INCEPTION_FEATURES, inception
     else:
-        distance, size = "frechet_encoder", components.encoder_shape(config)[1]
-        needs["encoder"] = components.encoder_init(config)
+        distance, size, needs["encoder"] = "frechet_encoder", tokens_shape(config)[1], encoder(config)
+        to_tokens = tokens_of(config)
     require_samples(train.evaluation_images, size, f"{stage}.train.evaluation_images: {distance}")
 
     def features(state: TrainState, images: jax.Array) -> jax.Array:
-        if config.inception.weights:
-            return components.inception(config).apply({"params": state.frozen["inception"]}, images).pool
-        encoder = {"params": {"encoder": state.frozen["encoder"]}}
-        return jnp.mean(autoencoder.apply(encoder, images.astype(jnp.float32) / 255.0, method="tokens"), axis=1)
+        if inception:
+            return inception.apply(state.frozen["inception"], images).pool
+        return jnp.mean(to_tokens(state.frozen["encoder"], images.astype(jnp.float32) / 255.0), axis=1)
 
     def measure(state: TrainState, batch: Batch) -> dict[str, jax.Array]:
         original = batch["image"]
@@ -62,7 +61,7 @@ def reconstruction_evaluation(
         return {
             "psnr": psnr(original, decoded),
             "ssim": ssim(original, decoded),
-            "lpips": lpips.apply({"params": state.frozen["lpips"]}, *pair),
+            "lpips": lpips.apply(state.frozen["lpips"], *pair),
             "of_originals": features(state, original),
             "of_decoded": features(state, decoded),
         }

@@ -10,12 +10,13 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from rae_jax.components import catalogue as components
+from rae_jax.components.component import Params
+from rae_jax.components.latent_spaces import coder, teacher
 from rae_jax.flow.both_ways import decode, encode, mean_velocity_loss, path_loss, random_grid, uniform_grid
 from rae_jax.models import coder as rectified_coder
 from rae_jax.models.coder import velocity_function
 from rae_jax.models.kl_vae import to_map
-from rae_jax.objectives.objective import Batch, Metrics, Objective, Params, single_network, stage_key, to_float
+from rae_jax.objectives.objective import Batch, Metrics, Objective, single_network, stage_key, to_float
 from rae_jax.training.state import TrainState
 
 ROUND_TRIPS = ("latent", "state")
@@ -40,8 +41,8 @@ def coder_loss(
     Raises:
       ValueError: unknown `round_trip`.
     """
-    section = config[stage]
-    model, teacher = components.coder(config), components.teacher(config)
+    section, part, frozen_teacher = config[stage], coder(config), teacher(config)
+    model = part.module
     if section.round_trip not in ROUND_TRIPS:
         raise ValueError(f"round_trip={section.round_trip!r} is not one of {ROUND_TRIPS}")
     weights = {
@@ -52,18 +53,22 @@ def coder_loss(
         "round_trip": section.round_trip_weight,
         "mean_velocity": section.mean_velocity_weight,
     }
+    num_steps, random_times, noise = section.num_steps, section.random_times, section.noise
+    recompute, whole_state = section.recompute, section.round_trip == "state"
 
     def loss(params: Params, frozen: Params, images: jax.Array, key: jax.Array) -> tuple[jax.Array, Metrics]:
-        z = to_map(teacher.apply({"params": frozen}, images, method="encode").mode())
+        with part.precise():
+            return precise_loss(params, frozen, images, key)
+
+    def precise_loss(params: Params, frozen: Params, images: jax.Array, key: jax.Array) -> tuple[jax.Array, Metrics]:
+        z = to_map(frozen_teacher.apply(frozen, images, method="encode").mode())
         first, last = model.latent_state(z), model.image_state(images)
         velocity = velocity_function(model, params)
-        if section.recompute:
+        if recompute:
             velocity = jax.checkpoint(velocity)
         time_key, *noise_keys = jax.random.split(key, 4)
-        times = random_grid(time_key, section.num_steps) if section.random_times else uniform_grid(section.num_steps)
-        down, up, again = (
-            section.noise * jax.random.normal(noise_key, (section.num_steps, *last.shape)) for noise_key in noise_keys
-        )
+        times = random_grid(time_key, num_steps) if random_times else uniform_grid(num_steps)
+        down, up, again = (noise * jax.random.normal(noise_key, (num_steps, *last.shape)) for noise_key in noise_keys)
 
         states = decode(velocity, first, times, noise=down, trajectory=True)
         terms = {"reconstruction": mean_square(states[-1] - last), "path": path_loss(states, last, times)}
@@ -74,13 +79,13 @@ def coder_loss(
             terms["mean_velocity"] = mean_velocity_loss(velocities, first, last)
         if weights["latent"] or weights["pixel"] or weights["round_trip"]:
             encoded = encode(velocity, last, times, noise=up)
-            latent = model.apply({"params": params}, encoded, method="project")
+            latent = part.apply(params, encoded, method="project")
             terms["latent"] = mean_square(latent - z)
             if weights["pixel"]:
-                decoded = teacher.apply({"params": frozen}, latent, method="decode")
+                decoded = frozen_teacher.apply(frozen, latent, method="decode")
                 terms["pixel"] = mean_square(2 * (decoded - images))
             if weights["round_trip"]:
-                start = encoded if section.round_trip == "state" else model.latent_state(latent)
+                start = encoded if whole_state else model.latent_state(latent)
                 terms["round_trip"] = mean_square(decode(velocity, start, times, noise=again) - last)
         return sum(weights[name] * value for name, value in terms.items()), terms
 
@@ -89,29 +94,29 @@ def coder_loss(
 
 def make(config: ConfigDict, stage: str) -> Objective:
     """The objective of `stage`: `coder_loss`."""
-    section = config[stage]
-    model, teacher = components.coder(config), components.teacher(config)
-    of_images = coder_loss(config, stage)
+    trained, frozen_teacher, of_images = coder(config), teacher(config), coder_loss(config, stage)
+    model, num_steps = trained.module, config.sampling.coder_steps
 
     def loss(params: Params, frozen: dict[str, Params], batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
         return of_images(params, frozen["teacher"], to_float(batch), key)
 
     def pictures(state: TrainState, batch: Batch) -> dict[str, jax.Array]:
-        images, num_steps = to_float(batch), config.sampling.coder_steps
-        z = teacher.apply({"params": state.frozen["teacher"]}, images, method="encode").mode()
-        own = rectified_coder.encode(model, state.ema_params, images, num_steps)
-        return {
-            "original": images,
-            "teacher": teacher.apply({"params": state.frozen["teacher"]}, z, method="decode"),
-            "coder": rectified_coder.decode(model, state.ema_params, z, num_steps),
-            "round trip": rectified_coder.decode(model, state.ema_params, own, num_steps),
-        }
+        images = to_float(batch)
+        z = frozen_teacher.apply(state.frozen["teacher"], images, method="encode").mode()
+        with trained.precise():
+            own = rectified_coder.encode(model, state.ema_params, images, num_steps)
+            return {
+                "original": images,
+                "teacher": frozen_teacher.apply(state.frozen["teacher"], z, method="decode"),
+                "coder": rectified_coder.decode(model, state.ema_params, z, num_steps),
+                "round trip": rectified_coder.decode(model, state.ema_params, own, num_steps),
+            }
 
     return single_network(
-        model_init=components.coder_init(config),
+        model_init=trained.init,
         loss=loss,
-        train=section.train,
+        train=config[stage].train,
         key=stage_key(config.seed, stage),
-        frozen={"teacher": components.teacher_init(config)},
+        frozen={"teacher": frozen_teacher},
         pictures=pictures,
     )

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from rae_jax.components import catalogue as components
+from rae_jax.components.conditions import condition
+from rae_jax.components.latent_spaces import latent_space, stats
 from rae_jax.evaluation.frechet import Moments, frechet_distance, require_samples
 from rae_jax.models.autoencoder import to_uint8
 from rae_jax.objectives.objective import Batch, Evaluation, to_float
@@ -24,16 +25,15 @@ def sample_evaluation(config: ConfigDict, stage: str, generate: Generator) -> Ev
     Raises:
       ValueError: there are to be too few images for a covariance.
     """
-    space, train = components.latent_space(config), config[stage].train
+    space, train, told, seed = latent_space(config), config[stage].train, condition(config), config.seed
     if not train.evaluate_every:
         return None
     require_samples(train.evaluation_images, space.shape[1], f"{stage}.train.evaluation_images: the Fréchet distance")
-    unconditional = config.sampling.labels == "unconditional"
 
     def measure(state: TrainState, batch: Batch) -> dict[str, jax.Array]:
-        labels = jnp.full_like(batch["label"], config.flow.num_classes) if unconditional else batch["label"]
-        keys = sample_keys(config.seed, batch["index"])
-        samples = generate(state.ema_params, state.frozen, keys, labels)
+        asked = told.of_batch(batch)
+        asked = told.null(asked) if told.unconditional else asked
+        samples = generate(state.ema_params, state.frozen, sample_keys(seed, batch["index"]), asked)
 
         def feature(images: jax.Array) -> jax.Array:
             return jnp.mean(space.encode(state.frozen, images), axis=1)
@@ -47,5 +47,5 @@ def sample_evaluation(config: ConfigDict, stage: str, generate: Generator) -> Ev
         samples, images = (Moments.of(rows[name]).gaussian() for name in ("of_samples", "of_images"))
         return {"frechet": frechet_distance(samples, images)}
 
-    needs = space.encoding | space.decoding | {"stats": components.stats_init(config)}
+    needs = space.encoding | space.decoding | {"stats": stats(config)}
     return Evaluation(better={"frechet": "lower"}, measure=measure, summarise=summarise, needs=needs)

@@ -4,24 +4,22 @@
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from rae_jax.components import catalogue as components
+from rae_jax.components.component import Component, Params
+from rae_jax.components.conditions import condition, drop
+from rae_jax.components.generators import time_shift, velocity_network
+from rae_jax.components.latent_spaces import latent_space, stats
 from rae_jax.flow.path import interpolate, velocity_target
 from rae_jax.flow.times import sample_times
 from rae_jax.models.autoencoder import LatentStatistics
-from rae_jax.objectives.objective import Batch, Metrics, Objective, Params, single_network, stage_key, to_float
+from rae_jax.objectives.objective import Batch, Metrics, Objective, single_network, stage_key, to_float
 from rae_jax.objectives.sample_quality import sample_evaluation
-from rae_jax.sampling.generator import class_samples, generator
-
-
-def drop_labels(key: jax.Array, labels: jax.Array, probability: float, null_label: int) -> jax.Array:
-    """Labels `[B]` with each replaced by `null_label` with the given probability."""
-    return jnp.where(jax.random.bernoulli(key, probability, labels.shape), null_label, labels)
+from rae_jax.sampling.generator import generator, shown_samples
 
 
 def latent_encoder(config: ConfigDict) -> Callable[[dict[str, Params], Batch], jax.Array]:
@@ -29,7 +27,7 @@ def latent_encoder(config: ConfigDict) -> Callable[[dict[str, Params], Batch], j
 
     The batch has an "image" to encode, or the "latent" that encoding it would give.
     """
-    space = components.latent_space(config)
+    space = latent_space(config)
 
     def encode(frozen: dict[str, Params], batch: Batch) -> jax.Array:
         latents = batch["latent"].astype(jnp.float32) if "latent" in batch else space.encode(frozen, to_float(batch))
@@ -38,10 +36,10 @@ def latent_encoder(config: ConfigDict) -> Callable[[dict[str, Params], Batch], j
     return encode
 
 
-def encoding_parts(config: ConfigDict) -> dict[str, Callable[[jax.Array], Params]]:
+def encoding_parts(config: ConfigDict) -> dict[str, Component]:
     """The components that `latent_encoder` needs for the batches of training: none if these are of cached latents."""
-    encoding = {} if config.data.latents else components.latent_space(config).encoding
-    return encoding | {"stats": components.stats_init(config)}
+    encoding = {} if config.data.latents else latent_space(config).encoding
+    return encoding | {"stats": stats(config)}
 
 
 class TrainingPoint(NamedTuple):
@@ -49,47 +47,65 @@ class TrainingPoint(NamedTuple):
 
     z_t: jax.Array
     t: jax.Array
-    labels: jax.Array
+    condition: Any
     target: jax.Array
 
 
-def training_point(config: ConfigDict, stage: str, z: jax.Array, labels: jax.Array, key: jax.Array) -> TrainingPoint:
-    """Draws times, noise and dropped labels for the latents `z: [B, N, C]`, as the section of `stage` says."""
-    section = config[stage]
-    time_key, noise_key, label_key = jax.random.split(key, 3)
-    t = sample_times(
-        time_key,
-        z.shape[0],
-        section.time_distribution,
-        mean=section.logit_normal_mean,
-        std=section.logit_normal_std,
-        shift=components.time_shift(config),
-    )
-    eps = jax.random.normal(noise_key, z.shape)
-    labels = drop_labels(label_key, labels, section.label_dropout, config.flow.num_classes)
-    return TrainingPoint(interpolate(z, eps, t), t, labels, velocity_target(z, eps))
+def training_points(config: ConfigDict, stage: str) -> Callable[[jax.Array, Any, jax.Array], TrainingPoint]:
+    """`(latents z [B, N, C], condition, key) -> TrainingPoint`: times, noise and dropped conditions are drawn.
+
+    They are drawn as the section of `stage` says.
+    """
+    section, told, shift = config[stage], condition(config), time_shift(config)
+    distribution, dropout = section.time_distribution, section.label_dropout
+    logit_normal = dict(mean=section.logit_normal_mean, std=section.logit_normal_std)
+
+    def draw(z: jax.Array, asked: Any, key: jax.Array) -> TrainingPoint:
+        time_key, noise_key, drop_key = jax.random.split(key, 3)
+        t = sample_times(time_key, z.shape[0], distribution, **logit_normal, shift=shift)
+        eps = jax.random.normal(noise_key, z.shape)
+        asked = drop(drop_key, asked, told.null(asked), dropout)
+        return TrainingPoint(interpolate(z, eps, t), t, asked, velocity_target(z, eps))
+
+    return draw
 
 
 def make(config: ConfigDict, stage: str) -> Objective:
     """The objective of `stage`, the section of a velocity network."""
-    section = config[stage]
-    encode, space = latent_encoder(config), components.latent_space(config)
-    model = components.velocity_model(config, stage)
+    encode, draw, told = latent_encoder(config), training_points(config, stage), condition(config)
+    network = velocity_network(config, stage)
 
     def loss(params: Params, frozen: dict[str, Params], batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
-        point = training_point(config, stage, encode(frozen, batch), batch["label"], key)
-        v = model.apply({"params": params}, point.z_t, point.t, point.labels)
+        point = draw(encode(frozen, batch), told.of_batch(batch), key)
+        v = network.apply(params, point.z_t, point.t, point.condition)
         return jnp.mean(jnp.square(v - point.target)), {}
 
-    generate = generator(config, stage) if config.sampling.num_steps else None
     return single_network(
-        model_init=components.flow_init(config, stage),
+        model_init=network.init,
         loss=loss,
-        train=section.train,
+        train=config[stage].train,
         key=stage_key(config.seed, stage),
         frozen=encoding_parts(config),
-        wanted=space.decoding,
         reads_latents=bool(config.data.latents),
-        pictures=class_samples(config, generate) if generate else None,
-        evaluation=sample_evaluation(config, stage, generate) if generate else None,
+        **sampled(config, stage),
+    )
+
+
+def sampled(config: ConfigDict, stage: str, part: str = "") -> dict[str, Any]:
+    """The fields of an `Objective` that say how samples of the velocity network of `stage` are shown and judged.
+
+    Args:
+      part: of the trained parameters, that are the network's; without it all of them are.
+    """
+    if not config.sampling.num_steps:
+        return {}
+    draw = generator(config, stage)
+
+    def generate(params: Params, frozen: dict[str, Params], keys: jax.Array, asked: Any) -> jax.Array:
+        return draw(params[part] if part else params, frozen, keys, asked)
+
+    return dict(
+        wanted=latent_space(config).decoding,
+        evaluation=sample_evaluation(config, stage, generate),
+        **shown_samples(config, generate),
     )

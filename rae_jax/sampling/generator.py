@@ -1,4 +1,4 @@
-"""Generation as one pure function, keys and labels in, images out, for pictures in training and sampling at scale."""
+"""Generation as one pure function, keys and conditions in, images out: for pictures in training, and at scale."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -7,18 +7,22 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from rae_jax.components import catalogue as components
+from rae_jax.components.component import Params
+from rae_jax.components.conditions import Condition, condition
+from rae_jax.components.generators import flow_map as flow_map_network
+from rae_jax.components.generators import time_shift, velocity_network
+from rae_jax.components.latent_spaces import latent_space
 from rae_jax.flow import flow_map, samplers
 from rae_jax.flow.guidance import autoguidance, classifier_free_guidance
 from rae_jax.flow.times import sampling_times
 from rae_jax.models.autoencoder import LatentStatistics
 from rae_jax.training.state import TrainState
 
-Params = Any
 ODE_SAMPLERS = {"euler": samplers.euler, "heun": samplers.heun}
-# (network's parameters, those of "stats" and of what decodes and guides, keys [B], labels [B])
+GUIDANCES = ("classifier_free", "autoguidance")
+# (network's parameters, those of "stats" and of what decodes and guides, keys [B], condition [B, ...])
 # -> images [B, H, W, 3], not clamped
-Generator = Callable[[Params, dict[str, Params], jax.Array, jax.Array], jax.Array]
+Generator = Callable[[Params, dict[str, Params], jax.Array, Condition], jax.Array]
 
 
 def sample_keys(seed: int, indices: jax.Array) -> jax.Array:
@@ -33,9 +37,9 @@ def guiding_component(config: ConfigDict) -> str | None:
       ValueError: unknown guidance.
     """
     sampling = config.sampling
-    if sampling.guidance not in ("classifier_free", "autoguidance"):
-        raise ValueError(f"sampling.guidance={sampling.guidance!r} is not 'classifier_free' or 'autoguidance'")
-    return "guidance" if sampling.guidance == "autoguidance" and sampling.guidance_scale != 1.0 else None
+    if sampling.guidance not in GUIDANCES:
+        raise ValueError(f"sampling.guidance={sampling.guidance!r} is not one of {list(GUIDANCES)}")
+    return "guide" if sampling.guidance == "autoguidance" and sampling.guidance_scale != 1.0 else None
 
 
 def generator(config: ConfigDict, network: str = "flow", *, guide: str | None = None) -> Generator:
@@ -48,32 +52,33 @@ def generator(config: ConfigDict, network: str = "flow", *, guide: str | None = 
     Raises:
       ValueError: unknown sampler or guidance, or an empty guidance interval.
     """
-    model, sampling = components.velocity_model(config, network), config.sampling
-    weak_model = components.velocity_model(config, guide) if guide else None
+    strong, sampling, told = velocity_network(config, network), config.sampling, condition(config)
+    weak = velocity_network(config, guide) if guide else None
     classifier_free = sampling.guidance == "classifier_free" and sampling.guidance_scale != 1.0
     strength = dict(scale=sampling.guidance_scale, interval=tuple(sampling.guidance_interval))
-    times = sampling_times(sampling.num_steps, shift=components.time_shift(config), grid=sampling.grid)
-    if sampling.method not in (*ODE_SAMPLERS, "euler_maruyama"):
-        raise ValueError(f"sampling.method={sampling.method!r} is not one of {[*ODE_SAMPLERS, 'euler_maruyama']}")
+    times = sampling_times(sampling.num_steps, shift=time_shift(config), grid=sampling.grid)
+    method = sampling.method
+    if method not in (*ODE_SAMPLERS, "euler_maruyama"):
+        raise ValueError(f"sampling.method={method!r} is not one of {[*ODE_SAMPLERS, 'euler_maruyama']}")
 
     def to_latents(
-        flow: Params, frozen: dict[str, Params], noise: jax.Array, path_keys: jax.Array, labels: jax.Array
+        params: Params, frozen: dict[str, Params], noise: jax.Array, path_keys: jax.Array, asked: Condition
     ) -> jax.Array:
-        def conditional(z: jax.Array, t: jax.Array, y: jax.Array) -> jax.Array:
-            return model.apply({"params": flow}, z, t, y)
+        def conditional(z: jax.Array, t: jax.Array, asked: Condition) -> jax.Array:
+            return strong.apply(params, z, t, asked)
 
         def velocity(z: jax.Array, t: jax.Array) -> jax.Array:
-            return conditional(z, t, labels)
+            return conditional(z, t, asked)
 
-        def weak(z: jax.Array, t: jax.Array) -> jax.Array:
-            return weak_model.apply({"params": frozen[guide]}, z, t, labels)
+        def weak_velocity(z: jax.Array, t: jax.Array) -> jax.Array:
+            return weak.apply(frozen[guide], z, t, asked)
 
         if guide:
-            velocity = autoguidance(velocity, weak, **strength)
+            velocity = autoguidance(velocity, weak_velocity, **strength)
         elif classifier_free:
-            velocity = classifier_free_guidance(conditional, labels, config.flow.num_classes, **strength)
-        if sampling.method in ODE_SAMPLERS:
-            return ODE_SAMPLERS[sampling.method](velocity, noise, times)
+            velocity = classifier_free_guidance(conditional, asked, told.null(asked), **strength)
+        if method in ODE_SAMPLERS:
+            return ODE_SAMPLERS[method](velocity, noise, times)
         return samplers.euler_maruyama(velocity, noise, times, path_keys)
 
     return _with_noise_and_decoder(config, to_latents)
@@ -85,15 +90,15 @@ def flow_map_generator(config: ConfigDict, times: Sequence[float]) -> Generator:
     Raises:
       ValueError: the times do not fall from 1 to 0.
     """
-    model, path = components.flow_map_model(config), flow_map.jump_times(times)
+    network, path = flow_map_network(config), flow_map.jump_times(times)
 
     def to_latents(
-        params: Params, frozen: dict[str, Params], noise: jax.Array, path_keys: jax.Array, labels: jax.Array
+        params: Params, frozen: dict[str, Params], noise: jax.Array, path_keys: jax.Array, asked: Condition
     ) -> jax.Array:
         del frozen, path_keys  # nothing guides, and the path is not random
 
         def u(z: jax.Array, r: jax.Array, t: jax.Array) -> jax.Array:
-            return model.apply({"params": params}, z, t, labels, r)
+            return network.apply(params, z, t, asked, r)
 
         return flow_map.sample(u, noise, path)
 
@@ -106,29 +111,26 @@ def few_step_names(config: ConfigDict) -> dict[str, tuple[float, ...]]:
 
 
 def _with_noise_and_decoder(config: ConfigDict, to_latents: Callable[..., jax.Array]) -> Generator:
-    space = components.latent_space(config)
+    space = latent_space(config)
 
-    def generate(params: Params, frozen: dict[str, Params], keys: jax.Array, labels: jax.Array) -> jax.Array:
+    def generate(params: Params, frozen: dict[str, Params], keys: jax.Array, asked: Condition) -> jax.Array:
         noise_keys, path_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
         noise = jax.vmap(lambda key: jax.random.normal(key, space.shape))(noise_keys)
-        z = to_latents(params, frozen, noise, path_keys, labels)
+        z = to_latents(params, frozen, noise, path_keys, asked)
         return space.decode(frozen, LatentStatistics(**frozen["stats"]).denormalise(z))
 
     return generate
 
 
-def class_samples(
-    config: ConfigDict, generate: Generator
-) -> Callable[[TrainState, dict[str, jax.Array]], dict[str, jax.Array]]:
-    """A stage's `pictures`: a few samples of each of the first classes, or of none, always from the same noise."""
-    unconditional = config.sampling.labels == "unconditional"
+def shown_samples(config: ConfigDict, generate: Generator) -> dict[str, Any]:
+    """A stage's `pictures` and their `groups`: a few samples of the conditions shown, always from the same noise."""
+    told, seed = condition(config), config.seed
+    asked = told.shown()
+    rows = jax.tree.leaves(asked)[0].shape[0]
 
     def pictures(state: TrainState, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         del batch
-        classes = config.flow.num_classes
-        labels = jnp.full(32, classes) if unconditional else jnp.repeat(jnp.arange(min(classes, 10)), 8)
-        keys = sample_keys(config.seed, jnp.arange(labels.size))
-        samples = {"samples": generate(state.ema_params, state.frozen, keys, labels)}
-        return samples if unconditional else samples | {"label": labels}
+        keys = sample_keys(seed, jnp.arange(rows))
+        return {"samples": generate(state.ema_params, state.frozen, keys, jax.tree.map(jnp.asarray, asked))}
 
-    return pictures
+    return {"pictures": pictures, "groups": told.groups(asked)}

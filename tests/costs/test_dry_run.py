@@ -17,7 +17,7 @@ def test_the_state_has_as_many_bytes_as_one_that_is_made(stage):
     sizes = state_bytes(config, stage, sharding.make_mesh(config.mesh.to_dict()))
     objective, key = OBJECTIVES[config[stage].objective](config, stage), jax.random.key(0)
     state = sharding.unbox(jax.jit(lambda key: objective.init(key, example_batch(config, stage, objective)))(key))
-    frozen = {name: jax.jit(init)(key) for name, init in objective.frozen.items()}
+    frozen = {name: jax.jit(part.init)(key) for name, part in objective.frozen.items()}
 
     def measured(tree):
         return sum(x.nbytes for x in jax.tree.leaves(sharding.unbox(tree)))

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rae_jax.evaluation.pictures import class_grid, curves, image_grid, reconstruction_grid, save_png
+from rae_jax.evaluation.pictures import curves, grouped_grid, image_grid, reconstruction_grid, save_png
 
 RNG = np.random.default_rng(0)
 COLOURS = np.array([[200, 0, 0], [0, 200, 0], [0, 0, 200], [200, 200, 0], [0, 200, 200]], np.uint8)
@@ -44,9 +44,8 @@ def test_originals_stand_over_their_reconstructions():
     assert rows_of_tiles(picture) == [[0, 1], [2, 3], [2], [4]]
 
 
-def test_classes_stand_in_order_whatever_the_order_of_the_samples():
-    labels = np.array([7, 2, 7, 2, 2])
-    assert rows_of_tiles(class_grid(IMAGES, labels, columns=2)) == [[1, 3], [0, 2]]
+def test_each_group_is_a_row_of_its_members():
+    assert rows_of_tiles(grouped_grid(IMAGES, [("2", np.array([1, 3])), ("7", np.array([0, 2]))])) == [[1, 3], [0, 2]]
 
 
 def test_titles_labels_and_captions_are_drawn_without_covering_images():
@@ -56,8 +55,8 @@ def test_titles_labels_and_captions_are_drawn_without_covering_images():
     assert rows_of_tiles(captioned) == [[0, 1, 2, 3, 4]]
     below = captioned[-30:]
     assert (below.min(axis=-1) < 128).any()
-    names = class_grid(IMAGES, np.arange(5), class_names=["one", "two", "three", "four", "five and more"])
-    assert names.shape[1] > class_grid(IMAGES, np.arange(5)).shape[1]
+    named, unnamed = (grouped_grid(IMAGES, [(name, np.arange(5))]) for name in ("five and more", ""))
+    assert named.shape[1] > unnamed.shape[1]
 
 
 def test_pictures_are_saved_whole(tmp_path):
@@ -73,7 +72,6 @@ def test_pictures_are_saved_whole(tmp_path):
         (lambda: image_grid(IMAGES / 255, columns=2), "images of a grid are float64"),
         (lambda: image_grid(IMAGES, columns=2, captions=["a"]), "1 captions for 5 images"),
         (lambda: reconstruction_grid(IMAGES, {"decoder": IMAGES[:2]}), "decoder images have shape"),
-        (lambda: class_grid(IMAGES, np.arange(4)), "one integer for each of 5 images"),
     ],
 )
 def test_images_that_do_not_fit_are_refused(draw, message):

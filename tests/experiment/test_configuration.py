@@ -6,7 +6,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import digits, digits_rpiae
-from rae_jax.components import catalogue as components
+from rae_jax.components.catalogue import component, trained_by
+from rae_jax.components.latent_spaces import latent_space
 from rae_jax.experiment.configuration import check, trace
 from rae_jax.experiment.workdir import ConfigError, remember
 from rae_jax.interop.weights import save_weights
@@ -40,7 +41,7 @@ BAD = [
     ({"flow__train__best_metric": "fid", "flow__train__evaluate_every": 5}, 1, ["'fid'", "['frechet']"]),
     ({"flow__train__evaluation_images": 9, "flow__train__evaluate_every": 5}, 1, ["flow.train.evaluation_images", "9"]),
     ({"sampling__guidance": "auto"}, 1, ["sampling.guidance='auto'", "autoguidance"]),
-    ({"sampling__guidance": "autoguidance", "sampling__guidance_scale": 1.4}, 1, ["'guidance' in stages"]),
+    ({"sampling__guidance": "autoguidance", "sampling__guidance_scale": 1.4}, 1, ["'guide' in stages"]),
     ({"sampling__guidance_scale": 1.4, "sampling__guidance_interval": (0.7, 0.2)}, 1, ["interval (0.7, 0.2) is empty"]),
     ({"sampling__guidance_scale": 1.4, "flow__label_dropout": 0.0}, 1, ["flow.label_dropout=0.0", "null label"]),
     ({"sampling__method": "eulr"}, 1, ["sampling.method='eulr'", "heun"]),
@@ -49,7 +50,7 @@ BAD = [
     ({"sampling__labels": "unconditional", "sampling__guidance_scale": 2.0}, 1, ["nothing to push away from"]),
     ({"flow__label_dropout": 1.0}, 1, ["flow.label_dropout=1.0", "sampling.labels='unconditional'"]),
     ({"flow__family": "dit"}, 1, ["flow.family='dit'", "lightning_dit"]),
-    ({"guidance__weights": "/nowhere"}, 1, ["config.guidance.weights", "/nowhere"]),
+    ({"guide__weights": "/nowhere"}, 1, ["config.guide.weights", "/nowhere"]),
 ]
 
 
@@ -68,19 +69,19 @@ def test_a_config_that_can_run_passes():
 @pytest.mark.parametrize(
     ("other", "text"),
     [({"flow__num_classes": 7}, "label_embedding"), ({"encoder__model__width": 24}, "(24,"),
-     ({"guidance__model__head_width": 16}, "head")],
+     ({"guide__model__head_width": 16}, "head")],
     ids=["classes", "latents", "width"],
 )  # fmt: skip
 def test_a_guiding_network_of_other_classes_latents_or_width_is_refused_before_any_work(other, text, tmp_path):
-    init = components.flow_init(changed(**other), "guidance")
+    init = component(changed(**other), "guide").init
     save_weights(tmp_path / "weak", sharding.unbox(init(jax.random.key(0))), {})
     config = changed(
-        guidance__weights=str(tmp_path / "weak"), sampling__guidance="autoguidance", sampling__guidance_scale=1.4
+        guide__weights=str(tmp_path / "weak"), sampling__guidance="autoguidance", sampling__guidance_scale=1.4
     )
-    with pytest.raises(ConfigError, match=r"does not fit config\.guidance\.model") as refused:
+    with pytest.raises(ConfigError, match=r"does not fit config\.guide\.model") as refused:
         check(config, file="configs/x.py", num_devices=1)
     assert text in str(refused.value), refused.value
-    save_weights(tmp_path / "weak", sharding.unbox(components.flow_init(config, "guidance")(jax.random.key(0))), {})
+    save_weights(tmp_path / "weak", sharding.unbox(component(config, "guide").init(jax.random.key(0))), {})
     check(config, file="configs/x.py", num_devices=1)
 
 
@@ -148,7 +149,7 @@ def test_mf_raes_configs_have_the_released_numbers(name, batch_size, ema_decay):
     assert (train.batch_size, train.ema_decay, train.optimizer.learning_rate) == (batch_size, ema_decay, 1e-4)
     assert config.flow_map.eta == (0 if "mft" in name else 1)
     assert config.data.image_size == int(name[-3:])
-    assert components.latent_shape(config) == ((16 if name.endswith("256") else 32) ** 2, 768)
+    assert latent_space(config).shape == ((16 if name.endswith("256") else 32) ** 2, 768)
 
 
 @pytest.mark.slow
@@ -177,12 +178,12 @@ def test_a_flow_map_without_its_teacher_names_the_stage_that_makes_one(stage, in
 
 def test_components_come_from_the_last_stage_before_that_trains_them():
     config = digits_rpiae.get_config("tiny")
-    assert components.trained_by(config, "encoder", before="pivot") == "encoder"
-    assert components.trained_by(config, "encoder", before="bridge") == "pivot"
-    assert components.trained_by(config, "decoder", before="pivot") is None
-    assert components.trained_by(config, "decoder", before="specialisation") == "pivot"
-    assert components.trained_by(config, "decoder") == "specialisation"
-    assert components.trained_by(config, "bridge_decoder") == "bridge"
+    assert trained_by(config, "encoder", before="pivot") == "encoder"
+    assert trained_by(config, "encoder", before="bridge") == "pivot"
+    assert trained_by(config, "decoder", before="pivot") is None
+    assert trained_by(config, "decoder", before="specialisation") == "pivot"
+    assert trained_by(config, "decoder") == "specialisation"
+    assert trained_by(config, "bridge_decoder") == "bridge"
 
 
 def test_a_bridge_before_the_encoder_and_decoder_that_it_joins_says_which_stage_is_missing():

@@ -37,7 +37,9 @@ def test_classifier_free_guidance_is_the_references(name, prefix):
     assert (case.io["cfg_y"][half:] == null_label).all()
     for call in calls(case, "forward_with_cfg"):
         scale, interval = call["inputs"]["cfg_scale"], tuple(call["inputs"]["cfg_interval"])
-        guided = classifier_free_guidance(velocity, jnp.asarray(labels), null_label, scale=scale, interval=interval)
+        guided = classifier_free_guidance(
+            velocity, jnp.asarray(labels), np.full_like(labels, null_label), scale=scale, interval=interval
+        )
         expected = tokens(case.io[call["outputs"]["velocity"].removeprefix("@")])[:half]
         np.testing.assert_allclose(guided(z, t), expected, atol=2e-5, rtol=2e-4)
 
@@ -66,7 +68,7 @@ def test_the_reference_lightning_dit_guides_outside_the_interval_that_it_is_give
     t = case.io[f"cfg_t_{where}_interval"][:half]
     # Its interval [0.3, 0.6) says where guidance is off.
     scale = 1.0 if where == "in" else 2.0
-    guided = classifier_free_guidance(velocity, labels, null_label, scale=scale)
+    guided = classifier_free_guidance(velocity, labels, np.full_like(labels, null_label), scale=scale)
     np.testing.assert_allclose(guided(z, t), tokens(case.io[f"cfg_out_{where}_interval"])[:half], atol=2e-5, rtol=2e-4)
     guided = autoguidance(lambda z, t: velocity(z, t, labels), lambda z, t: weak(z, t, labels), scale=scale)
     np.testing.assert_allclose(guided(z, t), tokens(case.io[f"ag_out_{where}_interval"])[:half], atol=2e-5, rtol=2e-4)
@@ -87,6 +89,6 @@ def test_classifier_free_guidance_calls_the_network_once():
         batches.append(labels)
         return z * labels[:, None]
 
-    guided = classifier_free_guidance(velocity, jnp.array([1, 2]), 0, scale=2.0)
+    guided = classifier_free_guidance(velocity, jnp.array([1, 2]), jnp.array([0, 0]), scale=2.0)
     np.testing.assert_array_equal(guided(jnp.ones((2, 3)), jnp.zeros(2)), [[2, 2, 2], [4, 4, 4]])
     assert [batch.tolist() for batch in batches] == [[1, 0, 2, 0]]

@@ -72,7 +72,11 @@ def test_samples_of_a_network_are_the_references_with_and_without_guidance(name)
 
     interval = tuple(guided["cfg_interval"])
     field = classifier_free_guidance(
-        velocity, labels, architecture["num_classes"], scale=guided["cfg_scale"], interval=interval
+        velocity,
+        labels,
+        np.full_like(labels, architecture["num_classes"]),
+        scale=guided["cfg_scale"],
+        interval=interval,
     )
     final = jax.jit(lambda z: samplers.euler(field, z, times))(noise)
     np.testing.assert_allclose(final, tokens(case.io["cfg_final"]), atol=1e-4, rtol=1e-3)

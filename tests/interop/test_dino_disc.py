@@ -2,18 +2,15 @@
 
 import math
 
-import jax
 import numpy as np
 import pytest
 from golden import load_case
 
 from configs import base
-from rae_jax.components import catalogue as components
+from rae_jax.components.catalogue import component
 from rae_jax.interop.checkpoint_files import write_safetensors
 from rae_jax.interop.dino_disc import export_dino, export_heads, import_dino, import_heads
 from rae_jax.interop.layout import flatten
-from rae_jax.interop.weights import load_weights
-from rae_jax.training import sharding
 
 
 def assert_same_files(actual, expected):
@@ -64,14 +61,9 @@ def test_a_config_takes_the_frozen_network_from_the_official_file_and_refuses_an
         depth=sum(name.startswith("blocks_") for name in params), num_heads=2,
         mlp_dim=params["blocks_0"]["mlp"]["up"]["bias"].shape[0], key_depths=(0,),
     )  # fmt: skip
-    init = components.discriminator_init(config)
-    structure = sharding.unbox(jax.eval_shape(init, jax.random.key(0)))
-    module = components.module(config, "discriminator")
-    loaded = load_weights(tmp_path / "dino.safetensors", structure, "discriminator", module)
+    loaded = component(config, "discriminator").load(tmp_path / "dino.safetensors")
     assert_same_files(flatten(loaded), flatten(params))
     config.discriminator.model.num_heads = 4
     config.discriminator.model.depth += 1
-    module = components.module(config, "discriminator")
-    structure = sharding.unbox(jax.eval_shape(components.discriminator_init(config), jax.random.key(0)))
     with pytest.raises(ValueError, match=r"config\.discriminator\.model:\n  depth is"):
-        load_weights(tmp_path / "dino.safetensors", structure, "discriminator", module)
+        component(config, "discriminator").load(tmp_path / "dino.safetensors")

@@ -3,16 +3,14 @@
 import io
 import pickle
 
-import jax
 import numpy as np
 import pytest
 from golden import load_case
 
 from configs import base
-from rae_jax.components import catalogue as components
+from rae_jax.components.catalogue import component
 from rae_jax.interop import lpips
 from rae_jax.interop.layout import export_params, flatten, import_params
-from rae_jax.interop.weights import load_weights
 
 
 class Surprise:
@@ -51,8 +49,7 @@ def test_a_missing_package_and_an_unknown_network_are_errors_that_say_what_to_do
 
 def test_a_config_takes_the_weights_from_the_package():
     config = base.get_config()
-    structure = jax.eval_shape(components.lpips_init(config), jax.random.key(0))
-    loaded = load_weights(config.lpips.weights, structure, "lpips", components.module(config, "lpips"))
+    loaded = component(config, "lpips").load(config.lpips.weights)
     expected = flatten(lpips.pretrained("vgg16"))
     assert flatten(loaded).keys() == expected.keys()
     np.testing.assert_array_equal(loaded["features"]["conv_3"]["kernel"], expected["features/conv_3/kernel"])

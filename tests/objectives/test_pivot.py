@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from whole_autoencoder import autoencoder
 
 from configs import digits_rpiae
-from rae_jax.components import catalogue as components
+from rae_jax.components.catalogue import component
+from rae_jax.components.latent_spaces import latent_space
 from rae_jax.models.autoencoder import LatentStatistics, noise_augmentation
 from rae_jax.objectives.catalogue import OBJECTIVES
 from rae_jax.objectives.objective import stage_key
@@ -40,8 +42,8 @@ def prepared(stage, *changes):
     objective = OBJECTIVES[config[stage].objective](config, stage)
     trained = sharding.unbox(objective.init(jax.random.key(1), a_batch()))
     frozen = {
-        name: randomise(sharding.unbox(init(jax.random.key(i))), seed=i)
-        for i, (name, init) in enumerate(objective.frozen.items())
+        name: randomise(sharding.unbox(part.init(jax.random.key(i))), seed=i)
+        for i, (name, part) in enumerate(objective.frozen.items())
     }
     for name in frozen.keys() & {"feature_stats"}:
         frozen[name]["variance"] = 0.5 + jnp.square(frozen[name]["variance"])
@@ -89,25 +91,25 @@ def test_stage_one_is_the_gradient_of_reconstruction_and_weighted_pivot_distance
     images, joint = a_batch()["image"] / 255.0, changes == JOINT
     key = jax.random.split(jax.random.fold_in(stage_key(config.seed, "pivot"), LATE))[0]
     noise_key, latent_key, _ = jax.random.split(key, 3)
-    autoencoder = components.autoencoder(config)
-    pivot = autoencoder.apply({"params": {"encoder": state.frozen["encoder"]}}, images, method="tokens")
+    whole = autoencoder(config)
+    pivot = whole.apply({"params": {"encoder": state.frozen["encoder"]}}, images, method="tokens")
     statistics = LatentStatistics(**state.frozen["feature_stats"]) if "feature_stats" in state.frozen else None
 
     def terms(params):
-        tokens = autoencoder.apply({"params": params}, images, method="tokens")
+        tokens = whole.apply({"params": params}, images, method="tokens")
         seen, bridge = noise_augmentation(noise_key, tokens, config.pivot.noise_tau), 0.0
         if joint:
-            posterior = components.bridge_encoder(config).apply(
+            posterior = component(config, "bridge_encoder").module.apply(
                 {"params": params["bridge_encoder"]}, statistics.normalise(seen)
             )
-            restored = components.bridge_decoder(config).apply(
+            restored = component(config, "bridge_decoder").module.apply(
                 {"params": params["bridge_decoder"]}, posterior.sample(latent_key)
             )
             clean = jax.lax.stop_gradient(statistics.normalise(tokens))
             kl = jnp.mean(posterior.mean**2 + jnp.exp(posterior.logvar) - 1 - posterior.logvar)
             bridge = jnp.mean((restored - clean) ** 2) + 1e-3 * kl
             seen = statistics.denormalise(restored)
-        decoded = autoencoder.apply({"params": params}, seen, method="decode")
+        decoded = whole.apply({"params": params}, seen, method="decode")
         near = (tokens - pivot) / (jnp.sqrt(statistics.variance + 1e-5) if statistics and not joint else 1.0)
         return jnp.stack([jnp.mean(jnp.abs(decoded - images)), jnp.mean(near**2), bridge])
 
@@ -128,18 +130,18 @@ def test_stage_two_is_the_gradient_of_features_divergence_and_pixels():
     config, _, state, step = prepared("bridge")
     images, key = a_batch()["image"] / 255.0, jax.random.fold_in(stage_key(config.seed, "bridge"), 0)
     noise_key, latent_key = jax.random.split(key)
-    autoencoder, statistics = components.autoencoder(config), LatentStatistics(**state.frozen["feature_stats"])
+    whole, statistics = autoencoder(config), LatentStatistics(**state.frozen["feature_stats"])
     parts = {name: state.frozen[name] for name in ("encoder", "decoder")}
 
     def expected(params):
-        tokens = autoencoder.apply({"params": parts}, images, method="tokens")
+        tokens = whole.apply({"params": parts}, images, method="tokens")
         noisy = noise_augmentation(noise_key, tokens, config.bridge.noise_tau)
-        posterior = components.bridge_encoder(config).apply(
+        posterior = component(config, "bridge_encoder").module.apply(
             {"params": params["bridge_encoder"]}, statistics.normalise(noisy)
         )
         z = posterior.mean + jnp.exp(posterior.logvar / 2) * jax.random.normal(latent_key, posterior.mean.shape)
-        restored = components.bridge_decoder(config).apply({"params": params["bridge_decoder"]}, z)
-        decoded = autoencoder.apply({"params": parts}, statistics.denormalise(restored), method="decode")
+        restored = component(config, "bridge_decoder").module.apply({"params": params["bridge_decoder"]}, z)
+        decoded = whole.apply({"params": parts}, statistics.denormalise(restored), method="decode")
         kl = jnp.mean(posterior.mean**2 + jnp.exp(posterior.logvar) - 1 - posterior.logvar)
         features = jnp.mean((restored - statistics.normalise(tokens)) ** 2)
         return features + 1e-3 * kl + 0.05 * jnp.mean(jnp.abs(decoded - images))
@@ -152,7 +154,7 @@ def test_stage_two_is_the_gradient_of_features_divergence_and_pixels():
 
 def test_stage_three_is_the_gradient_of_the_reconstruction_from_the_posteriors_mode():
     config, _, state, step = prepared("specialisation")
-    images, space = a_batch()["image"] / 255.0, components.latent_space(config)
+    images, space = a_batch()["image"] / 255.0, latent_space(config)
 
     def expected(decoder):
         z = space.encode(state.frozen, images)

@@ -7,9 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from whole_autoencoder import autoencoder
 
 from configs import digits
-from rae_jax.components import catalogue as components
+from rae_jax.components.catalogue import component
+from rae_jax.components.critics import with_heads
+from rae_jax.components.latent_spaces import latent_space
 from rae_jax.models import diffaug
 from rae_jax.models.autoencoder import noise_augmentation
 from rae_jax.models.lpips import NETWORKS
@@ -51,7 +54,9 @@ def a_batch():
 def prepared(*changes):
     config = tiny(**dict(changes))
     objective = reconstruction.make(config, "decoder")
-    frozen = {name: sharding.unbox(init(jax.random.key(i))) for i, (name, init) in enumerate(objective.frozen.items())}
+    frozen = {
+        name: sharding.unbox(part.init(jax.random.key(i))) for i, (name, part) in enumerate(objective.frozen.items())
+    }
     state = sharding.unbox(objective.init(jax.random.key(1), a_batch())).replace(frozen=frozen)
     return config, objective, state, jax.jit(objective.train_step)
 
@@ -79,12 +84,12 @@ def test_a_step_is_the_gradient_of_the_weighted_sum_and_then_the_discriminator_l
     images, loss = batch["image"] / 255.0, config.decoder.loss
     decoder_key, discriminator_key = jax.random.split(jax.random.fold_in(stage_key(config.seed, "decoder"), GAN_FROM))
     noise_key, augment_key = jax.random.split(decoder_key)
-    autoencoder, lpips = components.autoencoder(config), components.lpips(config)
-    discriminator, frozen, before = components.discriminator(config), state.frozen, state.discriminator
+    whole, lpips = autoencoder(config), component(config, "lpips").module
+    discriminator, frozen, before = with_heads(config), state.frozen, state.discriminator
     low, high = loss.lpips_range
 
     def decode(params, tokens):
-        return autoencoder.apply({"params": {"decoder": params}}, tokens, method="decode")
+        return whole.apply({"params": {"decoder": params}}, tokens, method="decode")
 
     def reconstruction_loss(decoded):
         distance = lpips.apply({"params": frozen["lpips"]}, *(x * (high - low) + low for x in (images, decoded)))
@@ -99,7 +104,7 @@ def test_a_step_is_the_gradient_of_the_weighted_sum_and_then_the_discriminator_l
 
     @jax.jit
     def expected(params):
-        tokens = autoencoder.apply({"params": {"encoder": frozen["encoder"]}}, images, method="tokens")
+        tokens = whole.apply({"params": {"encoder": frozen["encoder"]}}, images, method="tokens")
         noisy = noise_augmentation(noise_key, tokens, config.decoder.noise_tau)
         of_reconstruction, of_gan = (
             jax.grad(lambda p, f=f: f(decode(p, noisy)))(params) for f in (reconstruction_loss, gan_loss)
@@ -197,12 +202,12 @@ def test_without_weights_there_is_neither_lpips_nor_discriminator():
 
 def test_larger_decoder_patches_make_larger_images_of_the_same_tokens():
     config = tiny(**{"data.image_size": 64, "decoder.model.patch_size": 16})
-    assert components.latent_shape(config) == components.latent_shape(tiny())
+    assert latent_space(config).shape == latent_space(tiny()).shape
     objective = reconstruction.make(config, "decoder")
     batch = {"image": jax.ShapeDtypeStruct((BATCH, 64, 64, 3), jnp.uint8)}
 
     def run(key, batch):
-        frozen = {name: sharding.unbox(init(key)) for name, init in objective.frozen.items()}
+        frozen = {name: sharding.unbox(part.init(key)) for name, part in objective.frozen.items()}
         state = sharding.unbox(objective.init(key, batch)).replace(frozen=frozen)
         return objective.train_step(state, batch), objective.pictures(state, batch)
 

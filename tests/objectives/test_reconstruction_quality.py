@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.linalg
+from whole_autoencoder import autoencoder
 
 from configs import digits
-from rae_jax.components import catalogue as components
+from rae_jax.components.catalogue import component
 from rae_jax.models.lpips import NETWORKS
 from rae_jax.objectives.reconstruction_quality import reconstruction_evaluation
 from rae_jax.training import sharding
@@ -29,7 +30,7 @@ def evaluated(reconstruct):
     """The evaluation of 64 random images under `reconstruct`."""
     config = configured()
     evaluation = reconstruction_evaluation(config, "decoder", lambda state, images: reconstruct(images))
-    frozen = {name: sharding.unbox(init(jax.random.key(0))) for name, init in evaluation.needs.items()}
+    frozen = {name: sharding.unbox(part.init(jax.random.key(0))) for name, part in evaluation.needs.items()}
     state = TrainState(step=0, params={}, ema_params={}, opt_state={}, frozen=frozen)
     images = np.random.default_rng(0).integers(0, 256, (64, 32, 32, 3), dtype=np.uint8)
     rows = jax.device_get(jax.jit(evaluation.measure)(state, {"image": jnp.asarray(images)}))
@@ -52,10 +53,9 @@ def test_the_metrics_are_those_of_the_images_in_8_bits():
     assert found["psnr"] == pytest.approx(expected, abs=0.01)
     assert found["lpips"] > 0 and 0 < found["ssim"] < 1
     config = configured()
-    encoder = {"encoder": sharding.unbox(components.encoder_init(config)(jax.random.key(0)))}
+    encoder = {"encoder": sharding.unbox(component(config, "encoder").init(jax.random.key(0)))}
     tokens = [
-        components.autoencoder(config).apply({"params": encoder}, x / np.float32(255), method="tokens")
-        for x in (images, decoded)
+        autoencoder(config).apply({"params": encoder}, x / np.float32(255), method="tokens") for x in (images, decoded)
     ]
     a, b = (np.asarray(x, np.float64).mean(axis=1) for x in tokens)
     root = scipy.linalg.sqrtm(np.cov(a.T) @ np.cov(b.T)).real
@@ -73,4 +73,4 @@ def test_inception_weights_make_it_the_rfid_and_too_few_images_are_refused():
     assert evaluation.better["rfid"] == "lower" and evaluation.needs.keys() == {"lpips", "inception"}
     config.decoder.train.evaluate_every = 0
     assert reconstruction_evaluation(config, "decoder", None) is None
-    assert components.module(config, "inception") is not None
+    assert component(config, "inception").module is not None

@@ -11,28 +11,31 @@ SCRIPT = """
 import json
 import jax, jax.numpy as jnp, numpy as np
 from configs import digits
-from rae_jax.sampling.batches import choose_labels, sample_batches
+from rae_jax.components.catalogue import component
+from rae_jax.components.conditions import ClassCondition
+from rae_jax.sampling.batches import sample_batches
 from rae_jax.training import sharding
-from rae_jax.components import catalogue as components
 from rae_jax.sampling.generator import generator
 
 config = digits.get_config("tiny")
 config.sampling.guidance_scale = 1.5
 rng = np.random.default_rng(0)
 
-def load(name, init):
-    shapes = sharding.unbox(jax.eval_shape(init, jax.random.key(0)))
+def load(name):
+    shapes = component(config, name).structure()
     if name == "stats":
         return {name: np.full(x.shape, name == "variance", np.float32) for name, x in shapes.items()}
     rng = np.random.default_rng(len(name))
     return jax.tree.map(lambda x: 0.2 * rng.normal(size=x.shape).astype(np.float32), shapes)
 
-labels, made = choose_labels("random", 64, 10, 0), {}
+labels, made = ClassCondition(10, "random").chosen(64), {}
+params, frozen = load("flow"), {name: load(name) for name in ("stats", "decoder")}
 for devices, batch_size in ((1, 64), (4, 64), (8, 64), (1, 24), (8, 24)):
     mesh = sharding.make_mesh({"data": -1, "fsdp": 1, "tensor": 1}, jax.devices()[:devices])
-    config.sampling.batch_size = batch_size
     with sharding.use(mesh):
-        batches = sample_batches(config, load, mesh, labels, "flow", generator(config), np.arange(64))
+        batches = sample_batches(
+            generator(config), params, frozen, labels, np.arange(64), seed=0, batch_size=batch_size, mesh=mesh
+        )
         made[f"{devices} devices, batches of {batch_size}"] = np.concatenate(list(batches)).astype(int)
 first, *others = made.values()
 assert first.shape == (64, 32, 32, 3) and first.std() > 10

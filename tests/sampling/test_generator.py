@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from configs import digits
-from rae_jax.components import catalogue as components
+from rae_jax.components.catalogue import component
+from rae_jax.components.generators import time_shift
+from rae_jax.components.latent_spaces import latent_space
 from rae_jax.models.autoencoder import LatentStatistics
 from rae_jax.sampling.generator import generator, guiding_component, sample_keys
-from rae_jax.training import sharding
 
 SCALE, INTERVAL, LABELS = 2.5, (0.3, 0.9), np.array([3, 1, 4], np.int32)
 
@@ -25,14 +26,14 @@ def configured(**sampling):
 @pytest.fixture(scope="module")
 def weights():
     """Random parameters of every component: fresh networks would all predict zero."""
-    rng, inits = np.random.default_rng(0), components.initializers(configured())
+    rng = np.random.default_rng(0)
 
     def drawn(name):
-        shapes = sharding.unbox(jax.eval_shape(inits[name], jax.random.key(0)))
+        shapes = component(configured(), name).structure()
         return jax.tree.map(lambda x: 0.3 * rng.normal(size=x.shape).astype(np.float32), shapes)
 
-    values = {name: drawn(name) for name in ("flow", "guidance", "decoder")}
-    shape = components.latent_shape(configured())
+    values = {name: drawn(name) for name in ("flow", "guide", "decoder")}
+    shape = latent_space(configured()).shape
     return values | {"stats": {"mean": jnp.zeros(shape), "variance": jnp.ones(shape)}}
 
 
@@ -43,12 +44,12 @@ def images(config, weights, *, guide=None, network="flow"):
 
 def test_autoguidance_is_a_walk_along_the_guided_velocity(weights):
     config = configured()
-    strong, weak = (jax.jit(components.velocity_model(config, name).apply) for name in ("flow", "guidance"))
+    strong, weak = (jax.jit(component(config, name).module.apply) for name in ("flow", "guide"))
     noise = np.stack(
-        [jax.random.normal(jax.random.split(key)[0], components.latent_shape(config))
+        [jax.random.normal(jax.random.split(key)[0], latent_space(config).shape)
          for key in sample_keys(config.seed, jnp.arange(len(LABELS)))]
     )  # fmt: skip
-    shift = components.time_shift(config)
+    shift = time_shift(config)
     times = np.linspace(1, 0, config.sampling.num_steps + 1)
     times = shift * times / (1 + (shift - 1) * times)
     assert any(t > INTERVAL[1] for t in times[:-1]) and any(INTERVAL[0] <= t <= INTERVAL[1] for t in times[:-1])
@@ -57,34 +58,34 @@ def test_autoguidance_is_a_walk_along_the_guided_velocity(weights):
         now = np.full(len(LABELS), t, np.float32)
         v = np.asarray(strong({"params": weights["flow"]}, z, now, LABELS))
         if INTERVAL[0] <= t <= INTERVAL[1]:
-            v_weak = np.asarray(weak({"params": weights["guidance"]}, z, now, LABELS))
+            v_weak = np.asarray(weak({"params": weights["guide"]}, z, now, LABELS))
             v = v_weak + SCALE * (v - v_weak)
         z = z - (t - t_next).astype(np.float32) * v
-    expected = components.latent_space(config).decode(weights, LatentStatistics(**weights["stats"]).denormalise(z))
-    np.testing.assert_allclose(images(config, weights, guide="guidance"), expected, atol=1e-4)
+    expected = latent_space(config).decode(weights, LatentStatistics(**weights["stats"]).denormalise(z))
+    np.testing.assert_allclose(images(config, weights, guide="guide"), expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("method", ["euler", "heun", "euler_maruyama"])
 def test_autoguidance_composes_with_each_sampler(method, weights):
     config = configured(method=method)
-    plain, guided = images(config, weights), images(config, weights, guide="guidance")
+    plain, guided = images(config, weights), images(config, weights, guide="guide")
     assert np.abs(guided - plain).max() > 1e-2
     config.sampling.guidance_interval = (0.0, 0.0)  # no step of the sampler is there, or it has no length
     if method != "heun":
-        np.testing.assert_allclose(images(config, weights, guide="guidance"), plain, atol=1e-5)
+        np.testing.assert_allclose(images(config, weights, guide="guide"), plain, atol=1e-5)
     config.sampling.guidance_interval = (0.0, 1.0)
-    with_itself = weights | {"guidance": weights["flow"]}  # the two tiny networks differ in the head's width only
-    config.guidance.model = config.flow.model
-    np.testing.assert_allclose(images(config, with_itself, guide="guidance"), plain, atol=1e-4)
+    with_itself = weights | {"guide": weights["flow"]}  # the two tiny networks differ in the head's width only
+    config.guide.model = config.flow.model
+    np.testing.assert_allclose(images(config, with_itself, guide="guide"), plain, atol=1e-4)
 
 
 def test_a_network_alone_is_not_autoguided_and_the_weak_one_samples_like_any_other(weights):
     config = configured()
-    assert guiding_component(config) == "guidance"
+    assert guiding_component(config) == "guide"
     alone = images(config, weights)
-    weak = images(config, weights, network="guidance")
+    weak = images(config, weights, network="guide")
     config.sampling.guidance_scale = 1.0
     assert guiding_component(config) is None
     np.testing.assert_array_equal(images(config, weights), alone)
-    np.testing.assert_array_equal(images(config, weights, network="guidance"), weak)
+    np.testing.assert_array_equal(images(config, weights, network="guide"), weak)
     assert np.abs(weak - alone).max() > 1e-2

@@ -3,9 +3,8 @@ import os
 import numpy as np
 import pytest
 
-from rae_jax.evaluation.reference import read_statistics
 from rae_jax.files import whole_file
-from rae_jax.sampling.samples import Samples, read_samples, write_samples
+from rae_jax.sampling.samples import read_samples, write_samples
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 4, 6, 3), dtype=np.uint8)
 LABELS = np.arange(5)
@@ -88,17 +87,3 @@ def test_nothing_is_written_that_could_not_be_read(tmp_path, images):
     with pytest.raises(ValueError, match=r"samples for .*samples\.npz"):
         write_samples(tmp_path / "samples.npz", images)
     assert not os.listdir(tmp_path)
-
-
-def test_stored_reference_statistics_are_read_for_fid_and_sfid(tmp_path):
-    np.savez(tmp_path / "ref.npz", arr_0=IMAGES, mu=np.ones(3), sigma=np.eye(3), mu_s=np.zeros(2), sigma_s=np.eye(2))
-    pool, spatial = read_statistics(tmp_path / "ref.npz")
-    np.testing.assert_array_equal(pool.mean, np.ones(3))
-    np.testing.assert_array_equal(spatial.covariance, np.eye(2))
-    assert isinstance(read_samples(tmp_path / "ref.npz"), Samples)
-
-
-def test_a_file_without_statistics_says_which_are_missing(tmp_path):
-    np.savez(tmp_path / "ref.npz", arr_0=IMAGES, mu=np.ones(3), sigma=np.eye(3))
-    with pytest.raises(ValueError, match=r"ref\.npz has no reference statistics \['mu_s', 'sigma_s'\]"):
-        read_statistics(tmp_path / "ref.npz")

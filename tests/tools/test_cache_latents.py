@@ -11,9 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import runs
+from whole_autoencoder import autoencoder
 
 from configs import digits
-from rae_jax.components import catalogue as components
+from rae_jax.components.catalogue import component
+from rae_jax.components.component import RANDOM
 from rae_jax.data import latents
 from rae_jax.data.latents import LatentSource
 from rae_jax.data.sources import digits as digits_of
@@ -34,8 +36,8 @@ ROUNDING = 2.0**-7  # of bfloat16, relative, and as much again for batches of an
 def encoder(tmp_path_factory):
     """A weights directory, and what is in it."""
     directory = tmp_path_factory.mktemp("encoder") / "weights"
-    params = sharding.unbox(components.encoder_init(digits.get_config("tiny"))(jax.random.key(0)))
-    save_weights(directory, params, {"stage": "encoder", "config": {}})
+    params = sharding.unbox(component(digits.get_config("tiny"), "encoder").init(jax.random.key(0)))
+    save_weights(directory, params, {"component": "encoder", "config": {}})
     return directory, params
 
 
@@ -63,7 +65,7 @@ def cache(encoder, tmp_path_factory):
 
 def test_it_holds_what_the_encoder_makes_of_each_image_and_of_its_mirror_image(cache, encoder):
     source, data = LatentSource(cache), digits_of("train")
-    model = components.autoencoder(digits.get_config("tiny"))
+    model = autoencoder(digits.get_config("tiny"))
     tokens = jax.jit(lambda x: model.apply({"params": {"encoder": encoder[1]}}, x, method="tokens"))
     assert source.description.shards == 5 and len(source) == len(data) == 1438
     images = data.images.astype(np.float32) / 255
@@ -77,7 +79,7 @@ def test_it_holds_what_the_encoder_makes_of_each_image_and_of_its_mirror_image(c
 
 @pytest.mark.parametrize("stage", ["flow", "flow_map"])
 def test_a_step_on_a_batch_of_the_cache_is_the_step_on_the_images_and_needs_no_encoder(cache, encoder, stage):
-    teacher = sharding.unbox(components.flow_init(digits.get_config("tiny"))(jax.random.key(2)))
+    teacher = sharding.unbox(component(digits.get_config("tiny"), "flow").init(jax.random.key(2)))
     frozen = {
         "encoder": encoder[1],
         "stats": {"mean": jnp.zeros((16, 16)), "variance": jnp.ones((16, 16))},
@@ -247,6 +249,6 @@ def test_a_run_trains_from_the_cache_of_a_finished_one_and_refuses_other_weights
         assert losses["cached"][step] == pytest.approx(loss, rel=2e-3)
     assert losses["changed"] == losses["cached"]
 
-    other = [f"--config.encoder.weights={components.RANDOM}" if "encoder" in option else option for option in only_flow]
+    other = [f"--config.encoder.weights={RANDOM}" if "encoder" in option else option for option in only_flow]
     status, output = runs.run(tmp_path / "refused", *other, cached)
     assert status == 1 and "made by other weights of 'encoder'" in output, output

@@ -15,11 +15,12 @@ from golden import load_case
 from runs import ROOT, environment, run
 
 from configs import base, digits
-from rae_jax.components import catalogue as components
+from rae_jax.components.catalogue import component
 from rae_jax.interop.checkpoint_files import read_tensors, write_safetensors, write_tensors
 from rae_jax.interop.kinds import KINDS, export_model, identify, import_model
 from rae_jax.interop.model import Model
-from rae_jax.interop.weights import architecture_of, load_weights, read_model, save_weights
+from rae_jax.interop.weights import Origin, architecture_of, load_weights, read_model, save_weights
+from rae_jax.models.decoder import ViTDecoder
 from rae_jax.models.dit_dh import DiTDH
 from tools.convert import export_checkpoint, import_checkpoint, main
 
@@ -175,46 +176,40 @@ def test_inception_comes_back_bit_for_bit(tmp_path):
     assert_same(there_and_back(tmp_path, "inception_fid", tensors), tensors)
 
 
-def tiny_weights(tmp_path: Path, component: str):
-    """The tiny digits config, the weights directory that a stage of it leaves, and their structure."""
-    config = digits.get_config("tiny")
-    init = {"encoder": components.encoder_init, "decoder": components.decoder_init, "flow": components.flow_init}
-    structure = meta.unbox(jax.eval_shape(init[component](config), jax.random.key(0)))
-    rng = np.random.default_rng(0)
+def tiny_weights(tmp_path: Path, name: str):
+    """The tiny digits config, and the weights directory that a stage of it leaves."""
+    config, rng = digits.get_config("tiny"), np.random.default_rng(0)
+    structure = component(config, name).structure()
     params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), structure)
     plain = json.loads(config.to_json_best_effort())
-    save_weights(tmp_path / component, params, {"stage": component, "config": plain})
-    return config, params, structure
+    save_weights(tmp_path / name, params, {"component": name, "config": plain})
+    return config, params
 
 
-@pytest.mark.parametrize(("component", "kind"), [("encoder", "dinov2"), ("decoder", "rae_decoder"), ("flow", "dit_dh")])
+@pytest.mark.parametrize(("name", "kind"), [("encoder", "dinov2"), ("decoder", "rae_decoder"), ("flow", "dit_dh")])
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
-def test_what_a_stage_trained_is_a_config_value_once_exported_and_once_imported_again(
-    tmp_path, component, kind, suffix
-):
+def test_what_a_stage_trained_is_a_config_value_once_exported_and_once_imported_again(tmp_path, name, kind, suffix):
     pytest.importorskip("torch")
-    config, params, structure = tiny_weights(tmp_path, component)
-    official, module = tmp_path / f"official{suffix}", components.module(config, component)
-    export_checkpoint(kind, tmp_path / component, official)
-    untold = {"head_depth": 1} if component == "flow" else {"num_heads": 2}
+    config, params = tiny_weights(tmp_path, name)
+    official, part = tmp_path / f"official{suffix}", component(config, name)
+    export_checkpoint(kind, tmp_path / name, official)
+    untold = {"head_depth": 1} if name == "flow" else {"num_heads": 2}
     import_checkpoint(kind, str(official), tmp_path / "imported", **untold)
-    trained = load_weights(tmp_path / component, structure, component, module)
-    jax.tree.map(np.testing.assert_array_equal, trained, params)
-    for source in (official, tmp_path / "imported"):
-        jax.tree.map(np.testing.assert_array_equal, load_weights(source, structure, component, module), params)
+    for source in (tmp_path / name, official, tmp_path / "imported"):
+        jax.tree.map(np.testing.assert_array_equal, part.load(source), params)
 
 
 def test_scales_that_a_module_has_not_are_dropped_only_where_they_are_one(tmp_path):
-    config, params, structure = tiny_weights(tmp_path, "encoder")
+    config, params = tiny_weights(tmp_path, "encoder")
     export_checkpoint("dinov2", tmp_path / "encoder", tmp_path / "x.safetensors")
     tensors = {name: np.array(value) for name, value in read_tensors(tmp_path / "x.safetensors").items()}
     tensors["encoder.layer.0.layer_scale1.lambda1"][3] = 1.5
     write_safetensors(tmp_path / "scaled.safetensors", tensors)
-    module = components.module(config, "encoder")
-    loaded = load_weights(tmp_path / "x.safetensors", structure, "encoder", module)
+    encoder = component(config, "encoder")
+    loaded = encoder.load(tmp_path / "x.safetensors")
     jax.tree.map(np.testing.assert_array_equal, loaded, params)
     with pytest.raises(ValueError, match="layer_scale is False in the config, True in the file"):
-        load_weights(tmp_path / "scaled.safetensors", structure, "encoder", module)
+        encoder.load(tmp_path / "scaled.safetensors")
 
 
 def test_a_dinov3_file_is_a_config_value(tmp_path):
@@ -225,41 +220,38 @@ def test_a_dinov3_file_is_a_config_value(tmp_path):
     config = base.get_config()
     base.use_pretrained_encoder(config, "dinov3_b")
     config.encoder.model.update(width=16, depth=1, num_heads=2, mlp_dim=64)
-    structure = meta.unbox(jax.eval_shape(components.encoder_init(config), jax.random.key(0)))
-    module = components.module(config, "encoder")
-    loaded = load_weights(tmp_path / "hub", structure, "encoder", module)
+    loaded = component(config, "encoder").load(tmp_path / "hub")
     tokens = saved.state_dict()["embeddings.register_tokens"][0].numpy()
     np.testing.assert_array_equal(loaded["embedding"]["register_tokens"], tokens)
 
 
 def test_a_module_that_scans_its_blocks_takes_the_same_file(tmp_path):
-    config, params, _ = tiny_weights(tmp_path, "flow")
+    config, params = tiny_weights(tmp_path, "flow")
     export_checkpoint("dit_dh", tmp_path / "flow", tmp_path / "x.safetensors")
     config.flow.model.scan = True
-    structure = meta.unbox(jax.eval_shape(components.flow_init(config), jax.random.key(0)))
     for source in (tmp_path / "x.safetensors", tmp_path / "flow"):
-        loaded = load_weights(source, structure, "flow", components.module(config, "flow"))
+        loaded = component(config, "flow").load(source)
         jax.tree.map(np.testing.assert_array_equal, jax.tree.map(lambda x: x[0], loaded["blocks"]), params["blocks_0"])
 
 
 def test_an_official_file_of_another_architecture_is_refused_with_every_difference(tmp_path):
-    config, _, structure = tiny_weights(tmp_path, "decoder")
+    config, _ = tiny_weights(tmp_path, "decoder")
     export_checkpoint("rae_decoder", tmp_path / "decoder", tmp_path / "x.safetensors")
-    module = components.module(config, "decoder").clone(depth=5, mlp_dim=7)
+    config.decoder.model.update(depth=5, mlp_dim=7)
     with pytest.raises(
         ValueError, match=r"(?s)x.safetensors' does not fit config.decoder.model:.*depth is 5 .*mlp_dim is 7"
     ):
-        load_weights(tmp_path / "x.safetensors", structure, "decoder", module)
+        component(config, "decoder").load(tmp_path / "x.safetensors")
     with pytest.raises(ValueError, match="kind 'rae_decoder', which holds no VisionTransformer"):
-        load_weights(tmp_path / "x.safetensors", structure, "encoder", components.module(config, "encoder"))
+        component(config, "encoder").load(tmp_path / "x.safetensors")
 
 
 def test_a_part_of_a_whole_autoencoder_is_a_config_value(tmp_path):
     case = load_case("rae_mae")
     write_safetensors(tmp_path / "in.safetensors", case.weights)
     model = import_checkpoint("rpiae_stage1", str(tmp_path / "in.safetensors"), tmp_path / "rae", **TOKENIZER)
-    module = components.ViTDecoder(**model.architecture["decoder"])
-    part = load_weights(tmp_path / "rae", model.params["decoder"], "decoder", module)
+    module = ViTDecoder(**model.architecture["decoder"])
+    part = load_weights(tmp_path / "rae", model.params["decoder"], Origin("it", "the config"), module)
     jax.tree.map(np.testing.assert_array_equal, part, model.params["decoder"])
     exported = export_checkpoint("rae_decoder", tmp_path / "rae", tmp_path / "decoder.safetensors")
     assert_same(exported, case.weights_under("decoder."))
@@ -267,19 +259,18 @@ def test_a_part_of_a_whole_autoencoder_is_a_config_value(tmp_path):
 
 def test_statistics_of_channels_and_without_mean_are_spread_over_the_tokens(tmp_path):
     write_safetensors(tmp_path / "stats.safetensors", {"var": STATISTICS["var"][:, :1, :1]})
-    structure = components.stats_init(digits.get_config("tiny"))(None)
-    loaded = load_weights(tmp_path / "stats.safetensors", structure, "stats")
+    loaded = component(digits.get_config("tiny"), "stats").load(tmp_path / "stats.safetensors")
     np.testing.assert_array_equal(loaded["variance"], np.tile(STATISTICS["var"][:, 0, 0], (16, 1)))
     assert not loaded["mean"].any()
 
 
 def test_a_model_that_the_files_cannot_express_is_not_exported(tmp_path):
-    config, params, _ = tiny_weights(tmp_path, "decoder")
+    config, params = tiny_weights(tmp_path, "decoder")
     config.decoder.model.norm_epsilon = 1e-3
-    save_weights(tmp_path / "odd", params, {"stage": "decoder", "config": json.loads(config.to_json_best_effort())})
+    save_weights(tmp_path / "odd", params, {"component": "decoder", "config": json.loads(config.to_json_best_effort())})
     with pytest.raises(ValueError, match=r"norm_epsilon is 0.001, the file means 1e-12"):
         export_checkpoint("rae_decoder", tmp_path / "odd", tmp_path / "x.safetensors")
-    with pytest.raises(ValueError, match="stage 'decoder' trained, which is no model of kind 'dinov2'"):
+    with pytest.raises(ValueError, match="holds decoder, of which none is a model of kind 'dinov2'"):
         export_checkpoint("dinov2", tmp_path / "odd", tmp_path / "x.safetensors")
     assert not (tmp_path / "x.safetensors").exists()
 
@@ -298,7 +289,7 @@ def test_half_a_file_and_an_empty_one_are_refused_and_nothing_is_written(tmp_pat
 
 def test_a_weights_directory_that_does_not_say_what_it_holds_is_refused(tmp_path):
     save_weights(tmp_path / "weights", {"a": np.ones(3)}, {})
-    with pytest.raises(ValueError, match="says neither which kind"):
+    with pytest.raises(ValueError, match="names neither kind nor component"):
         export_checkpoint("rae_decoder", tmp_path / "weights", tmp_path / "x.safetensors")
 
 

@@ -8,9 +8,10 @@ import pytest
 from PIL import Image
 from scipy.linalg import sqrtm
 from sklearn.neighbors import NearestNeighbors
+from whole_autoencoder import autoencoder
 
 from configs import digits
-from rae_jax.components import catalogue as components
+from rae_jax.components.catalogue import component
 from rae_jax.evaluation.image_sets import open_images, stream_pairs
 from rae_jax.interop.weights import save_weights
 from rae_jax.sampling.samples import write_png_folder, write_samples
@@ -32,12 +33,12 @@ def sets(tmp_path_factory):
     """Two sets as files, one as a folder too, and a random encoder with features of both."""
     folder = tmp_path_factory.mktemp("sets")
     config = digits.get_config("tiny")
-    shapes = sharding.unbox(jax.eval_shape(components.encoder_init(config), jax.random.key(0)))
+    shapes = sharding.unbox(jax.eval_shape(component(config, "encoder").init, jax.random.key(0)))
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: 0.5 * rng.normal(size=x.shape).astype(np.float32), shapes)
-    save_weights(folder / "encoder", params, {"stage": "encoder"})
+    save_weights(folder / "encoder", params, {"component": "encoder"})
     images = {"a": some_images(0, 45), "b": some_images(3, 37)}
-    model, features = components.autoencoder(config), {}
+    model, features = autoencoder(config), {}
     for name, values in images.items():
         write_samples(folder / f"{name}.npz", values)
         tokens = jax.jit(lambda x: model.apply({"params": {"encoder": params}}, x, method="tokens"))(values / 255.0)

@@ -6,20 +6,21 @@ import sys
 import jax
 import numpy as np
 from runs import ROOT, environment
+from whole_autoencoder import autoencoder
 
 from configs import digits
-from rae_jax.components import catalogue as components
+from rae_jax.components.catalogue import component
 from rae_jax.data.sources import digits as digits_of
 from rae_jax.interop.checkpoint_files import read_safetensors
 from rae_jax.interop.statistics import import_statistics
-from rae_jax.interop.weights import load_weights, save_weights
+from rae_jax.interop.weights import save_weights
 from rae_jax.training import sharding
 
 
 def test_the_command_writes_exact_statistics_in_both_formats(tmp_path):
     config = digits.get_config("tiny")
-    encoder = sharding.unbox(components.encoder_init(config)(jax.random.key(0)))
-    save_weights(tmp_path / "encoder", encoder, {"stage": "encoder", "config": {}})
+    encoder = sharding.unbox(component(config, "encoder").init(jax.random.key(0)))
+    save_weights(tmp_path / "encoder", encoder, {"component": "encoder", "config": {}})
     command = [sys.executable, "-m", "tools.latent_statistics", "--config=configs/digits.py:tiny",
                f"--config.encoder.weights={tmp_path / 'encoder'}", f"--workdir={tmp_path / 'run'}",
                f"--official={tmp_path / 'stat.safetensors'}"]  # fmt: skip
@@ -28,12 +29,11 @@ def test_the_command_writes_exact_statistics_in_both_formats(tmp_path):
     )
     assert done.returncode == 0, done.stdout
     images = digits_of("train").images.astype(np.float32) / 255
-    tokens = jax.jit(lambda p, x: components.autoencoder(config).apply({"params": p}, x, method="tokens"))(
+    tokens = jax.jit(lambda p, x: autoencoder(config).apply({"params": p}, x, method="tokens"))(
         {"encoder": encoder}, images
     )
     tokens = np.asarray(tokens, np.float64)
-    structure = jax.eval_shape(components.stats_init(config), jax.random.key(0))
-    ours = load_weights(tmp_path / "run" / "stats" / "weights", structure, "stats")
+    ours = component(config, "stats").load(tmp_path / "run" / "stats" / "weights")
     np.testing.assert_allclose(ours["mean"], tokens.mean(0), atol=1e-5)
     np.testing.assert_allclose(ours["variance"], tokens.var(0), rtol=1e-4, atol=1e-7)
     official = import_statistics(read_safetensors(tmp_path / "stat.safetensors"))

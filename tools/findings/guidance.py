@@ -8,12 +8,15 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from configs import digits as experiment
+from rae_jax.components.catalogue import component
+from rae_jax.components.conditions import condition
+from rae_jax.components.latent_spaces import latent_space, stats
 from rae_jax.evaluation.evaluate import Features, in_batches, whole_epoch
 from rae_jax.evaluation.frechet import Moments, frechet_distance
 from rae_jax.evaluation.judge import train_judge
-from rae_jax.experiment.stages import Pipeline, open_sources
+from rae_jax.experiment.stages import Stages, open_sources
 from rae_jax.files import whole_file
-from rae_jax.sampling.batches import choose_labels, sample_batches
+from rae_jax.sampling.batches import sample_batches
 from rae_jax.sampling.generator import generator, guiding_component
 from rae_jax.training import sharding
 from rae_jax.training.progress import RunLog
@@ -63,25 +66,33 @@ class Sweep:
         config.update_from_flattened_dict(changes)
         mesh = sharding.make_mesh(config.mesh.to_dict())
         log = RunLog(self._workdir, active=False)
-        pipeline = Pipeline(config, {}, open_sources(config), self._workdir, mesh, log)
-        labels = choose_labels(config.sampling.labels, NUM_SAMPLES, config.flow.num_classes, config.seed)
-        generate, indices = generator(config, guide=guiding_component(config)), np.arange(NUM_SAMPLES)
+        stages, told = Stages(config, {}, open_sources(config), self._workdir, mesh, log), condition(config)
+        load, labels, guide = stages.weights.load, told.chosen(NUM_SAMPLES), guiding_component(config)
+        beside = {"stats": stats(config), **latent_space(config).decoding}
+        beside |= {guide: component(config, guide)} if guide else {}
         with sharding.use(mesh):
-            images = np.concatenate(
-                list(sample_batches(config, pipeline.load, mesh, labels, "flow", generate, indices))
+            batches = sample_batches(
+                generator(config, guide=guide),
+                load(component(config, "flow")),
+                {name: load(part) for name, part in beside.items()},
+                labels,
+                np.arange(NUM_SAMPLES),
+                seed=config.seed,
+                batch_size=config.sampling.batch_size,
+                mesh=mesh,
             )
+            images = np.concatenate(list(batches))
             if self._judges is None:
                 (train, train_labels), (held_out, held_out_labels) = (
-                    whole_epoch(pipeline.one_epoch(split, 250)) for split in ("train", "test")
+                    whole_epoch(stages.one_epoch(split, 250)) for split in ("train", "test")
                 )
-                features = Features(config, pipeline.load, mesh)
+                features = Features(config, load, mesh)
                 reference = Moments.of(in_batches(features.of, held_out, 250)).gaussian()
                 self._judges = train_judge(train, train_labels, held_out, held_out_labels), features, reference
             judge, features, reference = self._judges
             distance = frechet_distance(Moments.of(in_batches(features.of, images, 250)).gaussian(), reference)
-        unconditional = config.sampling.labels == "unconditional"
         seen = np.bincount(judge.predict(images), minlength=10) / len(images)
-        return Point(distance, None if unconditional else judge.agreement(images, labels), seen.tolist())
+        return Point(distance, None if told.unconditional else judge.agreement(images, labels), seen.tolist())
 
 
 def reproduce(workdir: Path, digits: Path) -> str:
@@ -90,13 +101,13 @@ def reproduce(workdir: Path, digits: Path) -> str:
     parts = from_digits(digits, "encoder", "decoder", "stats")
     flow = from_digits(digits, "flow")
     few = {"sampling.num_samples": 100} | {f"evaluation.{name}": False for name in experiment.get_config().evaluation}
-    run(workdir / "weak", "configs/digits.py", parts | flow | few | {"stages": "('guidance',)"})
+    run(workdir / "weak", "configs/digits.py", parts | flow | few | {"stages": "('guide',)"})
     without = {"flow.label_dropout": 1.0, "sampling.labels": "unconditional"}
     run(workdir / "unconditional", "configs/digits.py", parts | without | few | {"stages": "('flow',)"})
-    weak = str((workdir / "weak" / "guidance" / "weights").resolve())
-    sweep = Sweep(workdir, parts | flow | {"guidance.weights": weak})
+    weak = str((workdir / "weak" / "guide" / "weights").resolve())
+    sweep = Sweep(workdir, parts | flow | {"guide.weights": weak})
     plain = sweep.point("no guidance")
-    small = experiment.get_config().guidance
+    small = experiment.get_config().guide
     alone = sweep.point("the weak network alone", **{"flow.weights": weak, "flow.model": small.model})
     curves = {
         name: [

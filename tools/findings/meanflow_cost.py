@@ -9,7 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from configs import digits as digits_config
-from rae_jax.components import catalogue as components
+from rae_jax.components.generators import flow_map as flow_map_network
+from rae_jax.components.generators import velocity_network
+from rae_jax.components.latent_spaces import latent_space
 from rae_jax.flow.path import interpolate
 from rae_jax.objectives import meanflow
 from rae_jax.training import sharding
@@ -86,20 +88,20 @@ DERIVATIVES = {
 def _compiled(derivative: Any) -> tuple[Any, tuple[Any, ...]]:
     """Loss and gradients of one batch as an executable, and its arguments."""
     config = digits_config.get_config()
-    teacher, student = components.velocity_model(config), components.flow_map_model(config)
+    teacher, student = velocity_network(config), flow_map_network(config)
     keys = jax.random.split(jax.random.key(0), 5)
-    teacher_params = sharding.unbox(components.flow_init(config)(keys[0]))
-    params = sharding.unbox(components.flow_map_init(config)(keys[1]))
-    z, eps = (jax.random.normal(key, (BATCH_SIZE, *components.latent_shape(config))) for key in keys[2:4])
+    teacher_params = sharding.unbox(teacher.init(keys[0]))
+    params = sharding.unbox(student.init(keys[1]))
+    z, eps = (jax.random.normal(key, (BATCH_SIZE, *latent_space(config).shape)) for key in keys[2:4])
     r, t = jnp.sort(jax.random.uniform(keys[4], (2, BATCH_SIZE)), axis=0)
     labels = jnp.arange(BATCH_SIZE) % config.flow.num_classes
 
     def flow_map(params: Any, z: jax.Array, r: jax.Array, t: jax.Array, labels: jax.Array) -> jax.Array:
-        return student.apply({"params": params}, z, t, labels, r)
+        return student.apply(params, z, t, labels, r)
 
     def loss(params: Any, teacher_params: Any, z: jax.Array, eps: jax.Array) -> jax.Array:
         z_t = interpolate(z, eps, t)
-        v = teacher.apply({"params": teacher_params}, z_t, t, labels)
+        v = teacher.apply(teacher_params, z_t, t, labels)
         u, dudt = derivative(flow_map, params, z_t, v, r, t, labels)
         error = meanflow.squared_error(u, meanflow.target(v, dudt, r, t))
         return jnp.mean(meanflow.adaptive_loss(error, 1.0))

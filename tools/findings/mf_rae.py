@@ -13,13 +13,13 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 from configs import digits as digits_config
-from rae_jax.components import catalogue as components
+from rae_jax.components.generators import flow_map as flow_map_network
+from rae_jax.components.generators import time_shift
+from rae_jax.components.latent_spaces import latent_space
 from rae_jax.files import whole_file
 from rae_jax.flow.path import interpolate, velocity_target
 from rae_jax.flow.times import shift_times
-from rae_jax.interop.weights import load_weights
 from rae_jax.objectives.meanflow import exact_derivative, finite_difference
-from rae_jax.training import sharding
 from tools.findings.runs import ROOT, Run, from_digits, run
 
 CONFIG = "configs/digits.py"
@@ -181,17 +181,15 @@ def _draw_derivative_errors(digits: Path, path: Path) -> float:
 
 def derivative_errors(config: ConfigDict, digits: Path, dts: np.ndarray) -> np.ndarray:
     """Relative error of du/dt at each dt, over 256 points between noise and Gaussian latents."""
-    model = components.flow_map_model(config)
-    structure = sharding.unbox(jax.eval_shape(components.flow_map_init(config), jax.random.key(0)))
-    weights = from_digits(digits, "flow_map")["flow_map.weights"]
-    params = load_weights(Path(weights), structure, "flow_map", model)
+    network = flow_map_network(config)
+    params = network.load(from_digits(digits, "flow_map")["flow_map.weights"])
     data_key, noise_key, time_key = jax.random.split(jax.random.key(0), 3)
-    z, eps = (jax.random.normal(key, (256, *components.latent_shape(config))) for key in (data_key, noise_key))
-    r, t = jnp.sort(shift_times(jax.random.uniform(time_key, (2, 256)), components.time_shift(config)), axis=0)
+    z, eps = (jax.random.normal(key, (256, *latent_space(config).shape)) for key in (data_key, noise_key))
+    r, t = jnp.sort(shift_times(jax.random.uniform(time_key, (2, 256)), time_shift(config)), axis=0)
     arguments = (interpolate(z, eps, t), velocity_target(z, eps), r, t, jnp.arange(256) % config.flow.num_classes)
 
     def flow_map(params: Any, z: jax.Array, r: jax.Array, t: jax.Array, labels: jax.Array) -> jax.Array:
-        return model.apply({"params": params}, z, t, labels, r)
+        return network.apply(params, z, t, labels, r)
 
     _, exact = jax.jit(lambda params: exact_derivative(flow_map, params, *arguments))(params)
     difference = jax.jit(lambda params, dt: finite_difference(flow_map, params, *arguments, dt)[1])

@@ -16,7 +16,10 @@ from ml_collections import ConfigDict
 from sklearn.decomposition import PCA
 
 from configs import digits_rac
-from rae_jax.components import catalogue as components
+from rae_jax.components.catalogue import component
+from rae_jax.components.conditions import ClassCondition
+from rae_jax.components.encoders import tokens_of
+from rae_jax.components.latent_spaces import coder, teacher
 from rae_jax.data.batches import evaluation_batches, training_batches
 from rae_jax.data.sources import open_source
 from rae_jax.data.transforms import transform
@@ -25,12 +28,11 @@ from rae_jax.evaluation.frechet import Gaussian, Moments, frechet_distance
 from rae_jax.evaluation.image_quality import psnr
 from rae_jax.evaluation.judge import train_judge
 from rae_jax.flow import both_ways
-from rae_jax.interop.weights import load_weights, save_weights
+from rae_jax.interop.weights import save_weights
 from rae_jax.models.autoencoder import to_uint8
 from rae_jax.models.coder import decode, encode, image_of, velocity_function
 from rae_jax.models.kl_vae import to_map
 from rae_jax.objectives.catalogue import OBJECTIVES
-from rae_jax.sampling.batches import choose_labels
 from rae_jax.sampling.generator import generator, sample_keys
 from rae_jax.training import sharding
 from tools.findings.runs import run
@@ -59,22 +61,19 @@ class Bench:
         self.parts = {name: self.load(name) for name in ("encoder", "teacher", "coder", "stats", "flow")}
         self.train, self.train_labels = self.images("train")
         self.test, self.test_labels = self.images("test")
-        teacher, autoencoder = components.teacher(self.config), components.autoencoder(self.config)
+        kl_vae, to_tokens = teacher(self.config), tokens_of(self.config)
 
         @jax.jit
         def latents(images: jax.Array) -> jax.Array:
-            return teacher.apply({"params": self.parts["teacher"]}, images / 255.0, method="encode").mode()
+            return kl_vae.apply(self.parts["teacher"], images / 255.0, method="encode").mode()
 
         @jax.jit
         def mean_token(images: jax.Array) -> jax.Array:
-            parameters = {"params": {"encoder": self.parts["encoder"]}}
-            return jnp.mean(autoencoder.apply(parameters, images / 255.0, method="tokens"), axis=1)
+            return jnp.mean(to_tokens(self.parts["encoder"], images / 255.0), axis=1)
 
         self.mean_token, self.z = mean_token, latents(self.test.astype(np.float32))
         self.reference = self.features(self.test)
-        self.teacher_decode = jax.jit(
-            lambda z: to_uint8(teacher.apply({"params": self.parts["teacher"]}, z, method="decode"))
-        )
+        self.teacher_decode = jax.jit(lambda z: to_uint8(kl_vae.apply(self.parts["teacher"], z, method="decode")))
 
     def configured(self, **changes: Any) -> ConfigDict:
         """The pipeline's config with these fields of the coder changed, and a constant learning rate."""
@@ -85,8 +84,7 @@ class Bench:
 
     def load(self, name: str) -> Any:
         """A component's weights."""
-        structure = sharding.unbox(jax.eval_shape(components.initializers(self.config)[name], jax.random.key(0)))
-        return load_weights(self.pipeline / name / "weights", structure, name)
+        return component(self.config, name).load(self.pipeline / name / "weights")
 
     def images(self, split: str) -> tuple[np.ndarray, np.ndarray]:
         """All images of a split and their labels."""
@@ -109,7 +107,6 @@ class Bench:
         config = self.configured(**changes)
         lengths = [n for n in LENGTHS if n <= length]
         folders = {n: self.pipeline.parent / "coders" / name.replace(" ", "_") / str(n) for n in lengths}
-        structure = sharding.unbox(jax.eval_shape(components.coder_init(config), jax.random.key(0)))
         if not folders[length].exists():
             objective = OBJECTIVES[config.coder.objective](config, "coder")
             crop = transform("center_crop", config.data.image_size)
@@ -125,19 +122,21 @@ class Bench:
                 state, _ = step(state, next(batches))
                 if n in folders:
                     save_weights(
-                        folders[n], jax.device_get(state.ema_params), {"stage": "coder", "variant": name, "steps": n}
+                        folders[n],
+                        jax.device_get(state.ema_params),
+                        {"component": "coder", "variant": name, "steps": n},
                     )
             print(f"{name}: {length} steps", flush=True)
-        return {n: load_weights(folder, structure, "coder") for n, folder in folders.items()}
+        return {n: coder(config).load(folder) for n, folder in folders.items()}
 
     def decoded(self, params: Any, num_steps: int) -> jax.Array:
         """The held-out digits decoded from the teacher's latents, uint8."""
-        model = components.coder(self.config)
+        model = coder(self.config).module
         return jax.jit(lambda p, z: to_uint8(decode(model, p, z, num_steps)))(params, self.z)
 
     def encoded(self, params: Any, num_steps: int) -> jax.Array:
         """The latents that the reversed flow finds for the held-out digits."""
-        model = components.coder(self.config)
+        model = coder(self.config).module
         return jax.jit(lambda p, x: encode(model, p, x / 255.0, num_steps))(params, self.test.astype(np.float32))
 
     def latent_error(self, z: jax.Array) -> float:
@@ -207,14 +206,14 @@ def reproduce(workdir: Path, digits: Path) -> str:
 
 def round_trip(bench: Bench, params: Any, num_steps: int) -> jax.Array:
     """Images from the coder's own latents of the held-out digits."""
-    model = components.coder(bench.config)
+    model = coder(bench.config).module
     return jax.jit(lambda p, z: decode(model, p, z, num_steps))(params, bench.encoded(params, num_steps))
 
 
 def generated(bench: Bench) -> str:
     """The table of generated latents by decoder."""
     judge = train_judge(bench.train, bench.train_labels, bench.test, bench.test_labels)
-    labels = choose_labels("equal", 500, 10, 0)
+    labels = ClassCondition(10).chosen(500)
     rows = {}
     for name, autoencoder, num_steps in (
         *((f"coder, {k} step{'s' if k > 1 else ''}", "rac", k) for k in (1, 4, 8)),
@@ -233,7 +232,7 @@ def generated(bench: Bench) -> str:
 
 def figures(bench: Bench, params: Any) -> None:
     """Writes docs/rac_trajectories.png and docs/rac_pca.png."""
-    model, times = components.coder(bench.config), both_ways.uniform_grid(4)
+    model, times = coder(bench.config).module, both_ways.uniform_grid(4)
     velocity = velocity_function(model, params)
     first, last = model.latent_state(to_map(bench.z)), model.image_state(bench.test.astype(np.float32) / 255.0)
     down = jax.jit(lambda s: both_ways.decode(velocity, s, times, trajectory=True))(first)

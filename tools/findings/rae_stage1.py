@@ -8,10 +8,12 @@ import numpy as np
 from PIL import Image
 
 from configs import photographs
-from rae_jax.components import catalogue as components
+from rae_jax.components.decoders import decoder as decoder_component
+from rae_jax.components.decoders import images_of
+from rae_jax.components.encoders import encoder as encoder_component
+from rae_jax.components.encoders import tokens_of
 from rae_jax.evaluation.image_quality import psnr
 from rae_jax.interop.lpips import pretrained
-from rae_jax.interop.weights import load_weights
 from rae_jax.models.autoencoder import to_uint8
 from rae_jax.models.lpips import LPIPS
 from rae_jax.training import sharding
@@ -77,16 +79,13 @@ class Judge:
     def __init__(self, encoder: Path, images: np.ndarray):
         self._config = photographs.get_config()
         self._images, self._lpips = jnp.asarray(images), pretrained("vgg16")
-        autoencoder = components.autoencoder(self._config)
-        module = components.module(self._config, "encoder")
-        structure = sharding.unbox(jax.eval_shape(components.encoder_init(self._config), jax.random.key(0)))
-        params = load_weights(encoder, structure, "encoder", module)
+        to_tokens, to_images = tokens_of(self._config), images_of(self._config)
         images = self._images / 255.0
-        self._tokens = jax.jit(lambda p: autoencoder.apply({"params": {"encoder": p}}, images, method="tokens"))(params)
+        self._tokens = jax.jit(to_tokens)(encoder_component(self._config).load(encoder), images)
 
         @jax.jit
         def judge(decoder, lpips, tokens):
-            decoded = to_uint8(autoencoder.apply({"params": {"decoder": decoder}}, tokens, method="decode"))
+            decoded = to_uint8(to_images(decoder, tokens))
             distance = LPIPS("vgg16").apply({"params": lpips}, images * 2 - 1, decoded / 127.5 - 1)
             return jnp.mean(psnr(self._images, decoded)), jnp.mean(distance)
 
@@ -94,12 +93,8 @@ class Judge:
 
     def of(self, decoder: Path | None) -> tuple[float, ...]:
         """PSNR and LPIPS from clean latents, then from noisy ones; of the untrained decoder if `decoder` is None."""
-        init = components.decoder_init(self._config)
-        if decoder is None:
-            params = sharding.unbox(init(jax.random.key(0)))
-        else:
-            structure = sharding.unbox(jax.eval_shape(init, jax.random.key(0)))
-            params = load_weights(decoder, structure, "decoder", components.module(self._config, "decoder"))
+        part = decoder_component(self._config)
+        params = sharding.unbox(part.init(jax.random.key(0))) if decoder is None else part.load(decoder)
         noisy = self._tokens + SIGMA * jax.random.normal(jax.random.key(1), self._tokens.shape)
         return tuple(float(x) for tokens in (self._tokens, noisy) for x in self._judge(params, self._lpips, tokens))
 

@@ -7,11 +7,10 @@ import jax
 import numpy as np
 
 from configs import digits as digits_config
-from rae_jax.components import catalogue as components
+from rae_jax.components.encoders import encoder as encoder_component
+from rae_jax.components.encoders import tokens_of
 from rae_jax.evaluation.frechet import Moments, frechet_distance
-from rae_jax.interop.weights import load_weights
 from rae_jax.sampling.samples import read_samples
-from rae_jax.training import sharding
 from tools.findings.runs import Run, from_digits, run
 
 CONFIG = "configs/digits_rpiae.py"
@@ -47,10 +46,8 @@ class Judge:
 
     def __init__(self, encoder: str, held_out: np.ndarray):
         config = digits_config.get_config()
-        autoencoder, module = components.autoencoder(config), components.module(config, "encoder")
-        structure = sharding.unbox(jax.eval_shape(components.encoder_init(config), jax.random.key(0)))
-        params = {"params": {"encoder": load_weights(encoder, structure, "encoder", module)}}
-        self._features = jax.jit(lambda images: autoencoder.apply(params, images / 255.0, method="tokens").mean(axis=1))
+        params, to_tokens = encoder_component(config).load(encoder), tokens_of(config)
+        self._features = jax.jit(lambda images: to_tokens(params, images / 255.0).mean(axis=1))
         self._reference = self._gaussian(held_out)
 
     def _gaussian(self, images: np.ndarray) -> Any:

@@ -1,0 +1,120 @@
+"""Conditions: what a generator is told.
+
+A condition is a tree of arrays with a row for each sample, `[B, ...]`. Objectives, samplers, guidance, evaluation and
+pictures pass it on without looking inside; the generator's own embedder does. What can be asked of conditions of one
+kind is gathered here, a class a kind.
+"""
+
+import dataclasses
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+Condition = Any
+CHOICES = ("equal", "random", "unconditional")
+SHOWN_CLASSES, SHOWN_OF_EACH, SHOWN_UNCONDITIONAL = 10, 8, 32  # samples in a picture that is taken while training
+
+
+def drop(key: jax.Array, condition: Condition, null: Condition, probability: float) -> Condition:
+    """`condition` with each row replaced by that of `null` with the given probability, decided row by row."""
+    rows = jax.tree.leaves(condition)[0].shape[0]
+    dropped = jax.random.bernoulli(key, probability, (rows,))
+    return jax.tree.map(lambda c, n: jnp.where(dropped.reshape(-1, *(1,) * (c.ndim - 1)), n, c), condition, null)
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassCondition:
+    """Told a class, or none: the condition is the labels, int32 `[B]`, and `num_classes` is the null label.
+
+    Attributes:
+      num_classes: classes beside the null; 0 if the images have none.
+      choice: the classes that samples are asked for. "equal": in order of class, as many of each as divide evenly (the
+        first classes get the rest). "random": each fixed by (seed, sample index). "unconditional": none.
+      seed: of the random choice.
+
+    Raises:
+      ValueError: `choice` is none of these, or there are no classes to choose from.
+    """
+
+    num_classes: int
+    choice: str = "equal"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.num_classes < 0:
+            raise ValueError(
+                f"flow.num_classes={self.num_classes} is neither a number of classes nor -1, that of the data"
+            )
+        if self.choice not in CHOICES:
+            raise ValueError(f"sampling.labels={self.choice!r} is not one of {CHOICES}")
+        if self.num_classes == 0 and not self.unconditional:
+            raise ValueError(f"sampling.labels={self.choice!r}, but there are no classes; set it to 'unconditional'")
+
+    @property
+    def unconditional(self) -> bool:
+        """Whether samples are asked for without a class."""
+        return self.choice == "unconditional"
+
+    @property
+    def example(self) -> jax.ShapeDtypeStruct:
+        """The condition of a batch of one."""
+        return jax.ShapeDtypeStruct((1,), jnp.int32)
+
+    def of_batch(self, batch: dict[str, jax.Array]) -> jax.Array:
+        """What the images of a batch would be asked for by."""
+        return batch["label"]
+
+    def null(self, condition: jax.Array) -> jax.Array:
+        """As many nulls as `condition` has rows."""
+        return jnp.full_like(condition, self.num_classes)
+
+    def chosen(self, num_samples: int) -> np.ndarray:
+        """What samples `[num_samples]` are asked for, on the host."""
+        if self.choice == "equal":
+            return np.sort(np.arange(num_samples) % self.num_classes).astype(np.int32)
+        if self.unconditional:
+            return np.full(num_samples, self.num_classes, np.int32)
+        key = jax.random.fold_in(jax.random.key(self.seed), zlib.crc32(b"labels"))
+        draw = jax.vmap(lambda i: jax.random.randint(jax.random.fold_in(key, i), (), 0, self.num_classes))
+        return np.asarray(draw(np.arange(num_samples)), np.int32)
+
+    def asked(self, names: Sequence[str]) -> np.ndarray:
+        """The condition `[len(names)]` that a user's words ask for: numbers of classes.
+
+        Raises:
+          ValueError: there is no such class.
+        """
+        unknown = [name for name in names if not (name.strip().isdigit() and int(name) < self.num_classes)]
+        if unknown:
+            raise ValueError(f"there are no classes {', '.join(unknown)}, but 0 to {self.num_classes - 1}")
+        return np.array([int(name) for name in names], np.int32)
+
+    def shown(self) -> np.ndarray:
+        """A few, for pictures that are taken while a stage trains: of the first classes, or of none."""
+        if self.unconditional:
+            return np.full(SHOWN_UNCONDITIONAL, self.num_classes, np.int32)
+        return np.repeat(np.arange(min(self.num_classes, SHOWN_CLASSES), dtype=np.int32), SHOWN_OF_EACH)
+
+    def groups(self, condition: np.ndarray) -> list[tuple[str, np.ndarray]]:
+        """How a picture is laid out: for each row its caption and the samples in it; empty without classes."""
+        if self.unconditional:
+            return []
+        return [(str(label), np.flatnonzero(condition == label)) for label in np.unique(condition)]
+
+    def arrays(self, condition: np.ndarray) -> dict[str, np.ndarray]:
+        """What a file of samples says of what was asked for, by name."""
+        return {} if self.unconditional else {"labels": condition}
+
+
+def condition(config: ConfigDict) -> ClassCondition:
+    """What the config's generators are told.
+
+    Raises:
+      ValueError: see `ClassCondition`.
+    """
+    return ClassCondition(config.flow.num_classes, config.sampling.labels, config.seed)

@@ -1,0 +1,76 @@
+"""Generators: the networks that predict velocities and mean velocities in latent space."""
+
+import math
+
+from flax import linen as nn
+from ml_collections import ConfigDict
+
+from rae_jax.components.component import Component, of_module, spec
+from rae_jax.components.conditions import condition
+from rae_jax.components.encoders import tokens_shape
+from rae_jax.components.latent_spaces import latent_space
+from rae_jax.flow.times import dimension_shift
+from rae_jax.models.alignment import AlignmentProjector
+from rae_jax.models.dit_dh import DiTDH
+from rae_jax.models.lightning_dit import LightningDiT
+
+FAMILIES = {"dit_dh": DiTDH, "lightning_dit": LightningDiT}
+# The kinds of official files: of velocity networks, and of flow maps.
+KINDS = {"dit_dh": ("dit_dh", "mf_dit_dh"), "lightning_dit": ("lightning_dit", "")}
+
+
+def velocity_network(config: ConfigDict, name: str = "flow") -> Component:
+    """The network `(z, t, condition) -> velocity` of the section `name`: "flow", or "guide", AutoGuidance's weak one.
+
+    Raises:
+      ValueError: an unknown family, or no architecture.
+    """
+    return _network(config, name, config[name], flow_map=False)
+
+
+def flow_map(config: ConfigDict, name: str = "flow_map") -> Component:
+    """The network `(z, t, condition, r) -> mean velocity`: the velocity network with the second time."""
+    return _network(config, name, config.flow, flow_map=True)
+
+
+def _network(config: ConfigDict, name: str, section: ConfigDict, *, flow_map: bool) -> Component:
+    described = "flow" if flow_map else name
+    if section.family not in FAMILIES:
+        raise ValueError(f"{described}.family={section.family!r} is not one of {list(FAMILIES)}")
+    if not section.model:
+        raise ValueError(f"{described}.model is empty; it is to be what {section.family} of configs/base.py returns")
+    (num_tokens, channels), told = latent_space(config).shape, condition(config)
+
+    def make(dtype: object) -> nn.Module:
+        return FAMILIES[section.family](
+            grid_size=math.isqrt(num_tokens),
+            in_channels=channels,
+            num_classes=told.num_classes,
+            flow_map=flow_map,
+            dtype=dtype,
+            **fields,
+        )
+
+    fields = section.model.to_dict()
+    inputs = [spec(num_tokens, channels), spec(), told.example] + [spec()] * flow_map
+    kind = KINDS[section.family][flow_map]
+    return of_module(config, name, make, *inputs, kind=kind, described_by=f"config.{described}.model")
+
+
+def alignment_projector(config: ConfigDict) -> Component:
+    """What takes a generator's tokens to those of the encoder (REPA); trained beside it and dropped."""
+    tokens, features = tokens_shape(config)
+    hidden = config.flow.alignment_width
+    return of_module(
+        config,
+        "flow",
+        lambda dtype: AlignmentProjector(features, hidden, dtype=dtype),
+        spec(tokens, config.flow.model.width),
+        kind="",
+        described_by="config.flow.alignment_width",
+    )
+
+
+def time_shift(config: ConfigDict) -> float:
+    """The dimension-dependent shift of the time grid (RAE, Section 4)."""
+    return dimension_shift(math.prod(latent_space(config).shape), config.flow.shift_base)

@@ -1,0 +1,69 @@
+"""The flags that name an experiment, its working directory and its processes: of `main` and of the tools."""
+
+import re
+import sys
+from pathlib import Path
+
+import jax
+from absl import app, flags
+from ml_collections import ConfigDict, config_flags
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: a file that defines get_config().")
+WORKDIR = flags.DEFINE_string("workdir", "", "Where the run keeps its files; runs/<config name> by default.")
+DISTRIBUTED = flags.DEFINE_bool(
+    "distributed",
+    False,
+    "One run over several processes, each started with this flag; on TPU pods, Slurm and GKE they find "
+    "each other, elsewhere the next three flags say where they are.",
+)
+COORDINATOR = flags.DEFINE_string("coordinator_address", None, "HOST:PORT of the first process.")
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes there are.")
+PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
+
+
+def config() -> ConfigDict:
+    """The experiment that the flags name, with the fields that they set.
+
+    Raises:
+      UsageError: none is named.
+    """
+    if CONFIG.value is None:
+        raise app.UsageError("--config=FILE is missing; try --config=configs/digits.py")
+    return CONFIG.value
+
+
+def config_file() -> str:
+    """The file of the experiment, with its variant if one is named."""
+    return config_flags.get_config_filename(flags.FLAGS["config"])
+
+
+def workdir() -> Path:
+    """The working directory."""
+    return Path(WORKDIR.value or Path("runs") / re.sub(r"\.py:?", "_", Path(config_file()).name).strip("_"))
+
+
+def connect() -> None:
+    """Joins the processes of a run, if the flags say that there are several."""
+    if DISTRIBUTED.value:
+        jax.distributed.initialize(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
+
+
+def parse(arguments: list[str]) -> list[str]:
+    """Reads the flags; a field that the config does not have is named, with the nearest one that it has."""
+    try:
+        rest = flags.FLAGS(arguments)
+    except flags.Error as error:
+        sys.exit(f"error: {error}")
+    except (AttributeError, KeyError) as error:
+        text = str(error).replace("\\n", "\n").replace("\\", "").strip("\"' ")  # ml_collections quotes twice
+        name, _, hint = text.partition("\n")
+        name = name.strip("\"' ")
+        given = [a.split("=")[0] for a in arguments if name in a.split("=")[0].lstrip("-").split(".")]
+        where = given[0] if given else "the config file"
+        sys.exit(f"error: {where}: there is no field {name!r}. {hint}".strip())
+    if CONFIG.present:
+        path = Path(config_file().split(":")[0])
+        if not path.is_file():
+            known = sorted(str(p) for p in Path("configs").glob("*.py") if p.stem not in ("__init__", "base"))
+            sys.exit(f"error: --config: there is no file {path}; the experiments are {', '.join(known)}")
+    return rest

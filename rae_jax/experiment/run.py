@@ -1,0 +1,58 @@
+"""Opens a run: checks its config, takes its working directory, and hands out its stages on its mesh."""
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from rae_jax.evaluation.report import write_environment, write_report
+from rae_jax.experiment.configuration import check, take_classes_of_data
+from rae_jax.experiment.stages import Stages, open_sources
+from rae_jax.experiment.workdir import locked, remember
+from rae_jax.training import sharding
+from rae_jax.training.progress import RunLog, open_wandb
+
+SecondsAtPeak = Callable[[ConfigDict, str, jax.sharding.Mesh], float | None]
+
+
+@contextlib.contextmanager
+def open_run(
+    config: ConfigDict,
+    file: str,
+    workdir: Path,
+    *,
+    images: bool = True,
+    wandb: str = "",
+    seconds_at_peak: SecondsAtPeak = lambda config, stage, mesh: None,
+) -> Iterator[Stages]:
+    """The stages of the run of `config` in `workdir`, while nobody else has it.
+
+    Args:
+      file: of the config, for messages.
+      images: whether the data are needed; generation does without.
+      wandb: a project of Weights & Biases that gets metrics and pictures too.
+      seconds_at_peak: how long the devices would need for a stage's step at their peak, where that is known.
+
+    Raises:
+      ValueError: the config cannot work, its data are broken, or the working directory is another run's.
+    """
+    take_classes_of_data(config, workdir)
+    check(config, file=file, num_devices=jax.device_count())
+    sources = open_sources(config) if images else {}
+    first = jax.process_index() == 0
+    with locked(workdir) if first else contextlib.nullcontext():
+        plain = remember(config, workdir, file=file, write=first)
+        if first:
+            write_environment(workdir)
+        service = open_wandb(wandb, workdir, plain) if wandb and first else None
+        log = RunLog(workdir, active=first, report=functools.partial(write_report, workdir), wandb=service)
+        mesh = sharding.make_mesh(config.mesh.to_dict())
+        at_peak = functools.partial(seconds_at_peak, config, mesh=mesh)
+        try:
+            with sharding.use(mesh):
+                yield Stages(config, plain, sources, workdir, mesh, log, at_peak)
+        finally:
+            log.close()

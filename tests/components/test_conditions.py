@@ -1,0 +1,67 @@
+"""What a generator is told: which classes are sampled, what stands for none, and what is dropped in training."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rae_jax.components.conditions import ClassCondition, drop
+
+
+def test_equal_labels_are_in_order_and_as_even_as_can_be():
+    assert ClassCondition(3).chosen(7).tolist() == [0, 0, 0, 1, 1, 2, 2]
+    assert np.bincount(ClassCondition(1000).chosen(50_000)).tolist() == [50] * 1000
+
+
+def test_a_random_label_is_fixed_by_seed_and_index_alone():
+    told = ClassCondition(10, "random", seed=5)
+    few, many = told.chosen(40), told.chosen(4000)
+    np.testing.assert_array_equal(few, many[:40])
+    assert (ClassCondition(10, "random", seed=6).chosen(40) != few).any()
+    counts = np.bincount(many, minlength=10)
+    assert counts.sum() == 4000 and np.abs(counts - 400).max() < 100  # five standard deviations
+
+
+def test_unconditional_samples_are_all_of_the_null_label_and_say_nothing_of_it():
+    told = ClassCondition(10, "unconditional")
+    assert told.chosen(3).tolist() == [10] * 3 and set(told.shown().tolist()) == {10}
+    assert told.arrays(told.chosen(3)) == {} and told.groups(told.chosen(3)) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((10, "even"), r"sampling\.labels='even' is not one of"),
+        ((0, "equal"), "there are no classes; set it to 'unconditional'"),
+        ((-1, "equal"), r"flow\.num_classes=-1 is neither"),
+    ],
+)
+def test_another_choice_is_refused_by_name(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        ClassCondition(*arguments)
+
+
+def test_what_a_user_asks_for_is_a_class_that_there_is():
+    told = ClassCondition(10)
+    assert told.asked(["3", "7"]).tolist() == [3, 7]
+    for words in (["10"], ["-1"], ["cat"], ["1", ""]):
+        with pytest.raises(ValueError, match=r"there are no classes .*, but 0 to 9"):
+            told.asked(words)
+
+
+def test_pictures_have_a_row_for_each_class_in_order():
+    groups = ClassCondition(10).groups(np.array([7, 2, 7, 2, 2]))
+    assert [(caption, members.tolist()) for caption, members in groups] == [("2", [1, 3, 4]), ("7", [0, 2])]
+
+
+def test_a_share_of_the_rows_is_dropped_whole_whatever_the_condition_is_made_of():
+    rows = 4000
+    asked = {"label": jnp.arange(rows), "text": jnp.ones((rows, 3, 2))}
+    null = {"label": jnp.full(rows, -1), "text": jnp.zeros((rows, 3, 2))}
+    told = drop(jax.random.key(0), asked, null, 0.25)
+    dropped = np.asarray(told["label"]) == -1
+    assert abs(dropped.mean() - 0.25) < 0.03  # four standard deviations
+    np.testing.assert_array_equal(told["label"][~dropped], np.arange(rows)[~dropped])
+    np.testing.assert_array_equal(told["text"], np.broadcast_to(~dropped[:, None, None], (rows, 3, 2)))
+    for probability, expected in ((0.0, asked), (1.0, null)):
+        jax.tree.map(np.testing.assert_array_equal, drop(jax.random.key(1), asked, null, probability), expected)
