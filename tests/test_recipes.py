@@ -126,9 +126,9 @@ OURS = {
         "flow.train.ema_decay": 0.9999,  # 0.9995
         "flow.train.optimizer.shape": "constant",  # a prefix of the fall over 800 epochs
         # The guide is the generator itself after 20 epochs.
-        "guidance.train.ema_decay": 0.9999, "guidance.model.width": 384, "guidance.model.depth": 12,
-        "guidance.train.optimizer.learning_rate": 2e-4, "guidance.train.batch_size": 1024,
-        "guidance.time_distribution": "logit_normal", "guidance.label_dropout": 0.1,
+        "guide.train.ema_decay": 0.9999, "guide.model.width": 384, "guide.model.depth": 12,
+        "guide.train.optimizer.learning_rate": 2e-4, "guide.train.batch_size": 1024,
+        "guide.time_distribution": "logit_normal", "guide.label_dropout": 0.1,
         "sampling.num_steps": 49,  # 249
     },
     "rpiae_dinov2b_vitxl": {
