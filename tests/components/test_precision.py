@@ -1,0 +1,78 @@
+"""float32 is float32 on a TPU too: how exactly every product of a step is asked for, by the dtype of its component."""
+
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from configs import digits, digits_rac, digits_rpiae
+from rae_jax.components.catalogue import component
+from rae_jax.experiment.configuration import example_batch
+from rae_jax.objectives.catalogue import OBJECTIVES
+from rae_jax.training.sharding import unbox
+
+HIGHEST, HIGH, DEFAULT = jax.lax.Precision.HIGHEST, jax.lax.Precision.HIGH, jax.lax.Precision.DEFAULT
+EXPERIMENTS = {"digits": digits, "digits_rpiae": digits_rpiae, "digits_rac": digits_rac}
+STAGES = [(name, stage) for name, file in EXPERIMENTS.items() for stage in file.get_config("tiny").stages]
+
+
+def products(jaxpr) -> Iterator[tuple[jnp.dtype, jax.lax.Precision]]:
+    """The dtype and the precision of every matrix product and convolution of a program, loops and branches included."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name in ("dot_general", "conv_general_dilated"):
+            precision = equation.params["precision"]
+            precision = precision[0] if isinstance(precision, tuple) else precision
+            yield equation.invars[0].aval.dtype, precision or DEFAULT
+        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, "jaxpr")):
+            if hasattr(inner, "jaxpr") or hasattr(inner, "eqns"):
+                yield from products(getattr(inner, "jaxpr", inner))
+
+
+def of_step(config, stage: str) -> set[tuple[str, jax.lax.Precision]]:
+    objective = OBJECTIVES[config[stage].objective](config, stage)
+    batch, key = example_batch(config, stage, objective), jax.random.key(0)
+
+    state = unbox(jax.eval_shape(objective.init, key, batch))
+    state = state.replace(frozen={name: part.structure() for name, part in objective.frozen.items()})
+    program = jax.make_jaxpr(objective.train_step)(state, batch)
+    return {(str(dtype), precision) for dtype, precision in products(program.jaxpr)}
+
+
+@pytest.mark.parametrize(("name", "stage"), STAGES)
+def test_every_float32_product_of_a_step_is_exact(name, stage):
+    assert of_step(EXPERIMENTS[name].get_config("tiny"), stage) == {("float32", HIGHEST)}
+
+
+def test_so_is_every_product_of_a_decoder_that_learns_against_a_discriminator():
+    config = digits.get_config("tiny")
+    config.lpips.network = "alexnet"
+    config.decoder.loss.lpips_weight, config.decoder.loss.gan_weight = 1.0, 0.75
+    config.discriminator.model.update(image_size=32, width=16, depth=1, num_heads=2, mlp_dim=32, key_depths=(0,))
+    assert of_step(config, "decoder") == {("float32", HIGHEST)}
+
+
+def test_bfloat16_is_one_pass_and_the_encoder_beside_it_may_be_float32():
+    config = digits.get_config("tiny")
+    config.dtype, config.encoder.dtype = "bfloat16", "float32"
+    found = of_step(config, "flow")
+    assert ("bfloat16", DEFAULT) in found and ("float32", HIGHEST) in found and ("bfloat16", HIGHEST) not in found
+
+
+def test_float32_in_three_passes_is_a_choice_by_name():
+    config = digits.get_config("tiny")
+    config.flow.dtype = "bfloat16_3x"
+    network = component(config, "flow")
+    params = network.structure()
+    arguments = (jnp.zeros((1, 16, 16)), jnp.zeros(1), jnp.zeros(1, jnp.int32))
+    program = jax.make_jaxpr(jax.grad(lambda p: jnp.sum(network.apply(p, *arguments))))(params)
+    assert {precision for _, precision in products(program.jaxpr)} <= {HIGH, HIGHEST}
+    assert HIGH in {precision for _, precision in products(program.jaxpr)}
+
+
+@pytest.mark.parametrize("field", ["dtype", "flow.dtype"])
+def test_another_dtype_is_refused_by_its_field(field):
+    config = digits.get_config("tiny")
+    config.update_from_flattened_dict({field: "float16"})
+    with pytest.raises(ValueError, match=rf"^{field}='float16' is not one of \['float32', 'bfloat16_3x', 'bfloat16'\]"):
+        component(config, "flow")
