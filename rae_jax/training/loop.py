@@ -25,7 +25,7 @@ from rae_jax.training.state import TrainState
 PROFILED_STEPS = 3
 
 
-class Batches(Protocol):
+class BatchStream(Protocol):
     """Batches already on the devices, with the position that a checkpoint must hold to continue after them."""
 
     seconds_waited: float
@@ -84,7 +84,7 @@ def fit(
     stage: str,
     total_steps: int,
     key: jax.Array,
-    batches: Batches,
+    batches: BatchStream,
     example: dict[str, jax.ShapeDtypeStruct],
     frozen: dict[str, Any],
     load_initial: Callable[[], dict[str, Any]],
@@ -300,18 +300,18 @@ class _Watch:
 class _Window:
     """Times the steps between two reports."""
 
-    def __init__(self, step: int, batches: Batches, seconds_at_peak: float | None):
+    def __init__(self, step: int, batches: BatchStream, seconds_at_peak: float | None):
         self._seconds_at_peak = seconds_at_peak
         self._open(step, batches)
 
-    def _open(self, step: int, batches: Batches) -> None:
+    def _open(self, step: int, batches: BatchStream) -> None:
         self._step, self._time, self._waited = step, time.monotonic(), batches.seconds_waited
 
     def leave_out(self, seconds: float) -> None:
         """The run has spent `seconds` on something else."""
         self._time += seconds
 
-    def close(self, step: int, batches: Batches, batch_size: int, total_steps: int) -> dict[str, float]:
+    def close(self, step: int, batches: BatchStream, batch_size: int, total_steps: int) -> dict[str, float]:
         steps, seconds = step - self._step, time.monotonic() - self._time
         values = {
             "step_seconds": seconds / steps,
