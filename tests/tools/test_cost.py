@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from configs import dith_xl, mf_rae_mfd_256
-from rae_jax.components.catalogue import spec
+from rae_jax.components.component import spec
 from rae_jax.costs.model_flops import cost_of, costs
 from rae_jax.models.decoder import SIZES, ViTDecoder
 from rae_jax.models.kl_vae import KLVAE
