@@ -42,6 +42,9 @@ SEED_GRID = flags.DEFINE_list(
 )
 
 WANDB = flags.DEFINE_string("wandb", "", "The project of Weights & Biases that is to get metrics and pictures too.")
+KEEP_PROGRAMS = flags.DEFINE_bool(
+    "keep_programs", True, "Keep compiled programs in the working directory, for the next start; --nokeep_programs: no."
+)
 DRY_RUN = flags.DEFINE_bool(
     "dry_run", False, "Only print the config, what its models and stages cost, and memory; nothing is written."
 )
@@ -90,7 +93,15 @@ def run(config, file: str) -> None:
         dry_run.show(config, mesh, TOPOLOGY.value)
         return
     mode, images = MODE.value, MODE.value != "sample"
-    with open_run(config, file, workdir, images=images, wandb=WANDB.value, seconds_at_peak=seconds_at_peak) as stages:
+    with open_run(
+        config,
+        file,
+        workdir,
+        images=images,
+        wandb=WANDB.value,
+        keep_programs=KEEP_PROGRAMS.value,
+        seconds_at_peak=seconds_at_peak,
+    ) as stages:
         if mode == "train":
             stages.train()
         if mode == "sample" or (mode == "train" and stages.can_sample):

@@ -15,6 +15,7 @@ from rae_jax.experiment.workdir import locked, remember
 from rae_jax.training import sharding
 from rae_jax.training.progress import RunLog, open_wandb
 
+PROGRAMS = "compiled"  # the folder of compiled programs in a working directory
 SecondsAtPeak = Callable[[ConfigDict, str, jax.sharding.Mesh], float | None]
 
 
@@ -26,6 +27,7 @@ def open_run(
     *,
     images: bool = True,
     wandb: str = "",
+    keep_programs: bool = True,
     seconds_at_peak: SecondsAtPeak = lambda config, stage, mesh: None,
 ) -> Iterator[Stages]:
     """The stages of the run of `config` in `workdir`, while nobody else has it.
@@ -34,6 +36,8 @@ def open_run(
       file: of the config, for messages.
       images: whether the data are needed; generation does without.
       wandb: a project of Weights & Biases that gets metrics and pictures too.
+      keep_programs: whether compiled programs are kept in the working directory, so that a restart does not compile
+        them again. A cache that JAX has been told of otherwise (JAX_COMPILATION_CACHE_DIR) is used instead.
       seconds_at_peak: how long the devices would need for a stage's step at their peak, where that is known.
 
     Raises:
@@ -45,6 +49,8 @@ def open_run(
     first = jax.process_index() == 0
     with locked(workdir) if first else contextlib.nullcontext():
         plain = remember(config, workdir, file=file, write=first)
+        if keep_programs and not jax.config.jax_compilation_cache_dir:
+            jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / PROGRAMS))
         if first:
             write_environment(workdir)
         service = open_wandb(wandb, workdir, plain) if wandb and first else None
