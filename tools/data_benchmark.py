@@ -1,10 +1,11 @@
-"""Images a second that this machine reads, decodes and crops, against what the experiment's devices need.
+"""Images a second that this machine reads, decodes, crops and places, against what the experiment's devices need.
 
     python -m tools.data_benchmark --config=configs/rae_dinov2b_vitxl.py --config.data.path=DIR --needed=2900
     python -m tools.data_benchmark --decoders
 
-The first measures the config's own pipeline (`data.source`, the stage's transform, `data.num_workers`) for `--seconds`,
-after the workers have started. `--needed` is what one host has to feed: batch size over seconds a step, over the number
+The first measures the config's own pipeline (`data.source` or `data.latents`, the stage's transform,
+`data.num_workers`), whole batches as training takes them from the devices of this host, for `--seconds` after the first
+of them. `--needed` is what one host has to feed: batch size over seconds a step, over the number
 of hosts; `tools.compile_report` estimates the step. The second compares decoders on one thread, on JPEG files of
 500 x 375 pixels made from scikit-learn's photographs.
 """
@@ -12,16 +13,20 @@ of hosts; `tools.compile_report` estimates the step. The second compares decoder
 import io
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
+import jax
 import numpy as np
 from absl import app, flags
 from PIL import Image
 
 from rae_jax.data.decoding import decode_image
+from rae_jax.data.device import DeviceBatches, batch_rows
 from rae_jax.data.transforms import transform
 from rae_jax.experiment import flags as experiment
 from rae_jax.experiment.stages import open_batches, open_sources
 from rae_jax.objectives.catalogue import OBJECTIVES
+from rae_jax.training import sharding
 
 DECODERS = flags.DEFINE_bool("decoders", False, "Compare JPEG decoders instead.")
 STAGE = flags.DEFINE_string("stage", "decoder", "The stage whose transform and batch are measured.")
@@ -76,17 +81,36 @@ def compare_decoders(seconds: float) -> None:
         print(f"{name:45} {alone:9.0f} {both:20.0f}")
 
 
-def measure_pipeline(config, stage: str, seconds: float) -> float:
-    """Images a second, or cached latents, that the config's training pipeline reads on this host.
+class Measured(NamedTuple):
+    """What a pipeline does.
+
+    Attributes:
+      seconds: until the source was open, the workers up and the first batch there.
+      images: a second from then on, or cached latents.
+      bytes: of those that the devices are given, a second.
+    """
+
+    seconds: float
+    images: float
+    bytes: float
+
+
+def measure_pipeline(config, stage: str, seconds: float) -> Measured:
+    """Measures how the config's training pipeline fills the devices of this host with batches for `seconds`.
 
     Raises:
-      ValueError: the data cannot be opened.
+      ValueError: the data cannot be opened, or a batch does not divide over the devices.
     """
+    began, size = time.perf_counter(), config[stage].train.batch_size
+    rows = sharding.batch_sharding(sharding.make_mesh({"data": -1, "fsdp": 1, "tensor": 1}, jax.local_devices()))
     objective = OBJECTIVES[config[stage].objective](config, stage)
-    batches = open_batches(config, stage, objective, open_sources(config)["train"])
+    source = open_sources(config)["train"]
+    batches = DeviceBatches(open_batches(config, stage, objective, source, batch_rows(rows, size)), rows)
     try:
-        next(batches)  # the workers are up
-        return rate(lambda _: next(batches), seconds) * batches.batch_size
+        first = jax.block_until_ready(next(batches))
+        until_first = time.perf_counter() - began
+        images = rate(lambda _: jax.block_until_ready(next(batches)), seconds) * size
+        return Measured(until_first, images, images * sum(value.nbytes for value in first.values()) / size)
     finally:
         batches.close()
 
@@ -101,9 +125,12 @@ def main(arguments: list[str]) -> None:
         found = measure_pipeline(config, STAGE.value, SECONDS.value)
     except ValueError as error:
         raise SystemExit(f"error: {error}") from None
-    print(f"{found:,.0f} images a second with {config.data.num_workers} workers")
+    print(
+        f"{found.images:,.0f} images a second, {found.bytes / 1e6:,.0f} MB, with {config.data.num_workers} workers; "
+        f"the first batch came after {found.seconds:.1f} s"
+    )
     if NEEDED.value:
-        share = found / NEEDED.value
+        share = found.images / NEEDED.value
         verdict = "enough" if share >= 1 else "too few: raise data.num_workers, or take hosts with more cores"
         print(f"{NEEDED.value:,.0f} are needed: {share:.0%}, {verdict}")
 

@@ -7,7 +7,6 @@ so a run may continue on other hardware.
 """
 
 import functools
-import logging
 import sys
 import weakref
 from collections.abc import Callable, Sequence
@@ -16,16 +15,11 @@ from typing import Any, Protocol
 import grain
 import jax
 import numpy as np
-from absl import flags
 
 from rae_jax.data.latents import LatentSource
 from rae_jax.data.sources import DecodedSource, Source
 from rae_jax.data.transforms import Transform, draw_flip
-
-log = logging.getLogger(__name__)
-
-WORKER_DIED = "Worker process was terminated unexpectedly"  # grain's words
-MAX_DEATHS = 3  # of workers, in a run: one may be an accident
+from rae_jax.data.workers import Workers
 
 
 class Rows(Protocol):
@@ -114,24 +108,15 @@ class Batches(grain.DatasetIterator):
 
     The state, `{'position': rows of the global stream already handed out}`, is taken and set by `get_state` and
     `set_state`, which `grain.checkpoint` calls; it fits any number of processes and workers, and any batch size.
-    Workers that die are started anew where they were, `MAX_DEATHS` times.
-    `batch_size` is the global one, and `rows` says which rows of it these are. Close it to stop its workers.
+    `batch_size` is the global one, and `rows` says which rows of it these are. Close it to stop its workers, of which
+    `data/workers.py` says what becomes of them.
     """
 
-    def __init__(
-        self,
-        stream: Rows,
-        batch_size: int,
-        num_workers: int,
-        prefetch: int,
-        rows: Sequence[int] | None,
-    ):
+    def __init__(self, stream: Rows, batch_size: int, num_workers: int, prefetch: int, rows: Sequence[int] | None):
         super().__init__()
         self._ended = False
-        self._deaths = 0
-        self._readers: list[grain.DatasetIterator] = []  # the open one, if any
-        # Also at exit: grain's own clean-up comes too late then, and prints tracebacks.
-        weakref.finalize(self, _close_all, self._readers)
+        self._readers: list[Workers | grain.DatasetIterator] = []  # the open one, if any
+        weakref.finalize(self, _close_all, self._readers)  # also at exit
         if batch_size < 1:
             raise ValueError(f"batch_size {batch_size} must be at least 1")
         self.rows = tuple(range(batch_size) if rows is None else rows)
@@ -139,8 +124,6 @@ class Batches(grain.DatasetIterator):
             raise ValueError(f"rows {self.rows} must be some of the {batch_size} of a batch, numbered from 0")
         if num_workers < 0 or prefetch < 1:
             raise ValueError(f"num_workers {num_workers} must be at least 0, and prefetch {prefetch} at least 1")
-        if num_workers and not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()  # grain's workers read absl flags, which nobody parses outside of app.run
         self.batch_size = batch_size
         self._stream = stream
         self._num_workers, self._prefetch = num_workers, prefetch
@@ -155,25 +138,9 @@ class Batches(grain.DatasetIterator):
 
     def __next__(self) -> dict[str, np.ndarray]:
         self.start_prefetch()
-        try:
-            batch = next(self._readers[0])
-        except RuntimeError as error:
-            if WORKER_DIED not in str(error):
-                raise
-            self._begin_anew(error)
-            return next(self)
+        batch = next(self._readers[0])
         self._position += self.batch_size
         return batch
-
-    def _begin_anew(self, error: RuntimeError) -> None:
-        self._deaths += 1
-        if self._deaths > MAX_DEATHS:
-            raise ValueError(
-                f"a process that decodes images ended unexpectedly, {self._deaths} times by now ({error}); look for it "
-                "in the system's log (out of memory?), or set data.num_workers lower, or to 0 to decode in this process"
-            ) from error
-        log.warning("a process that decodes images ended unexpectedly; starting them anew at %d", self._position)
-        _close_all(self._readers)
 
     def get_state(self) -> dict[str, Any]:
         """Where the stream stands after the batches handed out so far."""
@@ -189,45 +156,69 @@ class Batches(grain.DatasetIterator):
         if self._ended:
             raise ValueError("these batches are closed")
         if not self._readers:
-            self._readers.append(self._open_reader())
-            self._readers[0].start_prefetch()
+            reading = _Reading(self._stream, self._position, self.batch_size, self.rows)
+            if self._num_workers:
+                layout = {name: (value.shape, value.dtype) for name, value in self.example().items()}
+                self._readers.append(Workers(reading, layout, self._num_workers, self._prefetch))
+                self._readers[0].start()
+            else:
+                ahead = grain.ReadOptions(num_threads=self._prefetch, prefetch_buffer_size=self._prefetch)
+                self._readers.append(iter(grain.MapDataset.source(reading).to_iter_dataset(ahead)))
+                self._readers[0].start_prefetch()
+
+    def worker_pids(self) -> list[int]:
+        """The process ids of the workers, if any are running."""
+        return [pid for reader in self._readers if isinstance(reader, Workers) for pid in reader.pids()]
+
+    def interrupt(self) -> None:
+        """Ends the workers, if there are any: a `next` that waits for them in another thread raises an error."""
+        for reader in self._readers:
+            if isinstance(reader, Workers):
+                reader.close()
 
     def close(self) -> None:
-        """Stops the workers."""
+        """Stops reading ahead, and the workers."""
         self._ended = True
         while self._readers:  # no function of this module, which may be gone already when the program ends
             self._readers.pop().close()
 
-    def _open_reader(self) -> grain.DatasetIterator:
-        share = _Share(self._stream, self._position, self.batch_size, self.rows)
-        batches = grain.MapDataset.source(share).batch(len(self.rows), drop_remainder=True)
-        ahead = grain.ReadOptions(num_threads=self._prefetch, prefetch_buffer_size=self._prefetch)
-        # Workers answer through pipes: shared memory is 64 MiB in a default container, and leaks when a run ends.
-        no_shared_memory = grain.experimental.DatasetOptions(min_shm_size=sys.maxsize)
-        read = grain.experimental.WithOptionsIterDataset(batches.to_iter_dataset(ahead), no_shared_memory)
-        workers = grain.MultiprocessingOptions(num_workers=self._num_workers, per_worker_buffer_size=self._prefetch)
-        return iter(read.mp_prefetch(workers))
 
-
-def _close_all(readers: list[grain.DatasetIterator]) -> None:
+def _close_all(readers: list[Workers | grain.DatasetIterator]) -> None:
     while readers:
         readers.pop().close()
 
 
-class _Share:
-    """The given rows of the global batches that follow position `start` of the stream."""
+class _Reading:
+    """The given rows of the global batches that follow position `start` of the stream, by the number of the batch."""
 
     def __init__(self, stream: Rows, start: int, batch_size: int, rows: Sequence[int]):
         self._stream, self._start, self._batch_size, self._rows = stream, start, batch_size, rows
-        batches = -(-max(len(stream) - start, 0) // batch_size)
-        self._length = min(batches, sys.maxsize // batch_size) * len(rows)
+        self._length = min(-(-max(len(stream) - start, 0) // batch_size), sys.maxsize // batch_size)
 
     def __len__(self) -> int:
         return self._length
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        batch, row = divmod(index, len(self._rows))
-        return self._stream[self._start + batch * self._batch_size + self._rows[row]]
+    def __getitem__(self, number: int) -> dict[str, np.ndarray]:
+        return self.read(number, {})
+
+    def read(self, number: int, into: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Batch `number`, written to the arrays of `into`, or to new ones if it has none.
+
+        Raises:
+          ValueError: the elements differ in shape or dtype.
+        """
+        for place, row in enumerate(self._rows):
+            position = self._start + number * self._batch_size + row
+            element = {name: np.asarray(value) for name, value in self._stream[position].items()}
+            into = into or {n: np.empty((len(self._rows), *value.shape), value.dtype) for n, value in element.items()}
+            for name, value in element.items():
+                if (value.shape, value.dtype) != (into[name].shape[1:], into[name].dtype):
+                    raise ValueError(
+                        f"{name!r} of element {position} of the stream is {value.dtype}{list(value.shape)}, of others "
+                        f"{into[name].dtype}{list(into[name].shape[1:])}; a transform must make them alike"
+                    )
+                into[name][place] = value
+        return into
 
 
 class _Epoch:

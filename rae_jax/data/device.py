@@ -128,7 +128,7 @@ class DeviceBatches:
             daemon=True,
         )
         thread.start()
-        self._stop = weakref.finalize(self, _end_thread, thread, self._ready, asked)
+        self._stop = weakref.finalize(self, _end_thread, self._batches, thread, self._ready, asked)
 
     def _halt(self) -> None:
         if self._stop is not None:
@@ -149,9 +149,10 @@ def _place_ahead(batches: Batches, sharding: Sharding, ready: queue.Queue, asked
         ready.put((None, None, error))
 
 
-def _end_thread(thread: threading.Thread, ready: queue.Queue, asked: threading.Event) -> None:
+def _end_thread(batches: Batches, thread: threading.Thread, ready: queue.Queue, asked: threading.Event) -> None:
     asked.set()
     while thread.is_alive():
+        batches.interrupt()
         while not ready.empty():  # makes room for a batch that the thread is about to put
             ready.get_nowait()
         thread.join(0.05)

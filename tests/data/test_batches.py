@@ -1,4 +1,3 @@
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -12,7 +11,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from rae_jax.data import batches as pipeline
+from rae_jax.data import workers as pool
 from rae_jax.data.batches import evaluation_batches, training_batches
 from rae_jax.data.sources import ArraySource
 from rae_jax.data.transforms import Transform, transform
@@ -281,12 +280,17 @@ def test_what_cannot_work_is_an_error_at_once():
 def test_closing_stops_the_workers():
     batches = training(num_workers=2)
     next(batches)
-    assert len(multiprocessing.active_children()) == 2
+    pids = batches.worker_pids()
+    assert len(pids) == 2 and all(map(alive, pids))
     batches.close()
     batches.close()
-    assert multiprocessing.active_children() == []
+    assert not any(map(alive, pids)) and batches.worker_pids() == []
     with pytest.raises(ValueError, match="closed"):
         next(batches)
+
+
+def alive(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
 
 
 SCRIPT = """
@@ -314,22 +318,16 @@ def test_a_program_with_workers_ends_in_silence_whether_it_closes_them_or_not(tm
 
 
 def test_a_worker_that_dies_is_replaced_and_no_row_is_lost_until_it_happens_too_often(caplog, monkeypatch):
-    monkeypatch.setattr(pipeline, "MAX_DEATHS", 1)
-    source = numbered(4000)  # more than the workers have ready when one dies
-    reference, batches = taken(training(source=source), 60), training(source=source, num_workers=1)
-
-    seen = [next(batches)]
-    kill_workers()
-    while not any("starting them anew" in record.message for record in caplog.records):
-        seen.append(next(batches))
-    assert_same(seen[:60], reference[: len(seen)])
-    kill_workers()
-    with pytest.raises(ValueError, match=r"ended unexpectedly, 2 times.*data.num_workers"):
-        for _ in range(1000):
-            next(batches)
+    monkeypatch.setattr(pool, "MAX_DEATHS", 1)
+    reference, batches = taken(training(), 60), training(num_workers=2)
+    seen = taken(batches, 3)
+    os.kill(batches.worker_pids()[1], signal.SIGKILL)
+    seen += taken(batches, 57)
+    assert_same(seen, reference)
+    assert [record.message for record in caplog.records] == [
+        "a process that reads data ended unexpectedly (by signal 9); another takes its place"
+    ]
+    os.kill(batches.worker_pids()[0], signal.SIGKILL)
+    with pytest.raises(ValueError, match=r"ended unexpectedly \(by signal 9\), 2 times.*data.num_workers"):
+        taken(batches, 60)
     batches.close()
-
-
-def kill_workers():
-    for child in multiprocessing.active_children():
-        os.kill(child.pid, signal.SIGKILL)

@@ -14,7 +14,9 @@ def test_all_decoders_make_the_same_pixels():
             assert np.abs(image - images[0]).max() <= 1
 
 
-def test_the_rate_of_a_pipeline_is_in_images_a_second():
+def test_the_rate_of_a_pipeline_is_in_images_a_second_and_in_the_bytes_that_the_devices_are_given():
     config = digits.get_config("tiny")
     config.decoder.train.batch_size = 64
-    assert measure_pipeline(config, "decoder", 0.2) > 64
+    found = measure_pipeline(config, "decoder", 0.2)
+    assert found.images > 64
+    assert round(found.bytes / found.images) == 32 * 32 * 3 + 4  # pixels and a label
