@@ -1,6 +1,6 @@
 """What a config and a cache of latents must have in common, so that training from one is training from the images.
 
-`tools/cache_latents.py` stores it beside the latents (`data/latents.py`); `configuration.py` and `pipeline.py` compare.
+`latent_writer.py` stores it beside the latents (`data/latents.py`); `configuration.py` and `stages.py` compare.
 """
 
 import hashlib

@@ -162,7 +162,7 @@ class Stages:
         trained = sharding.to_host(objective.result(state))
         if jax.process_index() == 0:
             self.weights.save(stage, trained, {"steps": total_steps, "seconds": time.monotonic() - began})
-        self._barrier(stage)
+        sharding.barrier(stage)
         self.log.say(f"{stage}: finished in {time.monotonic() - began:.0f} s")
 
     def _check_latents(self, stage: str) -> None:
@@ -252,9 +252,3 @@ class Stages:
     def can_sample(self) -> bool:
         """Whether there are weights for everything that sampling needs."""
         return Generation(self.config, self.weights, self.mesh, self.workdir, self.log).possible
-
-    def _barrier(self, name: str) -> None:
-        if jax.process_count() > 1:
-            from jax.experimental import multihost_utils
-
-            multihost_utils.sync_global_devices(name)

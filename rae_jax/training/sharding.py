@@ -146,6 +146,14 @@ def of_first_process(value: int) -> int:
     return int(multihost_utils.broadcast_one_to_all(np.asarray(value)))
 
 
+def barrier(name: str) -> None:
+    """Waits until every process has come to the barrier of this name."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(name)
+
+
 def to_host(tree: Any) -> Any:
     """The tree as NumPy arrays, whole, on every process."""
     if jax.process_count() == 1:

@@ -20,12 +20,12 @@ from rae_jax.data import latents
 from rae_jax.data.latents import LatentSource
 from rae_jax.data.sources import digits as digits_of
 from rae_jax.experiment.configuration import check
+from rae_jax.experiment.latent_writer import share_of, write_cache
 from rae_jax.experiment.stages import open_batches, open_sources
 from rae_jax.experiment.workdir import ConfigError
 from rae_jax.interop.weights import save_weights
 from rae_jax.objectives.catalogue import OBJECTIVES
 from rae_jax.training import sharding
-from tools.cache_latents import share_of, write_cache
 
 FILE = "configs/digits.py:tiny"
 SHARD_BYTES = 300_000  # five shards of digits
