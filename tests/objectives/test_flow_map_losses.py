@@ -1,0 +1,97 @@
+"""The whole losses of consistency mid-training and MeanFlow, written out from what the two networks say."""
+
+import functools
+import itertools
+
+import jax
+import numpy as np
+import pytest
+from losses import loss_of
+from random_params import random_params
+
+from configs import base, digits
+from rae_jax.models.lightning_dit import LightningDiT
+from rae_jax.objectives import cmt, meanflow
+
+KEY, LABELS, NULL = jax.random.key(8), np.array([3, 1, 4, 1], np.int32), np.full(4, 10, np.int32)
+SHAPE, SHIFT = (4, 16, 16), 2.0  # latents of the digits, and the shift of times that their base below gives
+RNG = np.random.default_rng(0)
+Z, MEAN, VARIANCE = RNG.normal(size=SHAPE), RNG.normal(size=SHAPE[1:]), RNG.uniform(0.5, 2, SHAPE[1:])
+Z, MEAN, VARIANCE = (x.astype(np.float32) for x in (Z, MEAN, VARIANCE))
+
+
+def shifted(t):
+    return SHIFT * t / (1 + (SHIFT - 1) * t)
+
+
+def along(t):
+    return np.asarray(t, np.float32)[:, None, None]
+
+
+@functools.cache
+def prepared():
+    """A config, and the jitted teacher `(z, t, labels)` and flow map `(z, r, t, labels)` with their parameters."""
+    config = digits.get_config("tiny")
+    config.flow.family, config.flow.shift_base = "lightning_dit", 64
+    config.flow.model = base.lightning_dit(width=8, depth=1, num_heads=2, rope=False)
+    arguments = dict(grid_size=4, in_channels=16, num_classes=10, **config.flow.model.to_dict())
+    teacher, student = LightningDiT(**arguments), LightningDiT(**arguments, flow_map=True)
+    t = np.zeros(4, np.float32)
+    params = {
+        "teacher": random_params(teacher, Z, t, LABELS, std=0.3),
+        "student": random_params(student, Z, t, LABELS, t, std=0.3),
+    }
+    apply = {"teacher": jax.jit(teacher.apply), "student": jax.jit(student.apply)}
+
+    def velocity(z, t, labels):
+        return np.asarray(apply["teacher"]({"params": params["teacher"]}, z, np.asarray(t, np.float32), labels))
+
+    def flow_map(z, r, t, labels):
+        r, t = np.asarray(r, np.float32), np.asarray(t, np.float32)
+        return np.asarray(apply["student"]({"params": params["student"]}, z, t, labels, r))
+
+    return config, params, velocity, flow_map
+
+
+@pytest.mark.parametrize("dropout", [0.0, 1.0])
+def test_mid_training_regresses_every_jump_of_the_teachers_trajectory_asked_for_the_same(dropout, monkeypatch):
+    config, params, velocity, flow_map = prepared()
+    config.mid_training.update(trajectory_steps=2, pairs=0, label_dropout=dropout, time_labels="true")
+    loss = loss_of(cmt, config, "mid_training", monkeypatch)
+    value, _ = loss(params["student"], {"flow": params["teacher"]}, {"label": LABELS}, KEY)
+
+    labels, times = NULL if dropout else LABELS, shifted(np.array([1.0, 0.5, 0.0], np.float32))
+    states = [np.asarray(jax.random.normal(jax.random.split(KEY, 3)[0], SHAPE))]
+    for t, t_next in itertools.pairwise(times):
+        states.append(states[-1] - (t - t_next) * velocity(states[-1], np.full(4, t), labels))
+    errors = []
+    for i, j in ((0, 1), (0, 2), (1, 2)):
+        u = flow_map(states[i], np.full(4, times[j]), np.full(4, times[i]), labels)
+        errors.append(np.mean((u - (states[i] - states[j]) / (times[i] - times[j])) ** 2))
+    np.testing.assert_allclose(value, np.mean(errors), rtol=1e-3)
+
+
+@pytest.mark.parametrize(("eta", "dropout"), [(0.0, 0.0), (0.3, 0.0), (0.3, 1.0)])
+def test_meanflow_regresses_the_velocity_less_what_the_mean_velocity_changes_by_on_the_way(eta, dropout, monkeypatch):
+    config, params, velocity, flow_map = prepared()
+    config.flow_map.update(eta=eta, dt=0.02, unequal_share=0.5, adaptive_power=0.5, label_dropout=dropout)
+    frozen = {"flow": params["teacher"], "stats": {"mean": MEAN, "variance": VARIANCE}}
+    loss = loss_of(meanflow, config, "flow_map", monkeypatch)
+    value, metrics = loss(params["student"], frozen, {"latent": Z, "label": LABELS}, KEY)
+
+    time_key, equal_key, noise_key, _ = jax.random.split(KEY, 4)
+    times = shifted(0.999 * np.asarray(jax.random.uniform(time_key, (4, 2))))
+    t = times.max(axis=1)
+    equal = np.asarray(jax.random.uniform(equal_key, (4,))) < 0.5
+    r = np.where(equal, t, times.min(axis=1))
+    assert 0 < equal.sum() < 4
+    labels, eps = NULL if dropout else LABELS, np.asarray(jax.random.normal(noise_key, SHAPE))
+    z = (Z - MEAN) / np.sqrt(VARIANCE + 1e-5)
+    z_t, v = (1 - along(t)) * z + along(t) * eps, eps - z
+    v = (1 - eta) * v + eta * velocity(z_t, t, labels)
+    after = flow_map(z_t + 0.02 * v, r, t + 0.02, labels)
+    before = flow_map(z_t - 0.02 * v, r, t - 0.02, labels)
+    target = v - along(t - r) * (after - before) / 0.04
+    error = np.sum((flow_map(z_t, r, t, labels) - target) ** 2, axis=(1, 2))
+    np.testing.assert_allclose(metrics["mean_squared_error"], error.mean() / 256, rtol=1e-3)
+    np.testing.assert_allclose(value, np.mean(error**2 / np.sqrt(error**2 + 1e-3)), rtol=1e-3)
