@@ -11,8 +11,6 @@ from rae_jax.models.bridge import default_heads
 from rae_jax.models.discriminator import DINO_S8
 from rae_jax.models.vit import PRETRAINED
 
-IMAGENET_IMAGES = 1_281_167
-
 
 def get_config() -> ConfigDict:
     """The base experiment: the papers' RAE on ImageNet at 256 pixels, with nothing to train listed yet."""
@@ -32,6 +30,7 @@ def get_config() -> ConfigDict:
     config.data.source = "tfds:imagenet2012"  # "digits", "folder", or "tfds:<builder>"
     config.data.path = ""  # the folder of images, or the TFDS data directory
     config.data.train_split = "train"
+    config.data.train_images = 0  # in it, that an epoch is of; 0: as many as there are
     config.data.test_split = "validation"  # held out; never trained on
     config.data.image_size = 256  # pixels, square
     config.data.latents = ""  # a cache made by tools.cache_latents, for stages that need no more of an image
@@ -83,7 +82,6 @@ def get_config() -> ConfigDict:
     config.discriminator.loss = "hinge"  # or "vanilla"
     config.discriminator.augmentation_probability = 1.0  # of DiffAug's translation and colour
     config.discriminator.cutout = 0.0  # side of the hole that DiffAug cuts, as a share of the image's; 0: none
-    config.discriminator.optimizer = optimizer()  # its steps are the discriminator's own updates
 
     config.teacher = ConfigDict()  # the KL-VAE in whose latent space a rectified coder decodes (RAC)
     config.teacher.dtype = ""
@@ -129,7 +127,9 @@ def get_config() -> ConfigDict:
     config.pivot.pivot_features = "plain"  # or "normalised" by `feature_stats`
     config.pivot.pivot_balance = "adaptive"  # by the gradients' norms; or "fixed": the weight as it is
     config.pivot.pivot_balance_layer = "scale"  # last layer scale of the encoder (released), or last "kernel"
-    config.pivot.pivot_fixed_steps = 1000  # at first, the weight as it is
+    config.pivot.pivot_fixed_epochs = 0.0  # so long, at first, the weight as it is
+    config.pivot.pivot_fixed_images = 0
+    config.pivot.pivot_fixed_steps = 1000  # released
     config.pivot.loss = image_loss()
     config.pivot.train = train(transform="random_crop")
 
@@ -254,7 +254,9 @@ def get_config() -> ConfigDict:
 def train(*, transform: str) -> ConfigDict:
     """How a stage trains; the numbers are placeholders that each experiment sets."""
     section = ConfigDict()
-    section.steps = 0
+    section.epochs = 0.0  # how long, in one of the three units: epochs are of as many steps as the images fill batches
+    section.images = 0
+    section.steps = 0  # of the optimizer
     section.batch_size = 1024  # over all devices
     section.transform = transform  # of the images; `rae_jax/data/transforms.py` lists them
     section.max_gradient_norm = 0.0  # before clipping; the run stops when a step passes it. 0: no bound
@@ -262,7 +264,7 @@ def train(*, transform: str) -> ConfigDict:
     section.max_skipped_steps = 10  # in a row, because loss or gradient are not finite; the run stops when passed
     section.gradient_accumulation = 1  # parts that a batch is computed in
     section.ema_decay = 0.9999
-    section.log_every = 100
+    section.log_every = 100  # steps, as all periods: they are for who watches the run, and no paper speaks of them
     section.checkpoint_every = 5000
     section.profile_step = 0  # after so many steps the next three are traced into <stage>/profile; 0: none
     section.keep_checkpoints = 3  # the newest
@@ -279,7 +281,11 @@ def optimizer() -> ConfigDict:
     section = ConfigDict()
     section.learning_rate = 2e-4
     section.final_learning_rate = 2e-5
+    section.warmup_epochs = 0.0  # how long the warm-up is
+    section.warmup_images = 0
     section.warmup_steps = 0
+    section.decay_end_epoch = 0.0  # when the final rate is reached
+    section.decay_end_image = 0
     section.decay_end_step = 0
     section.shape = "constant"  # "constant", "linear", "cosine": how the rate falls after the warm-up
     section.warmup_from_zero = False
@@ -307,20 +313,22 @@ def image_loss() -> ConfigDict:
     """The loss of decoded images (`objectives/image_loss.py`): mean absolute error alone, until weights are set."""
     section = ConfigDict()
     section.lpips_weight = 0.0  # RAE: 1
+    section.lpips_from_epoch = 0.0  # when LPIPS begins
+    section.lpips_from_image = 0
     section.lpips_from_step = 0
     section.lpips_range = (-1.0, 1.0)  # of the images that LPIPS sees; RAE's release of October 2025: (0, 1)
     section.gan_weight = 0.0  # times the adaptive weight; RAE: 0.75. 0: there is no discriminator
-    section.gan_from_step = 0  # of the decoder's adversarial loss
-    section.discriminator_from_step = 0  # of the discriminator's training
+    section.gan_from_epoch = 0.0  # when the decoder's adversarial loss begins
+    section.gan_from_image = 0
+    section.gan_from_step = 0
+    section.discriminator_from_epoch = 0.0  # when the discriminator's training begins
+    section.discriminator_from_image = 0
+    section.discriminator_from_step = 0
+    section.discriminator_optimizer = optimizer()  # its durations count the discriminator's own updates
     section.discriminator_fakes = "clean"  # decoded anew, without noise; "noisy": those that the decoder's step made
     section.adaptive_weight = "last_layer"  # balances gradients by the last kernel (released), or by "pixels" (paper)
     section.adaptive_maximum = 1e4
     return section
-
-
-def epochs(number: float, *, batch_size: int, images: int = IMAGENET_IMAGES) -> int:
-    """Optimizer steps in `number` epochs of `images` images."""
-    return round(number * images / batch_size)
 
 
 def use_pretrained_encoder(config: ConfigDict, name: str) -> None:

@@ -32,14 +32,14 @@ def get_config(variant: str = "XL") -> ConfigDict:
 
     config.flow.model = base.dit_dh(**SIZES[backbone])  # unrolled: the TPU compiler then makes a faster step
     train = config.flow.train
-    train.steps = base.epochs(800, batch_size=1024)
+    train.epochs = 800
     train.batch_size = 1024
     train.ema_decay = 0.9995
     train.optimizer.learning_rate = 2e-4
     train.optimizer.final_learning_rate = 2e-5
-    train.optimizer.shape = "linear"  # constant for 40 epochs, then down to epoch 800
-    train.optimizer.warmup_steps = base.epochs(40, batch_size=1024)
-    train.optimizer.decay_end_step = train.steps
+    train.optimizer.shape = "linear"
+    train.optimizer.warmup_epochs = 40  # at the full rate
+    train.optimizer.decay_end_epoch = 800
 
     config.mesh.fsdp = 16
     return config

@@ -62,7 +62,7 @@ def get_config(variant: str = "coder_0.1x") -> ConfigDict:
         _generator(config, kind, size)
     else:
         config.stages = ("coder",)
-        _train(config.coder.train, steps=base.epochs(16, batch_size=256), learning_rate=3e-4)
+        _train(config.coder.train, epochs=16, learning_rate=3e-4)
     return config
 
 
@@ -80,12 +80,12 @@ def _generator(config: ConfigDict, kind: str, size: str) -> None:
         config.stages = ("stats", "flow")
         config.flow.model.scan = True
         config.stats.train.batch_size = 256
-        _train(config.flow.train, steps=base.epochs(80, batch_size=256), learning_rate=1e-4)
+        _train(config.flow.train, epochs=80, learning_rate=1e-4)
         config.flow.train.optimizer.beta2 = 0.999
     config.sampling.num_steps = 250
 
 
-def _train(train: ConfigDict, *, steps: int, learning_rate: float) -> None:
-    train.steps = steps
+def _train(train: ConfigDict, *, epochs: int = 0, steps: int = 0, learning_rate: float) -> None:
+    train.epochs, train.steps = epochs, steps
     train.batch_size = 256
     train.optimizer.learning_rate = learning_rate

@@ -24,7 +24,6 @@ from ml_collections import ConfigDict
 from configs import base
 from rae_jax.models.decoder import SIZES
 
-BATCH = 512
 DECODERS = {"vitb": "b", "vitl": "l"}
 PRESETS, RESOLUTIONS = ("december", "october", "paper"), ("512", "up512", "up378")
 
@@ -67,7 +66,7 @@ def stage1(encoder: str, variant: str, *, file: str) -> ConfigDict:
     train, loss = config.decoder.train, config.decoder.loss
     train.evaluate_every = 5000
     if {"october", "paper"} & set(words):
-        for optimizer in (train.optimizer, config.discriminator.optimizer):
+        for optimizer in (train.optimizer, loss.discriminator_optimizer):
             optimizer.beta1, optimizer.beta2 = 0.5, 0.9
     if "october" in words:
         loss.lpips_range = (0.0, 1.0)
@@ -86,26 +85,26 @@ def adversarial_stage(config: ConfigDict, stage: str, *, epochs: int) -> None:
     reconstruction_stage(train, epochs=epochs)
     loss.lpips_weight = 1.0
     loss.gan_weight = 0.75
-    loss.discriminator_from_step = base.epochs(6, batch_size=BATCH)
-    loss.gan_from_step = base.epochs(8, batch_size=BATCH)
-    schedule(config.discriminator.optimizer, steps=train.steps - loss.discriminator_from_step)  # its own updates
+    loss.discriminator_from_epoch = 6
+    loss.gan_from_epoch = 8
+    schedule(loss.discriminator_optimizer, epochs=epochs - 6)  # of its own updates: all that there are
 
 
 def reconstruction_stage(train: ConfigDict, *, epochs: int) -> None:
     """Fills in how a stage trains that encodes or decodes images."""
-    train.batch_size = BATCH
-    train.steps = base.epochs(epochs, batch_size=BATCH)
+    train.batch_size = 512
+    train.epochs = epochs
     train.ema_decay = 0.9978
     train.pictures_every = 2500
-    schedule(train.optimizer, steps=train.steps)
+    schedule(train.optimizer, epochs=epochs)
 
 
-def schedule(optimizer: ConfigDict, *, steps: int) -> None:
-    """One epoch of warm-up, then a cosine to a tenth of the rate."""
+def schedule(optimizer: ConfigDict, *, epochs: int) -> None:
+    """One epoch of warm-up, then a cosine to a tenth of the rate, which it reaches after `epochs`."""
     optimizer.learning_rate = 2e-4
     optimizer.final_learning_rate = 2e-5
     optimizer.shape = "cosine"
-    optimizer.warmup_steps = base.epochs(1, batch_size=BATCH)
+    optimizer.warmup_epochs = 1
     optimizer.warmup_from_zero = True
-    optimizer.decay_end_step = steps
+    optimizer.decay_end_epoch = epochs
     optimizer.clip_norm = 0.0

@@ -21,7 +21,6 @@ from configs.rpiae_dinov2b_vitxl import use_decoder
 from rae_jax.models.lightning_dit import SIZES
 
 EPOCHS, POINTS = ("60", "80", "800"), {"50": 50, "250": 250}
-BATCH = 1024
 
 
 def get_config(variant: str = "80") -> ConfigDict:
@@ -57,15 +56,15 @@ def lightning_dit_xl(epochs: int) -> ConfigDict:
         section.model = base.lightning_dit(**SIZES[size], qk_norm=True, scan=True)
         section.time_distribution = "logit_normal"
         train = section.train
-        train.batch_size = BATCH
-        train.steps = base.epochs(for_epochs, batch_size=BATCH)
+        train.batch_size = 1024
+        train.epochs = for_epochs
         train.ema_decay = 0.9999
         train.optimizer.learning_rate = 2e-4
-        if for_epochs > 80:  # constant for 40 epochs, then down to the end
+        if for_epochs > 80:
             train.optimizer.final_learning_rate = 2e-5
             train.optimizer.shape = "linear"
-            train.optimizer.warmup_steps = base.epochs(40, batch_size=BATCH)
-            train.optimizer.decay_end_step = train.steps
+            train.optimizer.warmup_epochs = 40  # at the full rate
+            train.optimizer.decay_end_epoch = for_epochs
     config.sampling.guidance = "autoguidance"
     config.sampling.guidance_scale = 2.05
     config.mesh.fsdp = 8

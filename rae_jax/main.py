@@ -28,7 +28,7 @@ from rae_jax.costs import dry_run
 from rae_jax.costs.compile_report import mesh_over
 from rae_jax.costs.model_flops import seconds_at_peak
 from rae_jax.experiment import flags as experiment
-from rae_jax.experiment.configuration import check, take_classes_of_data
+from rae_jax.experiment.configuration import check, resolved
 from rae_jax.experiment.run import open_run
 from rae_jax.experiment.workdir import ConfigError
 from rae_jax.training import sharding
@@ -87,7 +87,7 @@ def run(config, file: str) -> None:
     experiment.connect()
     workdir = experiment.workdir()
     if DRY_RUN.value:
-        take_classes_of_data(config, workdir)
+        config = resolved(config, workdir)
         mesh = mesh_over(config, TOPOLOGY.value) if TOPOLOGY.value else sharding.make_mesh(config.mesh.to_dict())
         check(config, file=file, num_devices=mesh.size)
         dry_run.show(config, mesh, TOPOLOGY.value)

@@ -6,7 +6,7 @@ import runs
 from PIL import Image
 
 from configs import finetune
-from rae_jax.experiment.configuration import check, take_classes_of_data
+from rae_jax.experiment.configuration import check, resolved
 from rae_jax.experiment.stages import open_sources
 
 
@@ -25,7 +25,7 @@ def test_the_classes_are_those_of_the_folder_and_without_any_samples_are_uncondi
     write_images(tmp_path / "images", classes)
     config = finetune.get_config("tiny")
     config.data.path, config.data.held_out_share = str(tmp_path / "images"), 0.2
-    take_classes_of_data(config, tmp_path / "run")
+    config = resolved(config, tmp_path / "run")
     assert config.flow.num_classes == count
     assert config.sampling.labels == ("equal" if count else "unconditional")
     check(config, file="configs/finetune.py", num_devices=1)

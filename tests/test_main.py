@@ -141,6 +141,7 @@ BAD = {
     "--config.flow.train.stepz=5": ("--config.flow.train.stepz", "steps"),
     "--config.flow.trian.steps=5": ("--config.flow.trian.steps", "train"),
     "--config.flow.train.steps=many": ("--config.flow.train.steps", "many"),
+    "--config.flow.train.epochs=-2": ("flow.train.epochs=-2.0", "0 or more"),
     "--config.data.source=folder": ("config.data.path", "<class>"),
     "--config.encoder.input_size=30": ("encoder.input_size=30", "encoder.model.patch_size=8", "use 24 or 32"),
 }

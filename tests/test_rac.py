@@ -7,7 +7,9 @@ import pytest
 import runs
 
 from configs import rac_256
+from rae_jax.data.sources import IMAGENET_TRAIN_IMAGES
 from rae_jax.experiment import configuration
+from rae_jax.training.durations import resolve
 
 CONFIG = "configs/digits_rac.py:tiny"
 STAGES = ("encoder", "teacher", "coder", "flow")
@@ -47,7 +49,7 @@ def test_a_full_size_step_is_traced_from_images_to_updated_parameters(variant):
     config = rac_256.get_config(variant)
     assert config.stages
     for stage in config.stages:
-        objective = configuration.trace(config, stage)
+        objective = configuration.trace(resolve(config, IMAGENET_TRAIN_IMAGES), stage)
         assert ("coder" in objective.frozen) == (variant == "scratch_XL")
 
 

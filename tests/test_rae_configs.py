@@ -9,22 +9,22 @@ from configs import rae_dinov2b_vitxl, rae_maeb_vitxl, rae_siglip2b_vitxl
 from rae_jax.components.catalogue import component
 from rae_jax.components.decoders import decoded_size
 from rae_jax.components.encoders import grid as encoder_grid
+from rae_jax.data.sources import IMAGENET_TRAIN_IMAGES
 from rae_jax.experiment.configuration import trace
 from rae_jax.models.vit import PRETRAINED
-
-EPOCH = 1_281_167 / 512  # steps
+from rae_jax.training.durations import resolve
 
 
 def test_the_schedule_is_the_published_one_in_epochs():
-    config = rae_dinov2b_vitxl.get_config()
-    train, loss, discriminator = config.decoder.train, config.decoder.loss, config.discriminator.optimizer
+    config = resolve(rae_dinov2b_vitxl.get_config(), IMAGENET_TRAIN_IMAGES)
+    train, loss = config.decoder.train, config.decoder.loss
     assert train.batch_size == 512 and train.ema_decay == 0.9978
     for steps, epochs in (
         (train.steps, 16), (train.optimizer.warmup_steps, 1), (train.optimizer.decay_end_step, 16),
         (loss.discriminator_from_step, 6), (loss.gan_from_step, 8), (loss.lpips_from_step, 0),
-        (discriminator.warmup_steps, 1), (discriminator.decay_end_step, 10),
+        (loss.discriminator_optimizer.warmup_steps, 1), (loss.discriminator_optimizer.decay_end_step, 10),
     ):  # fmt: skip
-        assert steps == pytest.approx(epochs * EPOCH, abs=1)
+        assert steps == epochs * 2502
     assert (loss.lpips_weight, loss.gan_weight, config.decoder.noise_tau) == (1.0, 0.75, 0.8)
 
 
@@ -39,7 +39,7 @@ def test_the_schedule_is_the_published_one_in_epochs():
 )
 def test_each_preset_is_what_it_names(words, betas, lpips_range, fakes, noise, adaptive):
     config = rae_dinov2b_vitxl.get_config(words)
-    for optimizer in (config.decoder.train.optimizer, config.discriminator.optimizer):
+    for optimizer in (config.decoder.train.optimizer, config.decoder.loss.discriminator_optimizer):
         assert (optimizer.beta1, optimizer.beta2) == betas
     loss = config.decoder.loss
     assert tuple(loss.lpips_range) == lpips_range
@@ -79,6 +79,6 @@ def test_words_that_mean_nothing_are_refused(words, text):
 
 @pytest.mark.slow
 def test_the_whole_step_is_traced_at_full_size():
-    config = rae_dinov2b_vitxl.get_config()
+    config = resolve(rae_dinov2b_vitxl.get_config(), IMAGENET_TRAIN_IMAGES)
     objective = trace(config, "decoder")
     assert objective.frozen.keys() == {"encoder", "lpips", "discriminator"}

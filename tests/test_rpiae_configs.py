@@ -10,10 +10,12 @@ from rae_jax.components.catalogue import component
 from rae_jax.components.decoders import decoded_size
 from rae_jax.components.generators import time_shift
 from rae_jax.components.latent_spaces import latent_space
+from rae_jax.data.sources import IMAGENET_TRAIN_IMAGES
 from rae_jax.experiment.configuration import trace
 from rae_jax.experiment.weights import Weights
 from rae_jax.models.autoencoder import LatentStatistics
 from rae_jax.training import sharding
+from rae_jax.training.durations import resolve
 
 
 @pytest.mark.parametrize(("variant", "width"), [("", 64), ("width32", 32), ("conv-width128", 128)])
@@ -30,7 +32,7 @@ def test_the_flow_on_64_channels_has_a_time_shift_of_two():
 def test_epochs_and_points_of_the_grid_are_those_asked_for():
     for epochs in (60, 80, 800):
         config = rpiae_xl.get_config(f"{epochs}-250")
-        assert config.flow.train.steps == round(epochs * 1_281_167 / 1024)
+        assert resolve(config, IMAGENET_TRAIN_IMAGES).flow.train.steps == epochs * 1251
         assert config.sampling.num_steps == 249
     assert rpiae_xl.get_config().sampling.num_steps == 49
 
@@ -64,4 +66,4 @@ def test_an_unknown_variant_is_an_error_that_lists_them(module):
 def test_every_stage_can_be_traced_at_full_size(variant, stage):
     config = rpiae_dinov2b_vitxl.get_config(variant)
     config[stage].train.batch_size = 2
-    trace(config, stage)
+    trace(resolve(config, IMAGENET_TRAIN_IMAGES), stage)

@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 
 from rae_jax.costs.model_flops import model_flops
 from rae_jax.experiment import flags as experiment
-from rae_jax.experiment.configuration import example_batch
+from rae_jax.experiment.configuration import example_batch, resolved
 from rae_jax.files import whole_file
 from rae_jax.objectives.catalogue import OBJECTIVES
 from rae_jax.training import sharding
@@ -101,7 +101,7 @@ def main(arguments: list[str]) -> None:
     if BATCH.value:
         config[stage].train.batch_size = BATCH.value
     try:
-        result = benchmark(config, stage, steps=STEPS.value, latents=LATENTS.value)
+        result = benchmark(resolved(config), stage, steps=STEPS.value, latents=LATENTS.value)
     except ValueError as error:
         sys.exit(f"error: {error}")
     print(json.dumps(result, indent=2))

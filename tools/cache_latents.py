@@ -18,7 +18,7 @@ import numpy as np
 from absl import app, flags, logging
 
 from rae_jax.experiment import flags as experiment
-from rae_jax.experiment.configuration import take_classes_of_data
+from rae_jax.experiment.configuration import resolved
 from rae_jax.experiment.latent_writer import write_cache
 
 OUTPUT = flags.DEFINE_string("output", "", "The directory of the cache.")
@@ -32,8 +32,7 @@ def main(arguments: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     experiment.connect()
     try:
-        take_classes_of_data(config, workdir)
-        found = write_cache(config, experiment.config_file(), workdir, output)
+        found = write_cache(resolved(config, workdir), experiment.config_file(), workdir, output)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     if jax.process_index() == 0:

@@ -15,6 +15,10 @@ HEAD = """# Every field of a config
 Generated from the comments of [configs/base.py](../configs/base.py) by `python -m tools.config_reference`; change them
 there. Experiments start from these values and set others; any field can be set on the command line:
 `--config.flow.train.steps=500`. Defaults that are calls, such as `train(...)`, are sections of their own, below.
+
+A duration has three fields, in epochs, images and steps (`epochs`, `images`, `steps`; `gan_from_epoch`, ...), of which
+one is set and the others are 0. It becomes steps where the run starts: an epoch is as many steps as the training images
+fill batches. What the command line says of a duration replaces what the experiment says, whatever the unit.
 """
 
 

@@ -24,6 +24,7 @@ from rae_jax.data.decoding import decode_image
 from rae_jax.data.device import DeviceBatches, batch_rows
 from rae_jax.data.transforms import transform
 from rae_jax.experiment import flags as experiment
+from rae_jax.experiment.configuration import resolved
 from rae_jax.experiment.stages import open_batches, open_sources
 from rae_jax.objectives.catalogue import OBJECTIVES
 from rae_jax.training import sharding
@@ -122,7 +123,7 @@ def main(arguments: list[str]) -> None:
         return
     config = experiment.config()
     try:
-        found = measure_pipeline(config, STAGE.value, SECONDS.value)
+        found = measure_pipeline(resolved(config), STAGE.value, SECONDS.value)
     except ValueError as error:
         raise SystemExit(f"error: {error}") from None
     print(

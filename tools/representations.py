@@ -30,7 +30,7 @@ from rae_jax.evaluation import pictures
 from rae_jax.evaluation.evaluate import Features, in_batches
 from rae_jax.evaluation.linear_probe import linear_probe, probe_accuracy
 from rae_jax.experiment import flags as experiment
-from rae_jax.experiment.configuration import check
+from rae_jax.experiment.configuration import check, resolved
 from rae_jax.experiment.stages import Stages, open_sources
 from rae_jax.files import whole_file
 from rae_jax.flow import samplers
@@ -149,6 +149,7 @@ def main(arguments: list[str]) -> None:
 
 def show(config: ConfigDict, file: str, workdir: Path, kind: str, count: int) -> Path:
     """Writes the picture `kind` into `workdir`; errors as the stages'."""
+    config = resolved(config, workdir)
     check(config, file=file, num_devices=jax.device_count())
     mesh = sharding.make_mesh(config.mesh.to_dict())
     path = workdir / f"{kind}.png"

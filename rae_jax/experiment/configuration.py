@@ -17,7 +17,7 @@ from rae_jax.components.conditions import condition
 from rae_jax.components.decoders import decoded_size, decoder
 from rae_jax.components.encoders import grid as encoder_grid
 from rae_jax.components.latent_spaces import IDENTITY, latent_space
-from rae_jax.data.sources import count_classes
+from rae_jax.data.sources import count_classes, count_images
 from rae_jax.data.transforms import transform
 from rae_jax.experiment import latent_cache
 from rae_jax.experiment.workdir import CONFIG, ConfigError
@@ -25,7 +25,7 @@ from rae_jax.flow.flow_map import jump_times
 from rae_jax.objectives.catalogue import OBJECTIVES
 from rae_jax.objectives.objective import Objective
 from rae_jax.sampling.generator import generator, guiding_component, sample_keys
-from rae_jax.training import sharding
+from rae_jax.training import durations, sharding
 from rae_jax.training.sharding import BATCH_AXES, mesh_shape
 from rae_jax.training.state import TrainState
 
@@ -38,21 +38,36 @@ def nearest(name: str, known: list[str]) -> str:
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
-def take_classes_of_data(config: ConfigDict, workdir: Path) -> None:
-    """Puts a number in the place of `flow.num_classes=-1`: that of the run in `workdir`, if there is one, and of the
-    data otherwise. Where there are no classes, samples are unconditional.
+def resolved(config: ConfigDict, workdir: Path | None = None) -> ConfigDict:
+    """A copy of `config` with numbers for what it leaves to the data, as everything that runs it needs.
+
+    In the place of `flow.num_classes=-1` comes the number of classes, and where there are none, samples are
+    unconditional. Every duration is in steps; `data.train_images` counts what an epoch is of, if one is in epochs.
+    Both are those of the run in `workdir`, if there is one, and of the data otherwise.
 
     Raises:
-      ValueError: there is neither a run nor data.
+      ValueError: there is neither a run nor data, or a duration cannot be resolved.
     """
+    config = config.copy_and_resolve_references()
+    data, path = config.data, workdir and workdir / CONFIG
+    before = json.loads(path.read_text()) if path and path.exists() else {}
     if config.flow.num_classes == -1:
-        data, path = config.data, workdir / CONFIG
-        if path.exists():
-            config.flow.num_classes = json.loads(path.read_text())["flow"]["num_classes"]
-        else:
-            config.flow.num_classes = count_classes(data.source, data.train_split, data.path)
+        config.flow.num_classes = (
+            before["flow"]["num_classes"] if before else count_classes(data.source, data.train_split, data.path)
+        )
     if config.flow.num_classes == 0:
         config.sampling.labels = "unconditional"
+    if (of_epochs := durations.in_epochs(config)) and not data.train_images:
+        data.train_images = before.get("data", {}).get("train_images", 0)
+    if of_epochs and not data.train_images:
+        try:
+            data.train_images = count_images(data.source, data.train_split, data.path, data.held_out_share)
+        except ValueError as error:
+            raise ValueError(
+                f"{of_epochs[0]} is in epochs, of a number of images that is not known: {error}. "
+                "Without the images, set data.train_images"
+            ) from error
+    return durations.resolve(config, data.train_images)
 
 
 def check(config: ConfigDict, *, file: str, num_devices: int) -> None:
@@ -98,7 +113,7 @@ def _check(config: ConfigDict, *, file: str, num_devices: int) -> None:
             refuse(f"{stage}.train.batch_size={train.batch_size} is not divisible by the {shards} data-parallel "
                    f"devices{parts}; use {f'{lower} or ' if lower else ''}{upper}")  # fmt: skip
         if config[stage].objective != "latent_statistics" and train.steps < 1:
-            refuse(f"{stage}.train.steps={train.steps}; a stage needs at least one step")
+            refuse(f"{stage}.train.steps={train.steps}; a stage needs at least one step, or {stage}.train.epochs")
     try:
         num_jumps = [len(jump_times(times)) - 1 for times in config.sampling.flow_map_times]
     except ValueError as error:

@@ -8,6 +8,8 @@ import jax
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
+from rae_jax.training import durations
+
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: a file that defines get_config().")
 WORKDIR = flags.DEFINE_string("workdir", "", "Where the run keeps its files; runs/<config name> by default.")
 DISTRIBUTED = flags.DEFINE_bool(
@@ -66,4 +68,5 @@ def parse(arguments: list[str]) -> list[str]:
         if not path.is_file():
             known = sorted(str(p) for p in Path("configs").glob("*.py") if p.stem not in ("__init__", "base"))
             sys.exit(f"error: --config: there is no file {path}; the experiments are {', '.join(known)}")
+        durations.give_way(CONFIG.value, config_flags.get_override_values(flags.FLAGS["config"]))
     return rest

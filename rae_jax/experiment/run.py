@@ -9,7 +9,7 @@ import jax
 from ml_collections import ConfigDict
 
 from rae_jax.evaluation.report import write_environment, write_report
-from rae_jax.experiment.configuration import check, take_classes_of_data
+from rae_jax.experiment.configuration import check, resolved
 from rae_jax.experiment.stages import Stages, open_sources
 from rae_jax.experiment.workdir import locked, remember
 from rae_jax.training import sharding
@@ -43,7 +43,7 @@ def open_run(
     Raises:
       ValueError: the config cannot work, its data are broken, or the working directory is another run's.
     """
-    take_classes_of_data(config, workdir)
+    config = resolved(config, workdir)
     check(config, file=file, num_devices=jax.device_count())
     sources = open_sources(config) if images else {}
     first = jax.process_index() == 0

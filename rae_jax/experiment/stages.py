@@ -45,8 +45,8 @@ def open_sources(config: ConfigDict) -> dict[str, Source]:
     """The "train" and "test" images; a broken data set is an error here, before anything is written.
 
     Raises:
-      ValueError: see `open_source`; or the images have more classes than a stage that learns them, too few are held
-        out, or the cached latents are of other images.
+      ValueError: see `open_source`; or the images have more classes than a stage that learns them or are not as many
+        as epochs were counted of, too few are held out, or the cached latents are of other images.
     """
     data = config.data
     sources = {
@@ -66,6 +66,11 @@ def open_sources(config: ConfigDict) -> dict[str, Source]:
         raise ValueError(
             f"flow.num_classes={known}, but the images have {there} classes, which {learnt[0]!r} learns; set it to "
             f"{there}, or to -1 for as many as there are"
+        )
+    if data.train_images not in (0, len(sources["train"])):
+        raise ValueError(
+            f"an epoch was taken to be of data.train_images={data.train_images}, but there are "
+            f"{len(sources['train'])} images; set it to that, with another --workdir if this run has begun"
         )
     if data.latents:
         latent_cache.check_data(config, sources["train"])

@@ -70,7 +70,7 @@ class ImageLoss:
             self._dino = self.frozen["discriminator"] = critics.discriminator(config)
             self._discriminator = critics.with_heads(config)
             self._augmentation = dict(probability=networks.augmentation_probability, cutout=networks.cutout)
-            self._optimizer, self._learning_rate = make_optimizer(networks.optimizer)
+            self._optimizer, self._learning_rate = make_optimizer(section.discriminator_optimizer)
 
     def init_discriminator(self, key: jax.Array) -> dict[str, Any] | None:
         """`state.discriminator` before the first step: `heads`, `spectral` and `opt_state`; None without one."""

@@ -32,11 +32,13 @@ def test_the_state_has_as_many_bytes_as_one_that_is_made(stage):
 
 
 def test_it_shows_config_models_and_stages_over_the_devices_and_writes_nothing(tmp_path):
-    status, output = runs.run(tmp_path / "run", "--dry_run", "--config.flow.train.steps=1234", devices=2)
+    options = ("--config.flow.train.steps=1234", "--config.encoder.train.epochs=2")  # of 1,438 digits, in batches of 16
+    status, output = runs.run(tmp_path / "run", "--dry_run", *options, devices=2)
     assert status == 0, output
     assert '"steps": 1234' in output and "MiB of state on each of 2 devices (data=2 x fsdp=1 x tensor=1)" in output
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in output.splitlines() if line.startswith("│")]
     assert ["image of latents", "5,808"] in [row[:2] for row in rows]
+    assert ["encoder", "178", "16"] in [row[:3] for row in rows]
     of_flow = [row for row in rows if row[0] == "flow"]  # as a model, as a step, as memory
     assert [row[1:3] for row in of_flow][1] == ["1,234", "16"]
     assert float(of_flow[2][1]) == pytest.approx(sum(map(float, of_flow[2][2:])), abs=0.03)

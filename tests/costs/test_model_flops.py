@@ -3,11 +3,13 @@ import pytest
 
 from configs import dith_xl
 from rae_jax.costs import model_flops
+from rae_jax.data.sources import IMAGENET_TRAIN_IMAGES
 from rae_jax.training import sharding
+from rae_jax.training.durations import resolve
 
 
 def test_dit_dh_xl_takes_three_passes_of_161_6_billion_multiplications_an_image():
-    config = dith_xl.get_config()
+    config = resolve(dith_xl.get_config(), IMAGENET_TRAIN_IMAGES)
     flops = model_flops.model_flops(config, "flow", latents=True)
     assert flops == pytest.approx(2 * 3 * 161.6e9 * 1024, rel=0.01)
     config.flow.model.remat, config.flow.model.fused_attention = "full", False
@@ -15,7 +17,7 @@ def test_dit_dh_xl_takes_three_passes_of_161_6_billion_multiplications_an_image(
 
 
 def test_the_time_at_peak_is_known_for_the_devices_in_the_table_only(monkeypatch):
-    config = dith_xl.get_config("S")
+    config = resolve(dith_xl.get_config("S"), IMAGENET_TRAIN_IMAGES)
     config.flow.model.depth, config.encoder.model.depth = 1, 1
     mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
     assert model_flops.seconds_at_peak(config, "flow", mesh) is None

@@ -1,14 +1,17 @@
 import importlib
 import json
+import shutil
 
 import jax
 import pytest
 from ml_collections import ConfigDict
+from PIL import Image
 
-from configs import digits, digits_rpiae
+from configs import digits, digits_rpiae, dith_xl
 from rae_jax.components.catalogue import component, trained_by
 from rae_jax.components.latent_spaces import latent_space
-from rae_jax.experiment.configuration import check, trace
+from rae_jax.experiment.configuration import check, resolved, trace
+from rae_jax.experiment.stages import open_sources
 from rae_jax.experiment.workdir import ConfigError, remember
 from rae_jax.interop.weights import save_weights
 from rae_jax.training import sharding
@@ -109,6 +112,53 @@ def test_only_what_is_computed_must_be_as_it_was(tmp_path):
         remember(changed(flow__label_dropout=0.2), tmp_path, file="x.py", write=True)
     assert (tmp_path / "config.json").read_text() == kept
     assert json.loads(kept)["flow"]["label_dropout"] == 0.1
+
+
+def in_epochs(images, tmp_path):
+    """The tiny flow, trained for three epochs of a folder of so many images."""
+    for i in range(images):
+        path = tmp_path / "images" / f"{i}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8)).save(path)
+    source = dict(data__source="folder", data__path=str(tmp_path / "images"), data__held_out_share=0.25)
+    return changed(flow__train__steps=0, flow__train__epochs=3.0, flow__train__batch_size=4, **source)
+
+
+def test_epochs_are_of_the_images_to_train_on_and_a_run_goes_on_with_those_it_began_with(tmp_path):
+    config = in_epochs(16, tmp_path)
+    begun = resolved(config, tmp_path)
+    assert (begun.data.train_images, begun.flow.train.steps) == (12, 9)
+    assert begun.encoder.train.steps == config.encoder.train.steps
+    remember(begun, tmp_path, file="x.py", write=True)
+    shutil.rmtree(tmp_path / "images")
+    again = resolved(config, tmp_path)
+    remember(again, tmp_path, file="x.py", write=False)
+    assert again.flow.train.steps == 9
+    config.flow.train.batch_size = 2
+    with pytest.raises(ConfigError, match=r"flow\.train\.steps: 9 there, 18 now"):
+        remember(resolved(config, tmp_path), tmp_path, file="x.py", write=False)
+
+
+def test_without_the_images_epochs_need_their_number_and_steps_do_not(tmp_path):
+    config = in_epochs(0, tmp_path)
+    with pytest.raises(ValueError, match=r"flow\.train\.epochs is in epochs.* no folder .* set data\.train_images"):
+        resolved(config)
+    config.data.train_images = 100
+    assert resolved(config).flow.train.steps == 75
+    config.data.train_images, config.flow.train.epochs = 0, 0.0
+    assert resolved(config).data.train_images == 0
+
+
+def test_another_number_of_images_than_epochs_were_counted_of_is_refused(tmp_path):
+    config = in_epochs(16, tmp_path)
+    config.data.train_images = 13
+    with pytest.raises(ValueError, match=r"data\.train_images=13, but there are 12 images; set it to that"):
+        open_sources(resolved(config))
+    open_sources(resolved(in_epochs(16, tmp_path)))
+
+
+def test_the_number_of_imagenets_images_is_known_without_them():
+    assert resolved(dith_xl.get_config()).data.train_images == 1_281_167
 
 
 def test_every_field_of_the_base_config_is_read_somewhere():

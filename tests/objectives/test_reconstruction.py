@@ -40,7 +40,7 @@ def tiny(**changes):
         lpips_weight=1.0, lpips_from_step=LPIPS_FROM, gan_weight=0.75, gan_from_step=GAN_FROM,
         discriminator_from_step=DISCRIMINATOR_FROM,
     )  # fmt: skip
-    config.discriminator.optimizer.update(warmup_steps=10, warmup_from_zero=True)
+    config.decoder.loss.discriminator_optimizer.update(warmup_steps=10, warmup_from_zero=True)
     config.update_from_flattened_dict(changes)
     return config
 
@@ -141,8 +141,8 @@ def test_a_step_is_the_gradient_of_the_weighted_sum_and_then_the_discriminator_l
     assert metrics["discriminator_accuracy"] == pytest.approx(float(accuracy), abs=1e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), new.discriminator["spectral"], spectral)
     # Adam's first moment after one update from zero is (1 - beta1) times the clipped gradient.
-    clip = min(1.0, config.discriminator.optimizer.clip_norm / float(optax.tree.norm(gradient)))
-    beta1 = config.discriminator.optimizer.beta1
+    clip = min(1.0, config.decoder.loss.discriminator_optimizer.clip_norm / float(optax.tree.norm(gradient)))
+    beta1 = config.decoder.loss.discriminator_optimizer.beta1
     (moment,) = [s.mu for s in jax.tree.leaves(new.discriminator["opt_state"], is_leaf=_is_adam) if _is_adam(s)]
     jax.tree.map(
         lambda m, g: np.testing.assert_allclose(m, (1 - beta1) * clip * g, rtol=2e-3, atol=1e-7), moment, gradient
@@ -177,7 +177,7 @@ def test_the_average_follows_the_decoder_and_the_heads_follow_their_own_schedule
     decay = config.decoder.train.ema_decay
     expected = jax.tree.map(lambda a, b: decay * a + (1 - decay) * b, state.params, new.params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), new.ema_params, expected)
-    rate = config.discriminator.optimizer.learning_rate
+    rate = config.decoder.loss.discriminator_optimizer.learning_rate
     assert metrics["discriminator_learning_rate"] == pytest.approx(rate * 5 / 10)
 
 
