@@ -82,12 +82,14 @@ IMAGE_LOSS = {"lpips_weight": 1.0, "lpips_from_step": 0, "lpips_range": (-1.0, 1
               "adaptive_weight": "last_layer", "adaptive_maximum": 1e4, "discriminator_fakes": "clean"}  # fmt: skip
 DISCRIMINATOR = under(
     "discriminator", loss="hinge", kernel_size=9, spectral_norm=True, augmentation_probability=1.0, cutout=0.0
-) | under("discriminator.optimizer", beta1=0.9, beta2=0.95, weight_decay=0.0, clip_norm=0.0, learning_rate=2e-4,
-          **COSINE_FALL)  # fmt: skip
+)
+CRITIC_ADAMW = under("loss.discriminator_optimizer", beta1=0.9, beta2=0.95, weight_decay=0.0, clip_norm=0.0,
+                     learning_rate=2e-4, **COSINE_FALL)  # fmt: skip
 PIVOT = (
     adamw("pivot", clip_norm=0.0, **COSINE_FALL)
     | under("pivot.train", ema_decay=0.9978, transform="random_crop")
     | under("pivot.loss", **IMAGE_LOSS)
+    | under("pivot", **CRITIC_ADAMW)
     | under("pivot", trains=("encoder", "decoder"), initial=("encoder",), noise_tau=0.8, noise_distribution="uniform",
             pivot_weight=0.75, pivot_balance="adaptive", pivot_balance_layer="scale", pivot_fixed_steps=1000,
             pivot_features="plain")
@@ -103,6 +105,7 @@ DECODER = (
     adamw("decoder", clip_norm=0.0, **COSINE_FALL)
     | under("decoder.train", batch_size=512, ema_decay=0.9978, transform="random_crop")
     | under("decoder.loss", **IMAGE_LOSS)
+    | under("decoder", **CRITIC_ADAMW)
     | under("decoder", noise_tau=0.8, noise_distribution="uniform")
     | DISCRIMINATOR
 )
