@@ -55,7 +55,7 @@ def kernels_only(params: Any) -> Any:
 
 
 def make_optimizer(config: ConfigDict) -> tuple[optax.GradientTransformation, Callable[[jax.Array], jax.Array]]:
-    """The optimizer that a stage's `train.optimizer` asks for, and its learning-rate schedule."""
+    """The optimizer that an `optimizer` section asks for, and its learning-rate schedule; durations are in steps."""
     schedule = learning_rate_schedule(
         config.learning_rate,
         final=config.final_learning_rate,
