@@ -1,17 +1,18 @@
 import numpy as np
 import pytest
-from golden import load_case
+from golden import cases
 from skimage.metrics import structural_similarity
 
 from rae_jax.evaluation.image_quality import psnr, ssim
 
 
-@pytest.mark.parametrize(("metric", "name"), [(psnr, "psnr"), (ssim, "ssim")])
-def test_quality_equals_the_reference_for_each_image_and_in_the_mean(metric, name):
-    case = load_case("psnr_ssim")
-    quality = metric(case.io["a"], case.io["b"])
-    case.assert_close(quality, f"{name}_per_image")
-    case.assert_close(np.mean(quality), name)
+@pytest.mark.parametrize("metric", [psnr, ssim])
+@cases("psnr_ssim")
+def test_quality_equals_the_reference_for_each_image_and_in_the_mean(case, metric):
+    call = case.call(f"calculate_{metric.__name__}")
+    quality = metric(call.inputs["a"], call.inputs["b"])
+    case.assert_close(quality, call.outputs["per image"])
+    case.assert_close(np.mean(quality), call.outputs["mean"])
 
 
 @pytest.mark.parametrize("metric", [psnr, ssim])

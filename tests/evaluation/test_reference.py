@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from golden import load_case
+from golden import cases
 
 from rae_jax.evaluation.evaluator import Summary
 from rae_jax.evaluation.frechet import Moments
@@ -9,15 +9,16 @@ from rae_jax.evaluation.reference import read_statistics
 
 
 @pytest.mark.parametrize("names", [("mu", "sigma"), ("ref_mu", "ref_sigma")])
-def test_fid_to_stored_statistics_is_the_one_adm_reports(names, tmp_path):
-    case = load_case("metrics")
-    reference = Moments.of(case.io["ref"]).gaussian()
+@cases("metrics")
+def test_fid_to_stored_statistics_is_the_one_adm_reports(case, names, tmp_path):
+    call = case.call(r"frechet_distance \(FID\)")
+    reference = Moments.of(call.inputs["reference activations"]).gaussian()
     np.savez(tmp_path / "statistics.npz", **dict(zip(names, reference, strict=True)))
     stored = read_statistics(tmp_path / "statistics.npz")
     assert stored.keys() == {"inception.pool"}
-    judged = Summary(gaussians={"inception.pool": Moments.of(case.io["sample"]).gaussian()})
+    judged = Summary(gaussians={"inception.pool": Moments.of(call.inputs["sample activations"]).gaussian()})
     found = computed([METRICS["fid"]], judged, Summary(gaussians=stored))
-    case.assert_close([found["fid"]], "fid")
+    case.assert_close([found["fid"]], call.outputs["fid"])
 
 
 def test_adms_files_have_statistics_for_sfid_too_and_images_alone_have_none(tmp_path):

@@ -1,31 +1,32 @@
 """Few-step sampling with a flow map against the reference's samples."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden import load_case, tokens
+from golden import cases, tokens
+from golden_modules import network
 
 from rae_jax.flow import flow_map
 from rae_jax.flow.times import sampling_times
-from rae_jax.interop.dit_dh import import_dit_dh
-from rae_jax.models.dit_dh import DiTDH
 
 
-@pytest.mark.parametrize("steps", [1, 2, 4])
-def test_few_step_samples_are_the_references(steps):
-    case = load_case("mf_dit_dh")
-    architecture, params, _ = import_dit_dh(case.weights)
-    model, labels = DiTDH(**architecture), case.io["noise_y"]
+@cases("mf_dit_dh")
+def test_few_step_samples_are_the_references(case):
+    model = network(case)
 
-    def u(z, r, t):
-        return model.apply({"params": params}, z, t, labels, r)
+    def sample(noise, labels, times):
+        def u(z, r, t):
+            return model.apply({"params": model.params}, z, t, labels, r)
 
-    times = sampling_times(steps)
-    states = jax.jit(lambda z: flow_map.sample(u, z, times, trajectory=True))(tokens(case.io["noise"]))
-    np.testing.assert_allclose(states[-1], tokens(case.io[f"sample_{steps}_step"]), atol=5e-5, rtol=5e-4)
-    if steps == 2:
-        np.testing.assert_allclose(states[1], tokens(case.io["state_after_first_of_2"]), atol=5e-5, rtol=5e-4)
+        return flow_map.sample(u, tokens(noise), times, trajectory=True)
+
+    for call in case.calls(r"\d+-step sampling"):
+        times = sampling_times(len(call.inputs["times"]) - 1)
+        np.testing.assert_allclose(times, call.inputs["times"], rtol=1e-6)
+        states = sample(call.inputs["noise"], call.inputs["y"], times)
+        case.assert_close(states[-1], tokens(call.outputs["sample"]))
+        if "middle" in call.outputs:
+            case.assert_close(states[1], tokens(call.outputs["middle"]))
 
 
 def test_the_exact_flow_map_of_a_gaussian_reaches_the_same_point_in_any_number_of_jumps():

@@ -1,77 +1,63 @@
 """Guidance against the reference's, per sample and inside its interval."""
 
-import jax
+import functools
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden import load_case, tokens
+from golden import cases, tokens
+from golden_modules import network
 
 from rae_jax.flow.guidance import autoguidance, classifier_free_guidance, guide
-from rae_jax.interop.dit_dh import import_dit_dh
-from rae_jax.interop.lightning_dit import import_lightning_dit
-from rae_jax.models.dit_dh import DiTDH
-from rae_jax.models.lightning_dit import LightningDiT
 
 
-def field(import_model, module, weights):
+def field(case, prefix=None):
     """`(z, t, labels) -> v` of an official checkpoint, and its null label."""
-    architecture, params, _ = import_model(weights)
-    model = module(**architecture)
-    return jax.jit(lambda z, t, y: model.apply({"params": params}, z, t, y)), architecture["num_classes"]
+    _, apply, params, architecture, _ = network(case, prefix)
+    return lambda z, t, labels: apply({"params": params}, z, t, labels), architecture["num_classes"]
 
 
-def calls(case, function):
-    return [call for call in case.description["calls"] if call["function"] == function]
+def halved(call, null_label):
+    """`z`, `t`, labels and null labels of a reference's batch, which is [conditional; unconditional]."""
+    labels, null = jnp.split(jnp.asarray(call.inputs["y"]), 2)
+    assert (null == null_label).all()
+    return tokens(call.inputs["x"])[: len(labels)], call.inputs["t"][: len(labels)], labels, null
 
 
-@pytest.mark.parametrize(
-    ("name", "prefix"),
-    [("dit_dh_xl_flags", "model."), ("dit_dh_equal_width_qknorm", ""), ("dit_dh_layernorm_gelu", "")],
-)
-def test_classifier_free_guidance_is_the_references(name, prefix):
-    case = load_case(name)
-    velocity, null_label = field(import_dit_dh, DiTDH, case.weights_under(prefix))
-    # The reference's batch is [conditional; unconditional] with the same x and t in both halves.
-    half = len(case.io["cfg_y"]) // 2
-    z, t, labels = tokens(case.io["cfg_x"])[:half], case.io["cfg_t"][:half], case.io["cfg_y"][:half]
-    assert (case.io["cfg_y"][half:] == null_label).all()
-    for call in calls(case, "forward_with_cfg"):
-        scale, interval = call["inputs"]["cfg_scale"], tuple(call["inputs"]["cfg_interval"])
-        guided = classifier_free_guidance(
-            velocity, jnp.asarray(labels), np.full_like(labels, null_label), scale=scale, interval=interval
-        )
-        expected = tokens(case.io[call["outputs"]["velocity"].removeprefix("@")])[:half]
-        np.testing.assert_allclose(guided(z, t), expected, atol=2e-5, rtol=2e-4)
+@cases("dit_dh", where=lambda case: case.calls("forward_with_cfg"))
+def test_classifier_free_guidance_is_the_references(case):
+    velocity, null_label = field(case)
+    for call in case.calls("forward_with_cfg"):
+        z, t, labels, null = halved(call, null_label)
+        scale, interval = call.inputs["cfg_scale"], tuple(call.inputs["cfg_interval"])
+        guided = classifier_free_guidance(velocity, labels, null, scale=scale, interval=interval)
+        case.assert_close(guided(z, t), tokens(call.outputs["velocity"])[: len(z)])
 
 
-def test_autoguidance_is_the_references():
-    case = load_case("dit_dh_xl_flags")
-    velocity, _ = field(import_dit_dh, DiTDH, case.weights_under("model."))
-    weak, _ = field(import_dit_dh, DiTDH, case.weights_under("guidance_model."))
-    z, t, labels = tokens(case.io["x"]), case.io["t"], case.io["y"]
-    for call in calls(case, "forward_with_autoguidance"):
-        scale, interval = call["inputs"]["cfg_scale"], tuple(call["inputs"]["cfg_interval"])
-        guided = autoguidance(
-            lambda z, t: velocity(z, t, labels), lambda z, t: weak(z, t, labels), scale=scale, interval=interval
-        )
-        expected = tokens(case.io[call["outputs"]["velocity"].removeprefix("@")])
-        np.testing.assert_allclose(guided(z, t), expected, atol=2e-5, rtol=2e-4)
+@cases("dit_dh", where=lambda case: case.calls("forward_with_autoguidance"))
+def test_autoguidance_is_the_references(case):
+    (velocity, _), (weak, _) = (field(case, prefix) for prefix in case.networks)
+    for call in case.calls("forward_with_autoguidance"):
+        strong, weaker = (functools.partial(model, labels=call.inputs["y"]) for model in (velocity, weak))
+        scale, interval = call.inputs["cfg_scale"], tuple(call.inputs["cfg_interval"])
+        guided = autoguidance(strong, weaker, scale=scale, interval=interval)
+        case.assert_close(guided(tokens(call.inputs["x"]), call.inputs["t"]), tokens(call.outputs["velocity"]))
 
 
-@pytest.mark.parametrize("where", ["in", "out"])
-def test_the_reference_lightning_dit_guides_outside_the_interval_that_it_is_given(where):
-    case = load_case("lightning_dit")
-    velocity, null_label = field(import_lightning_dit, LightningDiT, case.weights_under("model."))
-    weak, _ = field(import_lightning_dit, LightningDiT, case.weights_under("guidance_model."))
-    half = len(case.io["cfg_y"]) // 2
-    z, labels = tokens(case.io["cfg_x"])[:half], jnp.asarray(case.io["cfg_y"][:half])
-    t = case.io[f"cfg_t_{where}_interval"][:half]
-    # Its interval [0.3, 0.6) says where guidance is off.
-    scale = 1.0 if where == "in" else 2.0
-    guided = classifier_free_guidance(velocity, labels, np.full_like(labels, null_label), scale=scale)
-    np.testing.assert_allclose(guided(z, t), tokens(case.io[f"cfg_out_{where}_interval"])[:half], atol=2e-5, rtol=2e-4)
-    guided = autoguidance(lambda z, t: velocity(z, t, labels), lambda z, t: weak(z, t, labels), scale=scale)
-    np.testing.assert_allclose(guided(z, t), tokens(case.io[f"ag_out_{where}_interval"])[:half], atol=2e-5, rtol=2e-4)
+@cases("lightning_dit", where=lambda case: case.calls("forward_with_autoguidance"))
+def test_the_reference_lightning_dit_guides_outside_the_intervals_that_it_is_given(case):
+    (velocity, null_label), (weak, _) = (field(case, prefix) for prefix in case.networks)
+    for call in case.calls("forward_with_(cfg|autoguidance)"):
+        z, t, labels, null = halved(call, null_label)
+        # It looks at the first time only. Inside, [low, high), the scale is `interval_cfg`, or 1 where that is no more.
+        inside = any(low <= t[0] < high for low, high in call.inputs["cfg_interval"])
+        scale = max(call.inputs["interval_cfg"], 1.0) if inside else call.inputs["cfg_scale"]
+        if call.function == "forward_with_cfg":
+            guided = classifier_free_guidance(velocity, labels, null, scale=scale)
+        else:
+            strong, weaker = (functools.partial(model, labels=labels) for model in (velocity, weak))
+            guided = autoguidance(strong, weaker, scale=scale)
+        case.assert_close(guided(z, t), tokens(call.outputs["velocity"])[: len(z)])
 
 
 def test_guidance_acts_on_both_ends_of_its_interval_and_nowhere_outside():

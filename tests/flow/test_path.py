@@ -2,25 +2,27 @@
 
 import jax.numpy as jnp
 import numpy as np
-from golden import load_case
+from golden import cases
+from golden_modules import linear_velocity
 
 from rae_jax.flow.path import data_from_velocity, interpolate, noise_from_velocity, velocity_target
 
 
-def test_the_path_and_its_velocity_are_the_references():
-    io = load_case("transport").io
-    np.testing.assert_allclose(interpolate(io["data"], io["noise"], io["t"]), io["x_t"], atol=1e-6)
-    np.testing.assert_array_equal(velocity_target(io["data"], io["noise"]), io["target"])
+@cases("transport")
+def test_the_path_and_its_velocity_are_the_references(case):
+    plan = case.call("path_sampler.plan")
+    data, noise, t = (plan.inputs[name] for name in ("x1", "x0", "t"))
+    case.assert_close(interpolate(data, noise, t), plan.outputs["x_t"], part=0.05)
+    np.testing.assert_array_equal(velocity_target(data, noise), plan.outputs["u_t"])
 
 
-def test_the_loss_is_the_references():
-    case = load_case("transport")
-    io, w = case.io, case.weights
-    pred = jnp.einsum("nchw,dc->ndhw", interpolate(io["data"], io["noise"], io["t"]), w["mix.weight"])
-    pred += (w["mix.bias"] + io["t"][:, None] * w["tvec"] + w["label.weight"][io["y"]])[:, :, None, None]
-    case.assert_close(pred, "pred")
-    loss = jnp.mean((pred - velocity_target(io["data"], io["noise"])) ** 2, axis=(1, 2, 3))
-    case.assert_close(loss, "loss")
+@cases("transport")
+def test_the_loss_is_the_references(case):
+    drawn, losses = case.call("Transport.sample"), case.call("training_losses")
+    data, noise, t = losses.inputs["x1"], drawn.inputs["noise"], drawn.outputs["t"]
+    pred = linear_velocity(case, losses.inputs["y"])(interpolate(data, noise, t), t)
+    case.assert_close(pred, losses.outputs["pred"])
+    case.assert_close(jnp.mean((pred - velocity_target(data, noise)) ** 2, axis=(1, 2, 3)), losses.outputs["loss"])
 
 
 def test_data_and_noise_follow_from_a_point_and_its_velocity():

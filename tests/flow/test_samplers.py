@@ -1,18 +1,18 @@
 """Samplers against the reference's trajectories and, for Gaussian data, against the distribution they must reach."""
 
+import functools
 import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden import load_case, tokens
+from golden import cases, tokens
+from golden_modules import linear_velocity, network
 
 from rae_jax.flow import samplers
 from rae_jax.flow.guidance import classifier_free_guidance
 from rae_jax.flow.times import dimension_shift, sampling_times
-from rae_jax.interop.dit_dh import import_dit_dh
-from rae_jax.models.dit_dh import DiTDH
 
 MEAN, STD = 1.5, 0.5
 
@@ -24,62 +24,53 @@ def gaussian_velocity(z, t):
     return -MEAN + (t - (1 - t) * STD**2) / variance * (z - (1 - t) * MEAN)
 
 
-def linear_case(name):
-    """The golden case, its linear velocity and the times of its trajectory by the solver `name`."""
-    case = load_case("transport")
-    w = case.weights
-    call = next(c for c in case.description["calls"] if c["inputs"].get("sampling_method") == name)
-    shift = dimension_shift(call["inputs"]["shift_dim"])
-    times = sampling_times(call["inputs"]["num_steps"] - 1, shift=shift, grid="released")
-
-    def velocity(x, t):
-        bias = w["mix.bias"] + t[:, None] * w["tvec"] + w["label.weight"][case.io["ode_y"]]
-        return jnp.einsum("nchw,dc->ndhw", x, w["mix.weight"]) + bias[:, :, None, None]
-
-    return case, velocity, times
+def released_times(call, base=4096):
+    """The times that the reference's sampler visits in `call`; it counts points where we count steps."""
+    shift = dimension_shift(call.inputs["shift_dim"], base)
+    return sampling_times(call.inputs["num_steps"] - 1, shift=shift, grid="released")
 
 
-@pytest.mark.parametrize(("sampler", "name"), [(samplers.euler, "euler"), (samplers.heun, "heun2")])
-def test_trajectories_are_the_references(sampler, name):
-    case, velocity, times = linear_case(name)
-    states = sampler(velocity, case.io["ode_noise"], times, trajectory=True)
-    case.assert_close(states, f"ode_{name}_trajectory")
-    np.testing.assert_array_equal(sampler(velocity, case.io["ode_noise"], times), states[-1])
+@cases("transport")
+def test_trajectories_are_the_references(case):
+    calls = {call.inputs["sampling_method"]: call for call in case.calls("sample_ode")}
+    for name, sampler in (("euler", samplers.euler), ("heun2", samplers.heun)):
+        call = calls[name]
+        velocity, noise = linear_velocity(case, call.inputs["y"]), call.inputs["x"]
+        times = released_times(call, case.constructor["time_dist_shift_base"])
+        states = sampler(velocity, noise, times, trajectory=True)
+        case.assert_close(states, call.outputs["trajectory"])
+        np.testing.assert_array_equal(sampler(velocity, noise, times), states[-1])
 
 
-def test_small_steps_reach_the_trajectory_of_the_references_adaptive_solver():
-    case, velocity, times = linear_case("dopri5")
+@cases("transport")
+def test_small_steps_reach_the_trajectory_of_the_references_adaptive_solver(case):
+    (call,) = (call for call in case.calls("sample_ode") if call.inputs["sampling_method"] == "dopri5")
+    times = released_times(call, case.constructor["time_dist_shift_base"])
     fine = np.concatenate([np.linspace(a, b, 20, endpoint=False) for a, b in itertools.pairwise(times)])
-    states = samplers.heun(velocity, case.io["ode_noise"], [*fine, times[-1]], trajectory=True)
-    case.assert_close(states[::20], "ode_dopri5_trajectory", atol=1e-3)
+    velocity = linear_velocity(case, call.inputs["y"])
+    states = samplers.heun(velocity, call.inputs["x"], [*fine, times[-1]], trajectory=True)
+    case.assert_close(states[::20], call.outputs["trajectory"], atol=case.noted("absolute"))
 
 
-@pytest.mark.parametrize("name", ["sample_euler_dit_dh", "sample_euler_dit_dh_10_steps"])
-def test_samples_of_a_network_are_the_references_with_and_without_guidance(name):
-    case = load_case(name)
-    plain, guided = (call["inputs"] for call in case.description["calls"])
-    architecture, params, _ = import_dit_dh(case.weights)
-    model, noise, labels = DiTDH(**architecture), tokens(case.io["noise"]), jnp.asarray(case.io["y"])
-    times = sampling_times(plain["num_steps"] - 1, shift=dimension_shift(plain["shift_dim"]), grid="released")
-    case.assert_close(times, "times")
+@cases("sample_euler_dit_dh")
+def test_samples_of_a_network_are_the_references_with_and_without_guidance(case):
+    model, _, params, architecture, _ = network(case)
 
     def velocity(z, t, y):
         return model.apply({"params": params}, z, t, y)
 
-    states = jax.jit(lambda z: samplers.euler(lambda z, t: velocity(z, t, labels), z, times, trajectory=True))(noise)
-    np.testing.assert_allclose(states, tokens(case.io["trajectory"]), atol=1e-4, rtol=1e-3)
-    np.testing.assert_array_equal(tokens(case.io["trajectory"])[-1], tokens(case.io["final"]))
-
-    interval = tuple(guided["cfg_interval"])
-    field = classifier_free_guidance(
-        velocity,
-        labels,
-        np.full_like(labels, architecture["num_classes"]),
-        scale=guided["cfg_scale"],
-        interval=interval,
-    )
-    final = jax.jit(lambda z: samplers.euler(field, z, times))(noise)
-    np.testing.assert_allclose(final, tokens(case.io["cfg_final"]), atol=1e-4, rtol=1e-3)
+    for call in case.calls("sample_ode euler.*"):
+        times, labels = released_times(call), jnp.asarray(call.inputs["y"])
+        field = functools.partial(velocity, y=labels)
+        if "with_cfg" in call.function:
+            scale, interval = call.inputs["cfg_scale"], tuple(call.inputs["cfg_interval"])
+            null = jnp.full_like(labels, architecture["num_classes"])
+            field = classifier_free_guidance(velocity, labels, null, scale=scale, interval=interval)
+        states = samplers.euler(field, tokens(call.inputs["x"]), times, trajectory=True)
+        case.assert_close(states[-1], tokens(call.outputs["final"]))
+        if "trajectory" in call.outputs:
+            case.assert_close(times, call.outputs["times"])
+            case.assert_close(states, tokens(call.outputs["trajectory"]))
 
 
 @pytest.mark.parametrize(("sampler", "steps", "error"), [(samplers.euler, 400, 4e-3), (samplers.heun, 40, 2e-3)])

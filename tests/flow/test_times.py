@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 import scipy.stats
-from golden import load_case
+from golden import cases
 
 from rae_jax.flow.times import (
     dimension_shift,
@@ -16,24 +16,33 @@ from rae_jax.flow.times import (
 )
 
 
-@pytest.mark.parametrize("dimension", [4096, 16384, 196608, 786432])
-def test_the_shift_and_the_released_grid_are_the_references(dimension):
-    case = load_case("transport")
-    shift = dimension_shift(dimension)
-    case.assert_close(shift_times(case.io["shift_t"], shift), f"shift_dim_{dimension}", atol=1e-6, rtol=1e-6)
-    for points in (10, 50):
-        times = sampling_times(points - 1, shift=shift, grid="released")
-        case.assert_close(times, f"ode_times_{points}_dim_{dimension}", atol=1e-6, rtol=1e-6)
+@cases("transport")
+def test_the_shift_and_the_released_grid_are_the_references(case):
+    for call in case.calls("time shift"):
+        shift = dimension_shift(call.inputs["shift_dim"], call.inputs["shift_base"])
+        assert shift == pytest.approx(call.inputs["shift"])
+        case.assert_close(shift_times(call.inputs["t"], shift), call.outputs["t"], part=0.01)
+    base = case.constructor["time_dist_shift_base"]
+    for call in case.calls("ODE time points"):
+        shift = dimension_shift(call.inputs["shift_dim"], base)
+        times = sampling_times(call.inputs["num_steps"] - 1, shift=shift, grid="released")
+        case.assert_close(times, call.outputs["t"], part=0.01)
 
 
-def test_training_times_from_given_draws_are_the_references():
-    case = load_case("transport")
-    uniform = case.io["grid_uniform"]
-    case.assert_close(uniform_times(uniform), "grid_t_uniform", atol=1e-6, rtol=1e-6)
-    case.assert_close(logit_normal_times(uniform), "grid_t_logit-normal_0_1", atol=2e-6, rtol=1e-5)
-    case.assert_close(logit_normal_times(uniform, -0.4, 1.2), "grid_t_logit-normal_-0.4_1.2", atol=2e-6, rtol=1e-5)
-    shift = dimension_shift(case.description["constructor"]["time_dist_shift_dim"])
-    case.assert_close(shift_times(logit_normal_times(case.io["uniform"]), shift), "t", atol=2e-6, rtol=1e-5)
+@cases("transport")
+def test_training_times_from_given_draws_are_the_references(case):
+    def times(distribution, uniform):
+        """`distribution` is `uniform` or `logit-normal_<mean>_<std>`."""
+        _, *moments = distribution.split("_")
+        return logit_normal_times(uniform, *map(float, moments)) if moments else uniform_times(uniform)
+
+    for call in case.calls("Transport.sample with time_dist_shift 1"):
+        unshifted = times(call.inputs["time_dist_type"], call.inputs["uniform"])
+        case.assert_close(unshifted, call.outputs["t"], part=0.1)
+    constructor, call = case.constructor, case.call("Transport.sample")
+    shift = dimension_shift(constructor["time_dist_shift_dim"], constructor["time_dist_shift_base"])
+    unshifted = times(constructor["time_dist_type"], call.inputs["uniform"])
+    case.assert_close(shift_times(unshifted, shift), call.outputs["t"], part=0.1)
 
 
 def test_the_extreme_draws_give_the_ends_of_the_range():

@@ -1,9 +1,11 @@
 """AutoencoderKL checkpoints come back bit for bit, with new and old names, and wrong ones are refused."""
 
+import re
+
 import jax
 import numpy as np
 import pytest
-from golden import load_case
+from golden import cases
 
 from rae_jax.interop.diffusers_kl import PROJECTIONS, architecture, export_kl_vae, identify, import_kl_vae
 from rae_jax.models.kl_vae import KLVAE
@@ -24,22 +26,25 @@ def with_deprecated_names(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarra
     return {rename(name): value for name, value in tensors.items()}
 
 
-def test_checkpoints_come_back_bit_for_bit_and_fit_the_module():
-    tensors = load_case("kl_vae").weights
-    found, params = import_kl_vae(tensors, num_groups=8)
+@cases("kl_vae")
+def test_checkpoints_come_back_bit_for_bit_and_fit_the_module(case):
+    tensors, groups = case.weights, case.constructor["norm_num_groups"]
+    found, params = import_kl_vae(tensors, num_groups=groups)
     assert identify(tensors) == "current"
     assert_same_files(export_kl_vae(params, found), tensors)
-    image = jax.ShapeDtypeStruct((1, 8, 8, 3), np.float32)
+    side = 4 * 2 ** len(found["channels"])
+    image = jax.ShapeDtypeStruct((1, side, side, case.constructor["in_channels"]), np.float32)
     like = jax.eval_shape(KLVAE(**found).init, jax.random.key(0), image)["params"]
-    import_kl_vae(tensors, num_groups=8, like=like)
+    import_kl_vae(tensors, num_groups=groups, like=like)
 
 
-def test_the_names_of_older_files_give_the_same_parameters_and_come_back():
-    new = load_case("kl_vae").weights
+@cases("kl_vae")
+def test_the_names_of_older_files_give_the_same_parameters_and_come_back(case):
+    new, groups = case.weights, case.constructor["norm_num_groups"]
     old = with_deprecated_names(new)
     assert "encoder.mid_block.attentions.0.proj_attn.weight" in old
-    found, params = import_kl_vae(old, num_groups=8)
-    jax.tree.map(np.testing.assert_array_equal, params, import_kl_vae(new, num_groups=8)[1])
+    found, params = import_kl_vae(old, num_groups=groups)
+    jax.tree.map(np.testing.assert_array_equal, params, import_kl_vae(new, num_groups=groups)[1])
     assert identify(old) == "deprecated"
     assert_same_files(export_kl_vae(params, found, "deprecated"), old)
 
@@ -62,17 +67,23 @@ def test_attention_at_some_levels_comes_back_bit_for_bit():
     assert_same_files(export_kl_vae(params, found), tensors)
 
 
-def test_groups_that_do_not_divide_the_channels_are_an_error():
-    with pytest.raises(ValueError, match=r"32 groups do not divide channels \(16, 32\); give num_groups"):
-        architecture(load_case("kl_vae").weights)
+@cases("kl_vae")
+def test_groups_that_do_not_divide_the_channels_are_an_error(case):
+    channels = tuple(case.constructor["block_out_channels"])
+    groups = max(channels) + 1
+    with pytest.raises(
+        ValueError, match=re.escape(f"{groups} groups do not divide channels {channels}; give num_groups")
+    ):
+        architecture(case.weights, groups)
 
 
-def test_a_missing_a_misshapen_and_an_unexpected_tensor_are_all_named():
-    tensors = dict(load_case("kl_vae").weights)
+@cases("kl_vae")
+def test_a_missing_a_misshapen_and_an_unexpected_tensor_are_all_named(case):
+    tensors = dict(case.weights)
     tensors["decoder.conv_norm_aut.bias"] = tensors.pop("decoder.conv_norm_out.bias")
-    tensors["quant_conv.weight"] = np.zeros((8, 8, 3, 3), np.float32)
+    tensors["quant_conv.weight"] = np.repeat(tensors["quant_conv.weight"], 3, axis=2)
     with pytest.raises(ValueError) as error:
-        import_kl_vae(tensors, num_groups=8)
+        import_kl_vae(tensors, num_groups=case.constructor["norm_num_groups"])
     for line in (
         "missing    decoder.conv_norm_out.bias",
         "unexpected decoder.conv_norm_aut.bias",

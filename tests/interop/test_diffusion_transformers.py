@@ -4,68 +4,47 @@ import jax
 import numpy as np
 import pytest
 from flax.core import meta
-from golden import load_case
+from golden import cases, networks
+from golden_modules import DIT_DH, LIGHTNING_DIT, format_of, network, untold
 
-from rae_jax.interop.dit_dh import export_dit_dh, import_dit_dh
-from rae_jax.interop.lightning_dit import export_lightning_dit, import_lightning_dit, mlp_ratio
-from rae_jax.models.dit_dh import DiTDH
-from rae_jax.models.lightning_dit import LightningDiT
+from rae_jax.interop.dit_dh import import_dit_dh
+from rae_jax.interop.lightning_dit import import_lightning_dit, mlp_ratio
 
-DIT_DH = (import_dit_dh, export_dit_dh, DiTDH)
-LIGHTNING_DIT = (import_lightning_dit, export_lightning_dit, LightningDiT)
-CASES = [
-    ("dit_dh_xl_flags", "model.", DIT_DH),
-    ("dit_dh_xl_flags", "guidance_model.", DIT_DH),
-    ("dit_dh_equal_width_qknorm", "", DIT_DH),
-    ("dit_dh_layernorm_gelu", "", DIT_DH),
-    ("mf_dit_dh", "", DIT_DH),
-    ("sample_euler_dit_dh", "", DIT_DH),
-    ("sample_euler_dit_dh_10_steps", "", DIT_DH),
-    ("lightning_dit", "model.", LIGHTNING_DIT),
-    ("lightning_dit", "guidance_model.", LIGHTNING_DIT),
-    ("lightning_dit_patch2", "", LIGHTNING_DIT),
-]
+TRANSFORMERS = ("dit_dh", "mf_dit_dh", "sample_euler_dit_dh", "mf_losses", "lightning_dit")
 
 
-@pytest.mark.parametrize(("name", "prefix", "kind"), CASES)
-def test_a_checkpoint_fits_its_module_exactly_and_comes_back_as_the_same_tensors(name, prefix, kind):
-    import_model, export_model, module = kind
-    case = load_case(name)
-    official = case.weights_under(prefix)
-    architecture, params, carried = import_model(official)
+@networks(*TRANSFORMERS)
+def test_a_checkpoint_fits_its_module_exactly_and_comes_back_as_the_same_tensors(case, prefix):
+    official, constructor = case.weights_under(prefix), case.networks[prefix]
+    kind = format_of(constructor)
+    model, _, params, architecture, carried = network(case, prefix)
 
     latents = np.zeros((1, architecture["grid_size"] ** 2, architecture["in_channels"]), np.float32)
     times = [np.ones(1, np.float32)] * (1 + architecture["flow_map"])
     arguments = latents, times[0], np.ones(1, np.int32), *times[1:]
-    like = meta.unbox(jax.eval_shape(module(**architecture).init, jax.random.key(0), *arguments)["params"])
-    import_model(official, like=like)  # raises unless names and shapes are the module's
+    like = meta.unbox(jax.eval_shape(model.init, jax.random.key(0), *arguments)["params"])
+    kind.read(official, **untold(constructor), like=like)  # raises unless names and shapes are the module's
 
-    back = export_model(params, architecture, carried)
+    back = kind.write(params, architecture, carried)
     assert back.keys() == official.keys()
     for key, w in official.items():
         assert back[key].dtype == w.dtype
         np.testing.assert_array_equal(back[key], w, err_msg=key)
 
 
-@pytest.mark.parametrize(("name", "prefix", "kind"), CASES)
-def test_without_carried_tables_the_export_computes_the_references(name, prefix, kind):
-    import_model, export_model, _ = kind
-    official = load_case(name).weights_under(prefix)
-    architecture, params, carried = import_model(official)
-    back = export_model(params, architecture)
-    assert back.keys() == official.keys()
+@networks(*TRANSFORMERS)
+def test_without_carried_tables_the_export_computes_the_references(case, prefix):
+    _, _, params, architecture, carried = network(case, prefix)
+    back = format_of(case.networks[prefix]).write(params, architecture)
+    assert back.keys() == case.weights_under(prefix).keys()
     for key, table in carried.items():
         # Positions are equal to the bit; cosines and sines to the last bit or the one before, as libraries differ.
         np.testing.assert_allclose(back[key], table, rtol=0, atol=0 if key == "pos_embed" else 6e-8, err_msg=key)
 
 
-@pytest.mark.parametrize(("name", "prefix", "kind"), CASES)
-def test_the_architecture_is_the_constructors(name, prefix, kind):
-    case = load_case(name)
-    constructor = case.description["constructor"]
-    if prefix.startswith("guidance"):
-        constructor = case.description.get("guidance_model_constructor", constructor)
-    architecture, _, _ = kind[0](case.weights_under(prefix))
+@networks(*TRANSFORMERS)
+def test_the_architecture_is_the_constructors(case, prefix):
+    constructor, architecture = case.networks[prefix], network(case, prefix).architecture
     same = {
         "input_size": "grid_size",
         "patch_size": "patch_size",
@@ -76,35 +55,42 @@ def test_the_architecture_is_the_constructors(name, prefix, kind):
         "use_swiglu": "swiglu",
         "use_rmsnorm": "rms_norm",
     }
-    if kind is DIT_DH:
+    dit_dh = format_of(constructor) is DIT_DH
+    if dit_dh:
         same |= {"use_pos_embed": "absolute_positions"}
     else:
         same |= {"use_rope": "rope", "learn_sigma": "learn_sigma"}
     assert {ours: architecture[ours] for ours in same.values()} == {same[k]: constructor[k] for k in same}
     for official, ours in (("hidden_size", "width"), ("depth", "depth"), ("num_heads", "num_heads")):
         expected = constructor[official]
-        if kind is DIT_DH:
+        if dit_dh:
             assert [architecture[ours], architecture[f"head_{ours}"]] == expected
         else:
             assert architecture[ours] == expected
-    assert architecture["flow_map"] == (name == "mf_dit_dh")
+    what = case.description["weights_prefixes"][prefix] if prefix else case.description["source"]
+    assert architecture["flow_map"] == ("DiTwDDTHead_MF" in what)
 
 
-def test_where_the_head_begins_can_be_told_when_the_file_does_not():
-    official = load_case("dit_dh_equal_width_qknorm").weights
-    official = {name: w for name, w in official.items() if "_norm." not in name or "norm_final" in name}
-    assert import_dit_dh(official)[0]["depth"] == 2
+@cases("dit_dh", where=lambda case: len(set(case.constructor["hidden_size"])) == 1)
+def test_where_the_head_begins_can_be_told_when_the_file_does_not(case):
+    official = case.weights_under(next(iter(case.networks)))
+    official = {name: w for name, w in official.items() if "q_norm." not in name and "k_norm." not in name}
+    blocks = sum(case.constructor["depth"])
+    assert import_dit_dh(official)[0]["depth"] == blocks - 2
     architecture, params, _ = import_dit_dh(official, head_depth=1)
-    assert (architecture["depth"], architecture["head_depth"]) == (3, 1)
-    assert {"blocks_2", "head_blocks_0"} <= params.keys()
+    assert (architecture["depth"], architecture["head_depth"]) == (blocks - 1, 1)
+    assert {f"blocks_{blocks - 2}", "head_blocks_0"} <= params.keys()
     with pytest.raises(ValueError, match="leave no backbone before the head"):
-        import_dit_dh(official, head_depth=4)
+        import_dit_dh(official, head_depth=blocks)
 
 
-def test_heads_that_the_file_does_not_tell_come_from_the_published_sizes_or_the_caller():
-    official = load_case("lightning_dit_patch2").weights
+@cases("lightning_dit", where=lambda case: not case.constructor["use_rope"])
+def test_heads_that_the_file_does_not_tell_come_from_the_published_sizes_or_the_caller(case):
+    official = case.weights_under(next(iter(case.networks)))
     official = {name: w for name, w in official.items() if "q_norm" not in name and "k_norm" not in name}
-    with pytest.raises(ValueError, match="no published model has width 64; give num_heads"):
+    with pytest.raises(
+        ValueError, match=f"no published model has width {case.constructor['hidden_size']}; give num_heads"
+    ):
         import_lightning_dit(official)
     assert import_lightning_dit(official, num_heads=4)[0]["num_heads"] == 4
 
@@ -121,16 +107,21 @@ def test_the_feed_forward_ratio_is_recovered_up_to_what_it_decides(ratio, swiglu
     assert found == pytest.approx(ratio, abs=0.05)
 
 
-def test_damaged_and_foreign_checkpoints_are_refused_with_names():
-    official = dict(load_case("dit_dh_xl_flags").weights_under("model."))
+@networks("dit_dh")
+def test_damaged_checkpoints_are_refused_with_names(case, prefix):
+    official, options = case.weights_under(prefix), untold(case.networks[prefix])
+    last = f"blocks.{sum(case.networks[prefix]['depth']) - 1}.attn.qkv"
     damaged = dict(official)
-    damaged["blocks.1.attn.qkv_weight"] = damaged.pop("blocks.1.attn.qkv.weight")
-    with pytest.raises(
-        ValueError, match=r"missing    blocks\.1\.attn\.qkv\.weight; nearest: blocks\.1\.attn\.qkv_weight"
-    ):
-        import_dit_dh(damaged)
-    with pytest.raises(ValueError, match=r"there is no enc_feat_rope\.freqs_cos"):
-        import_dit_dh(load_case("lightning_dit").weights_under("model."))
+    damaged[f"{last}_weight"] = damaged.pop(f"{last}.weight")
+    with pytest.raises(ValueError, match=rf"missing    {last}\.weight; nearest: {last}_weight"):
+        import_dit_dh(damaged, **options)
     turned = official | {"dec_feat_rope.freqs_sin": -official["dec_feat_rope.freqs_sin"]}
     with pytest.raises(ValueError, match=r"dec_feat_rope\.freqs_sin in the file is not the fixed one"):
-        import_dit_dh(turned)
+        import_dit_dh(turned, **options)
+
+
+@networks("lightning_dit")
+def test_a_foreign_checkpoint_is_refused_with_the_names_that_it_has_not(case, prefix):
+    assert format_of(case.networks[prefix]) is LIGHTNING_DIT
+    with pytest.raises(ValueError, match=r"there is no enc_feat_rope\.freqs_cos"):
+        import_dit_dh(case.weights_under(prefix))

@@ -5,7 +5,7 @@ import pickle
 
 import numpy as np
 import pytest
-from golden import load_case
+from golden import cases
 
 from configs import base
 from rae_jax.components.catalogue import component
@@ -30,8 +30,9 @@ def test_arrays_are_read_as_they_are():
     np.testing.assert_array_equal(loaded["a"]["b"], content["a"]["b"])
 
 
-def test_a_file_of_official_heads_comes_back_bit_for_bit():
-    tensors = load_case("lpips").weights
+@cases("lpips")
+def test_a_file_of_official_heads_comes_back_bit_for_bit(case):
+    tensors = case.weights
     params, carried = import_params(tensors, lpips.HEAD_RULES, lpips.CARRIED)
     exported = export_params(params, lpips.HEAD_RULES, carried)
     assert exported.keys() == tensors.keys()

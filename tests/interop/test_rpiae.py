@@ -3,15 +3,11 @@
 import jax
 import numpy as np
 import pytest
-from golden import load_case, nhwc, tokens
+from golden import cases, nhwc, tokens
+from golden_modules import autoencoder, heads
 
 from rae_jax.interop.rpiae import export_rpiae, identify, import_rpiae
-from rae_jax.models.autoencoder import RepresentationAutoencoder
 from rae_jax.models.bridge import BridgeDecoder, BridgeEncoder
-from rae_jax.models.decoder import ViTDecoder
-from rae_jax.models.vit import VisionTransformer
-
-HEADS = {"encoder_heads": 4, "decoder_heads": 3}
 
 
 def assert_same_files(actual: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
@@ -20,68 +16,66 @@ def assert_same_files(actual: dict[str, np.ndarray], expected: dict[str, np.ndar
         np.testing.assert_array_equal(actual[name], value, err_msg=name)
 
 
-@pytest.mark.parametrize(
-    ("name", "heads", "parts"),
-    [
-        ("rpiae_pivot", HEADS, {"encoder", "decoder", "pivot"}),
-        ("rpiae_vb", HEADS, {"encoder", "decoder", "bridge_encoder", "bridge_decoder"}),
-        ("rae_dinov2", HEADS, {"encoder", "decoder"}),
-        ("rae_siglip2", HEADS, {"encoder", "decoder"}),
-    ],
-)
-def test_checkpoints_of_every_stage_come_back_bit_for_bit(name, heads, parts):
-    tensors = load_case(name).weights
-    architecture, params, carried = import_rpiae(tensors, **heads)
-    assert params.keys() == parts
-    assert architecture.keys() == parts - {"pivot"}
-    assert_same_files(export_rpiae(params, architecture, carried, *identify(tensors)), tensors)
-
-
-def test_a_tokenizer_trained_here_is_exported_with_the_position_table_that_the_reference_expects():
-    tensors = load_case("rpiae_vb").weights
-    architecture, params, carried = import_rpiae(tensors, **HEADS)
-    del carried["decoder.decoder_pos_embed"]
-    assert_same_files(export_rpiae(params, architecture, carried), tensors)
-
-
-def test_latent_and_reconstruction_equal_the_reference():
-    case = load_case("rpiae_vb")
-    constructor = case.description["constructor"]
-    architecture, params, _ = import_rpiae(case.weights, **HEADS)
-    autoencoder = RepresentationAutoencoder(
-        VisionTransformer(**architecture["encoder"]),
-        ViTDecoder(**architecture["decoder"]),
-        encoder_input_size=constructor["encoder_input_size"],
-        image_mean=tuple(constructor["image_mean"]),
-        image_std=tuple(constructor["image_std"]),
+def parts_of(case) -> set[str]:
+    """Encoder and decoder, with the frozen encoder of stage I or the bridge of the later stages."""
+    pivot = {"pivot"} if case.constructor.get("use_teacher") else set()
+    return (
+        {"encoder", "decoder"}
+        | pivot
+        | ({"bridge_encoder", "bridge_decoder"} if "vb_heads" in case.constructor else set())
     )
+
+
+@cases("rpiae_pivot", "rpiae_vb", "rae_dinov2", "rae_siglip2", "rae_mae")
+def test_checkpoints_of_every_stage_come_back_bit_for_bit(case):
+    architecture, params, carried = import_rpiae(case.weights, **heads(case))
+    assert params.keys() == parts_of(case)
+    assert architecture.keys() == parts_of(case) - {"pivot"}
+    assert_same_files(export_rpiae(params, architecture, carried, *identify(case.weights)), case.weights)
+
+
+@cases("rpiae_vb")
+def test_a_tokenizer_trained_here_is_exported_with_the_position_table_that_the_reference_expects(case):
+    architecture, params, carried = import_rpiae(case.weights, **heads(case))
+    del carried["decoder.decoder_pos_embed"]
+    assert_same_files(export_rpiae(params, architecture, carried), case.weights)
+
+
+@cases("rpiae_vb")
+def test_latent_and_reconstruction_equal_the_reference(case):
+    model, params, architecture = autoencoder(case)
     to_latent, from_latent = (
         BridgeEncoder(**architecture["bridge_encoder"]),
         BridgeDecoder(**architecture["bridge_decoder"]),
     )
 
     @jax.jit
-    def run(params, images):
-        features = autoencoder.apply({"params": params}, images, method="encode")
-        posterior = to_latent.apply({"params": params["bridge_encoder"]}, features)
-        decoded = from_latent.apply({"params": params["bridge_decoder"]}, posterior.mode())
-        return features, posterior, autoencoder.apply({"params": params}, decoded, method="decode")
+    def encode(params, images):
+        features = model.apply({"params": params}, images, method="encode")
+        return features, to_latent.apply({"params": params["bridge_encoder"]}, features)
 
-    features, posterior, reconstruction = run(params, nhwc(case.io["image"]))
-    close = {"atol": 1e-4, "rtol": 1e-3}
-    np.testing.assert_allclose(features, tokens(case.io["clean_features"]), **close)
-    np.testing.assert_allclose(posterior.mode(), tokens(case.io["latent"]), **close)
-    np.testing.assert_allclose(posterior.logvar, tokens(case.io["posterior_logvar"]), **close)
-    np.testing.assert_allclose(reconstruction, nhwc(case.io["reconstruction"]), **close)
+    @jax.jit
+    def decode(params, z):
+        features = from_latent.apply({"params": params["bridge_decoder"]}, z)
+        return model.apply({"params": params}, features, method="decode")
+
+    call = case.call(r"encode \(eval\)")
+    features, posterior = encode(params, nhwc(call.inputs["x"]))
+    case.assert_close(features, tokens(call.outputs["clean_features"]))
+    case.assert_close(posterior.mode(), tokens(call.outputs["latent"]))
+    case.assert_close(posterior.logvar, tokens(call.outputs["posterior_logvar"]))
+    call = case.call("decode")
+    case.assert_close(decode(params, tokens(call.inputs["z"])), nhwc(call.outputs["image"]))
 
 
-def test_every_name_that_does_not_fit_is_listed_with_its_prefix():
-    tensors = dict(load_case("rpiae_vb").weights)
+@cases("rpiae_vb")
+def test_every_name_that_does_not_fit_is_listed_with_its_prefix(case):
+    tensors = dict(case.weights)
     tensors["encoder.encoder.embeddings.cls_tokem"] = tensors.pop("encoder.encoder.embeddings.cls_token")
     tensors["vb_extra.weight"] = np.zeros(3, np.float32)
     del tensors["decoder.decoder_norm.bias"]
     with pytest.raises(ValueError) as error:
-        import_rpiae(tensors, **HEADS)
+        import_rpiae(tensors, **heads(case))
     for line in (
         "missing    encoder.encoder.embeddings.cls_token",
         "missing    decoder.decoder_norm.bias",
@@ -91,11 +85,11 @@ def test_every_name_that_does_not_fit_is_listed_with_its_prefix():
         assert line in str(error.value)
 
 
-def test_other_positions_than_the_fixed_ones_are_refused():
-    tensors = dict(load_case("rpiae_vb").weights)
-    tensors["decoder.decoder_pos_embed"] = tensors["decoder.decoder_pos_embed"] + 1e-3
+@cases("rpiae_vb")
+def test_other_positions_than_the_fixed_ones_are_refused(case):
+    positions = "decoder.decoder_pos_embed"
     with pytest.raises(ValueError, match="sine-cosine"):
-        import_rpiae(tensors, **HEADS)
+        import_rpiae(case.weights | {positions: case.weights[positions] + 1e-3}, **heads(case))
 
 
 def test_a_file_of_something_else_is_refused():

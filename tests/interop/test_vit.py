@@ -3,8 +3,10 @@
 import jax
 import numpy as np
 import pytest
-from golden import load_case
+from golden import cases
+from golden_modules import heads
 
+from rae_jax.interop import rpiae
 from rae_jax.interop.vit import architecture, export_encoder, identify, import_encoder
 from rae_jax.models.vit import VisionTransformer
 
@@ -59,20 +61,13 @@ def assert_same_files(actual: dict[str, np.ndarray], expected: dict[str, np.ndar
         np.testing.assert_array_equal(actual[name], value, err_msg=name)
 
 
-@pytest.mark.parametrize(
-    ("name", "prefix"),
-    [
-        ("rae_dinov2", "encoder.encoder."),
-        ("rae_siglip2", "encoder.model."),
-        ("rae_mae", "encoder.model."),
-        ("diffusers_rae", "encoder."),
-    ],
-)
-def test_published_names_come_back_bit_for_bit(name, prefix):
-    tensors = load_case(name).weights_under(prefix)
+@cases("rae_dinov2", "rae_siglip2", "rae_mae", "diffusers_rae")
+def test_published_names_come_back_bit_for_bit(case):
+    prefix = "encoder." if case.name.startswith("diffusers") else rpiae.ENCODER[rpiae.identify(case.weights)[0]]
+    tensors = case.weights_under(prefix)
     family, version = identify(tensors)
     assert version == 4
-    found, params, carried = import_encoder(tensors, num_heads=4)
+    found, params, carried = import_encoder(tensors, num_heads=heads(case)["encoder_heads"])
     assert_same_files(export_encoder(params, family, found, carried), tensors)
 
 

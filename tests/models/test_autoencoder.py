@@ -4,90 +4,55 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden import load_case, nhwc, tokens
+from golden import cases, nhwc, tokens
+from golden_modules import autoencoder
 
-from rae_jax.interop.decoder import import_decoder
 from rae_jax.interop.statistics import import_diffusers_statistics, import_statistics
-from rae_jax.interop.vit import import_encoder
 from rae_jax.models.autoencoder import (
     EPSILON,
     LatentStatistics,
-    RepresentationAutoencoder,
     noise_augmentation,
     to_uint8,
 )
-from rae_jax.models.decoder import ViTDecoder
-from rae_jax.models.vit import VisionTransformer
-
-PREFIXES = {"rae_dinov2": "encoder.encoder.", "rae_siglip2": "encoder.model.", "rae_mae": "encoder.model."}
 
 
 def compiled(model):
     return jax.jit(model.apply, static_argnames="method")
 
 
-@pytest.mark.parametrize("name", PREFIXES)
-def test_encode_and_decode_equal_the_reference(name):
-    case = load_case(name)
-    constructor, encoder_config = case.description["constructor"], case.description["encoder_config"]
-    encoder, encoder_params, _ = import_encoder(
-        case.weights_under(PREFIXES[name]), num_heads=encoder_config["num_attention_heads"]
-    )
-    decoder, decoder_params, _ = import_decoder(
-        case.weights_under("decoder."), num_heads=constructor["decoder_config"]["decoder_num_attention_heads"]
-    )
-    model = RepresentationAutoencoder(
-        VisionTransformer(**encoder),
-        ViTDecoder(**decoder),
-        encoder_input_size=constructor["encoder_input_size"],
-        image_mean=tuple(constructor["image_mean"]),
-        image_std=tuple(constructor["image_std"]),
-    )
-    statistics = import_statistics({"mean": case.io["latent_mean"], "var": case.io["latent_var"]})
-    images, latent = nhwc(case.io["image"]), tokens(case.io["latent"])
-    noise = 0.8 * case.io["noise_uniform"] * case.io["noise_normal"]
-    close = {"atol": 3e-5, "rtol": 3e-4}
+@cases("rae_dinov2", "rae_siglip2", "rae_mae")
+def test_encode_and_decode_equal_the_reference(case):
+    model, params, _ = autoencoder(case)
+    assert case.constructor["eps"] == EPSILON
+    encode, train, decode = case.call(r"encode \(eval\)"), case.call(r"encode \(training.*"), case.call("decode")
+    statistics = import_statistics({moment: encode.inputs[f"latent_{moment}"] for moment in ("mean", "var")})
+    images, latent = nhwc(encode.inputs["x"]), tokens(encode.outputs["latent"])
+    noise = case.constructor["noise_tau"] * train.inputs["uniform"] * train.inputs["normal"]
     # Each method is given no more than the parameters that it uses.
     apply = compiled(model)
-    only_encoder, only_decoder = {"params": {"encoder": encoder_params}}, {"params": {"decoder": decoder_params}}
-    np.testing.assert_allclose(
-        apply({}, images, method="preprocess"), nhwc(case.io["image_normalised"]), atol=1e-5, rtol=1e-4
+    encoder, decoder = ({"params": {part: params[part]}} for part in ("encoder", "decoder"))
+    resize = case.call("bicubic resize.*")
+    case.assert_close(
+        apply({}, nhwc(resize.inputs["x"]), method="preprocess"), nhwc(resize.outputs["normalised"]), part=1 / 3
     )
-    case.assert_close(apply(only_encoder, images, method="tokens"), "tokens")
-    np.testing.assert_allclose(apply(only_encoder, images, statistics, method="encode"), latent, **close)
-    np.testing.assert_allclose(
-        apply(only_encoder, images, statistics, noise, method="encode"), tokens(case.io["latent_train_mode"]), **close
-    )
-    reconstruction = nhwc(case.io["reconstruction"])
-    np.testing.assert_allclose(apply(only_decoder, latent, statistics, method="decode"), reconstruction, **close)
-    everything = {"params": {"encoder": encoder_params, "decoder": decoder_params}}
-    np.testing.assert_allclose(apply(everything, images, statistics), reconstruction, **close)
+    case.assert_close(apply(encoder, images, method="tokens"), case.call("encoder").outputs["tokens"])
+    case.assert_close(apply(encoder, images, statistics, method="encode"), latent)
+    noisy = apply(encoder, nhwc(train.inputs["x"]), statistics, noise, method="encode")
+    case.assert_close(noisy, tokens(train.outputs["latent"]))
+    reconstruction = nhwc(decode.outputs["image"])
+    case.assert_close(apply(decoder, tokens(decode.inputs["z"]), statistics, method="decode"), reconstruction)
+    case.assert_close(apply({"params": params}, images, statistics), reconstruction)
 
 
-def test_encode_and_decode_equal_diffusers():
-    case = load_case("diffusers_rae")
-    constructor = case.description["constructor"]
-    encoder, encoder_params, _ = import_encoder(
-        case.weights_under("encoder."), num_heads=case.description["encoder_config"]["num_attention_heads"]
-    )
-    decoder, decoder_params, _ = import_decoder(
-        case.weights_under("decoder."), grid_size=3, num_heads=constructor["decoder_num_attention_heads"]
-    )
-    model = RepresentationAutoencoder(
-        VisionTransformer(**encoder),
-        ViTDecoder(**decoder),
-        encoder_input_size=constructor["encoder_input_size"],
-        image_mean=tuple(case.weights["encoder_mean"].ravel().tolist()),
-        image_std=tuple(case.weights["encoder_std"].ravel().tolist()),
-    )
-    statistics = import_diffusers_statistics(case.weights)
-    variables = {"params": {"encoder": encoder_params, "decoder": decoder_params}}
-    apply, latent = compiled(model), tokens(case.io["latent"])
-    close = {"atol": 5e-5, "rtol": 5e-4}
-    np.testing.assert_allclose(apply(variables, nhwc(case.io["image"]), statistics, method="encode"), latent, **close)
-    np.testing.assert_allclose(
-        apply(variables, latent, statistics, method="decode"), nhwc(case.io["reconstruction"]), **close
-    )
+@cases("diffusers_rae")
+def test_encode_and_decode_equal_diffusers(case):
+    model, params, _ = autoencoder(case)
+    encode, decode, apply = case.call("encode"), case.call("decode"), compiled(model)
+    statistics, variables = import_diffusers_statistics(case.weights), {"params": params}
+    latent = apply(variables, nhwc(encode.inputs["x"]), statistics, method="encode")
+    case.assert_close(latent, tokens(encode.outputs["latent"]))
+    reconstruction = apply(variables, tokens(decode.inputs["z"]), statistics, method="decode")
+    case.assert_close(reconstruction, nhwc(decode.outputs["image"]))
 
 
 def test_statistics_divide_by_the_root_of_variance_plus_epsilon_and_back():
@@ -134,9 +99,10 @@ def test_an_unknown_noise_distribution_is_an_error_that_lists_the_known():
         noise_augmentation(jax.random.key(0), jnp.zeros((1, 1, 1)), 0.8, "normal")
 
 
-def test_8_bit_samples_equal_the_reference():
-    case = load_case("center_crop")
-    np.testing.assert_array_equal(to_uint8(nhwc(case.io["float_image"])), case.io["uint8_image"])
+@cases("center_crop")
+def test_8_bit_samples_equal_the_reference(case):
+    call = case.call("decoded sample to 8 bits")
+    np.testing.assert_array_equal(to_uint8(nhwc(call.inputs["x"])), call.outputs["image NHWC"])
 
 
 def test_8_bit_conversion_clamps_and_truncates():

@@ -3,21 +3,17 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
-from golden import load_case, nhwc
+from golden import cases, nhwc
 
 from rae_jax.models.diffaug import augment, augment_with, cut_out, recolour, translate
 
 
-@pytest.mark.parametrize(
-    ("name", "probability", "cutout"),
-    [("official", 1.0, 0.0), ("cutout", 1.0, 0.2), ("translate_only", 0.4, 0.2), ("color_only", 0.7, 0.0)],
-)
-def test_augmented_images_equal_the_reference(name, probability, cutout):
-    case = load_case("diffaug")
-    draws = case.io["rand"][:, :, 0, 0]
-    actual = augment_with(nhwc(case.io["x"]), case.io[f"switch_{name}"], draws, probability=probability, cutout=cutout)
-    np.testing.assert_allclose(actual, nhwc(case.io[f"out_{name}"]), atol=2e-5, rtol=2e-4)
+@cases("diffaug")
+def test_augmented_images_equal_the_reference(case):
+    for call in case.calls("DiffAug.aug"):
+        images, draws, switches = nhwc(call.inputs["x"]), call.inputs["rand"][:, :, 0, 0], call.inputs["switches"]
+        chances = {"probability": call.inputs["prob"], "cutout": call.inputs["cutout"]}
+        case.assert_close(augment_with(images, switches, draws, **chances), nhwc(call.outputs["x"]))
 
 
 def test_translation_reads_ahead_by_the_shift_and_fills_with_zeros():

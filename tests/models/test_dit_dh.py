@@ -7,10 +7,11 @@ import official_dit
 import pytest
 import torch
 from flax.core import meta
-from golden import load_case, tokens
+from golden import cases, networks, tokens
+from golden_modules import network
 from random_params import random_params
 
-from rae_jax.interop.dit_dh import export_dit_dh, import_dit_dh
+from rae_jax.interop.dit_dh import export_dit_dh
 from rae_jax.interop.layout import flatten, stack_blocks
 from rae_jax.models.dit_dh import DiTDH
 
@@ -18,12 +19,6 @@ TINY = {"grid_size": 4, "in_channels": 4, "num_classes": 3, "width": 24, "depth"
 TINY |= {"head_width": 32, "head_depth": 1, "head_num_heads": 4}
 FLAGS = {"patch_size": 1, "mlp_ratio": 4.0, "qk_norm": False, "swiglu": True, "rms_norm": True}
 FLAGS |= {"absolute_positions": True, "flow_map": False}
-CASES = [
-    ("dit_dh_xl_flags", "model."),
-    ("dit_dh_xl_flags", "guidance_model."),
-    ("dit_dh_equal_width_qknorm", ""),
-    ("dit_dh_layernorm_gelu", ""),
-]
 
 
 def inputs(batch=2, flow_map=False):
@@ -32,26 +27,24 @@ def inputs(batch=2, flow_map=False):
     return z, t, jnp.arange(batch) % (TINY["num_classes"] + 1), *((t / 3,) if flow_map else ())
 
 
-@pytest.mark.parametrize(("name", "prefix"), CASES)
-def test_velocity_is_the_references(name, prefix):
-    case = load_case(name)
-    architecture, params, _ = import_dit_dh(case.weights_under(prefix))
-    model = DiTDH(**architecture)
-    v = jax.jit(model.apply)({"params": params}, tokens(case.io["x"]), case.io["t"], case.io["y"])
-    expected = case.io["ag_weak_out" if prefix == "guidance_model." else "out"]
-    np.testing.assert_allclose(v, tokens(expected), atol=5e-6, rtol=5e-5)
+@networks("dit_dh")
+def test_velocity_is_the_references(case, prefix):
+    _, apply, params, _, _ = network(case, prefix)
+    call, output = case.call("forward"), "velocity"
+    if prefix == "guidance_model.":
+        call, output = case.calls("forward_with_autoguidance")[0], "guidance_model_velocity"
+    v = apply({"params": params}, tokens(call.inputs["x"]), call.inputs["t"], call.inputs["y"])
+    case.assert_close(v, tokens(call.outputs[output]), part=1 / 4)
 
 
-def test_mean_velocity_of_a_flow_map_is_the_references():
-    case = load_case("mf_dit_dh")
-    architecture, params, _ = import_dit_dh(case.weights)
+@cases("mf_dit_dh")
+def test_mean_velocity_of_a_flow_map_is_the_references(case):
+    _, apply, params, architecture, _ = network(case)
     assert architecture["flow_map"]
-    apply = jax.jit(DiTDH(**architecture).apply)
-    arguments = tokens(case.io["x"]), case.io["t"], case.io["y"]
-    u = apply({"params": params}, *arguments, case.io["r"])
-    np.testing.assert_allclose(u, tokens(case.io["out"]), atol=5e-6, rtol=5e-5)
-    u = apply({"params": params}, *arguments, np.zeros_like(case.io["t"]))
-    np.testing.assert_allclose(u, tokens(case.io["out_r_none"]), atol=5e-6, rtol=5e-5)
+    for call in case.calls("forward( with r = None)?"):
+        z, t, labels = tokens(call.inputs["x"]), call.inputs["t"], call.inputs["y"]
+        u = apply({"params": params}, z, t, labels, call.inputs.get("r", np.zeros_like(t)))
+        case.assert_close(u, tokens(call.outputs["u"]), part=1 / 4)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.core import meta
-from golden import load_case
+from golden import networks
 
 from rae_jax.models.attention import rotate
 from rae_jax.models.embeddings import (
@@ -19,22 +19,27 @@ from rae_jax.models.embeddings import (
     time_embedding,
 )
 
-CASES = [("dit_dh_xl_flags", "model."), ("dit_dh_equal_width_qknorm", ""), ("lightning_dit_patch2", "")]
+TRANSFORMERS = ("dit_dh", "mf_dit_dh", "sample_euler_dit_dh", "lightning_dit")
 
 
-@pytest.mark.parametrize(("name", "prefix"), CASES)
-def test_sine_cosine_table_is_bit_identical_to_the_reference(name, prefix):
-    expected = load_case(name).weights[f"{prefix}pos_embed"][0]
-    table = sincos_table(math.isqrt(len(expected)), expected.shape[1])
-    assert table.dtype == np.float32
-    np.testing.assert_array_equal(table, expected)
+@networks(*TRANSFORMERS)
+def test_sine_cosine_table_is_bit_identical_to_the_reference(case, prefix):
+    weights = case.weights_under(prefix)
+    expected = weights.get("pos_embed")
+    assert (expected is not None) == case.networks[prefix].get("use_pos_embed", True)
+    if expected is not None:
+        table = sincos_table(math.isqrt(expected.shape[1]), expected.shape[2])
+        assert table.dtype == np.float32
+        np.testing.assert_array_equal(table, expected[0])
 
 
-@pytest.mark.parametrize(("name", "prefix"), CASES[:2])
-def test_rotary_table_is_the_references_to_the_last_bit_or_the_one_before(name, prefix):
-    case = load_case(name)
-    for side in ("enc", "dec"):
-        expected = [case.weights[f"{prefix}{side}_feat_rope.freqs_{part}"] for part in ("cos", "sin")]
+@networks(*TRANSFORMERS)
+def test_rotary_table_is_the_references_to_the_last_bit_or_the_one_before(case, prefix):
+    weights = case.weights_under(prefix)
+    found = [name.removesuffix("cos") for name in weights if name.endswith("feat_rope.freqs_cos")]
+    assert bool(found) == case.networks[prefix]["use_rope"]
+    for name in found:
+        expected = [weights[name + part] for part in ("cos", "sin")]
         tables = rotary_table(math.isqrt(len(expected[0])), expected[0].shape[1])
         for table, official in zip(tables, expected, strict=True):
             # The official table holds every angle twice, for the channels 2i and 2i + 1.

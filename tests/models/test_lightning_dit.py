@@ -7,11 +7,12 @@ import official_dit
 import pytest
 import torch
 from flax.core import meta
-from golden import load_case, tokens
+from golden import cases, tokens
+from golden_modules import network
 from random_params import random_params
 
 from rae_jax.interop.layout import flatten, stack_blocks
-from rae_jax.interop.lightning_dit import export_lightning_dit, import_lightning_dit
+from rae_jax.interop.lightning_dit import export_lightning_dit
 from rae_jax.models.lightning_dit import LightningDiT
 
 TINY = {"grid_size": 4, "in_channels": 4, "num_classes": 3, "width": 24, "depth": 2, "num_heads": 2}
@@ -24,13 +25,11 @@ def inputs(batch=2):
     return z, jnp.linspace(0.2, 0.9, batch), jnp.arange(batch) % (TINY["num_classes"] + 1)
 
 
-@pytest.mark.parametrize(("name", "prefix"), [("lightning_dit", "model."), ("lightning_dit_patch2", "")])
-def test_velocity_is_the_references(name, prefix):
-    case = load_case(name)
-    architecture, params, _ = import_lightning_dit(case.weights_under(prefix))
-    model = LightningDiT(**architecture)
-    v = jax.jit(model.apply)({"params": params}, tokens(case.io["x"]), case.io["t"], case.io["y"])
-    np.testing.assert_allclose(v, tokens(case.io["out"]), atol=5e-6, rtol=5e-5)
+@cases("lightning_dit")
+def test_velocity_is_the_references(case):
+    model, call = network(case), case.call("forward")
+    v = model.apply({"params": model.params}, tokens(call.inputs["x"]), call.inputs["t"], call.inputs["y"])
+    case.assert_close(v, tokens(call.outputs["velocity"]), part=1 / 4)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.ndimage
-from golden import load_case, nhwc
+from golden import cases, nhwc
 from PIL import Image
 
 from rae_jax.interop.layout import export_params
@@ -50,24 +50,23 @@ def _position(name):
     return int(name.rsplit(".", 1)[1])
 
 
-def test_vgg16_distance_and_gradient_equal_the_reference():
-    case = load_case("lpips")
-    params = pretrained("vgg16")
-    a, b = nhwc(case.io["a"]), nhwc(case.io["b"])
+@cases("lpips")
+def test_vgg16_distance_and_gradient_equal_the_reference(case):
+    params, call = pretrained("vgg16"), case.call("LPIPS per image")
+    a, b = nhwc(call.inputs["input"]), nhwc(call.inputs["target"])
 
     def mean_distance(b, a, params):
         distances = LPIPS("vgg16").apply({"params": params}, a, b)
         return jnp.mean(distances), distances
 
     (mean, distances), gradient = jax.jit(jax.value_and_grad(mean_distance, has_aux=True))(b, a, params)
-    case.assert_close(distances, "lpips")
-    case.assert_close(mean, "lpips_mean")
-    expected = nhwc(case.io["grad_mean_wrt_b"])
-    np.testing.assert_allclose(gradient, expected, atol=5e-4 * np.abs(expected).max(), rtol=0)
+    case.assert_close(distances, call.outputs["value"])
+    case.assert_close(mean, call.outputs["mean"])
+    case.assert_gradient_close(gradient, nhwc(call.outputs["grad of mean wrt target"]))
 
 
-def test_the_installed_heads_are_the_official_ones():
-    case = load_case("lpips")
+@cases("lpips")
+def test_the_installed_heads_are_the_official_ones(case):
     params = pretrained("vgg16")
     for i in range(5):
         np.testing.assert_array_equal(params[f"head_{i}"], case.weights[f"lin{i}.model.1.weight"].ravel())

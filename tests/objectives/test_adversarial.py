@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden import load_case
+from golden import cases
 
 from rae_jax.objectives.adversarial import (
     adaptive_weight,
@@ -16,24 +16,30 @@ from rae_jax.objectives.adversarial import (
 )
 
 
-def test_losses_equal_the_reference():
-    case = load_case("gan_losses")
-    real, fake = case.io["logits_real"], case.io["logits_fake"]
-    case.assert_close(hinge_discriminator_loss(real, fake), "hinge_d")
-    case.assert_close(vanilla_discriminator_loss(real, fake), "vanilla_d")
-    case.assert_close(generator_loss(fake), "vanilla_g")
+@cases("gan_losses")
+def test_losses_equal_the_reference(case):
+    for name, loss in (
+        ("hinge_d_loss", hinge_discriminator_loss),
+        ("vanilla_d_loss", vanilla_discriminator_loss),
+        ("vanilla_g_loss", generator_loss),
+    ):
+        call = case.call(name)
+        logits = {argument.removeprefix("logits_"): value for argument, value in call.inputs.items()}
+        case.assert_close(loss(**logits), call.outputs["loss"])
 
 
-def test_accuracy_equals_the_reference():
-    case = load_case("dino_disc")
-    real, fake = case.io["train_logits_real"], case.io["train_logits_fake"]
-    case.assert_close(discriminator_accuracy(real, fake), "accuracy")
-    case.assert_close(hinge_discriminator_loss(real, fake), "train_hinge_loss")
+@cases("dino_disc")
+def test_accuracy_equals_the_reference(case):
+    outputs = case.call(r"forward \(train mode.*").outputs
+    real, fake = outputs["logits_real"], outputs["logits_fake"]
+    case.assert_close(discriminator_accuracy(real, fake), outputs["accuracy"])
+    case.assert_close(hinge_discriminator_loss(real, fake), outputs["hinge_d_loss"])
 
 
-def test_the_adaptive_weight_equals_the_reference_and_has_no_gradient():
-    case = load_case("gan_losses")
-    features, target, c = case.io["features"], case.io["target"], case.io["c"]
+@cases("gan_losses")
+def test_the_adaptive_weight_equals_the_reference_and_has_no_gradient(case):
+    call = case.call("calculate_adaptive_weight")
+    features, layer, target, c, largest = call.inputs.values()
 
     def reconstruction(layer):
         return jnp.mean(jnp.abs(features @ layer.T - target))
@@ -41,12 +47,15 @@ def test_the_adaptive_weight_equals_the_reference_and_has_no_gradient():
     def gan(layer):
         return -jnp.mean(jnp.tanh(features @ layer.T) * c)
 
-    def weight(layer, **limits):
-        return adaptive_weight({"kernel": jax.grad(reconstruction)(layer)}, {"kernel": jax.grad(gan)(layer)}, **limits)
+    def weight(layer, maximum=largest):
+        return adaptive_weight(jax.grad(reconstruction)(layer), jax.grad(gan)(layer), maximum=maximum)
 
-    layer = jnp.asarray(case.io["layer"])
-    case.assert_close(weight(layer), "adaptive_weight")
-    case.assert_close(weight(layer, maximum=2.0), "adaptive_weight_max2")
+    layer = jnp.asarray(layer)
+    case.assert_close(weight(layer), call.outputs["weight"])
+    limited = {name: value for name, value in call.outputs.items() if name.startswith("weight with max_d_weight")}
+    assert limited
+    for name, expected in limited.items():
+        case.assert_close(weight(layer, float(name.split()[-1])), expected)
     assert not jax.grad(weight)(layer).any()
 
 
@@ -57,9 +66,10 @@ def test_the_adaptive_weight_is_the_ratio_of_norms_kept_finite_by_epsilon():
     assert adaptive_weight(jnp.zeros(3), jnp.zeros(3)) == 0
 
 
-def test_fakes_in_8_bits_equal_the_reference():
-    case = load_case("gan_losses")
-    case.assert_close(to_8_bits(case.io["discretise_in"]), "discretise_out", atol=1e-6)
+@cases("gan_losses")
+def test_fakes_in_8_bits_equal_the_reference(case):
+    call = case.call("discretise fake before the discriminator")
+    case.assert_close(to_8_bits(call.inputs["x"]), call.outputs["x"], part=0.05)
 
 
 def test_fakes_in_8_bits_are_the_256_levels_and_nothing_outside():

@@ -4,58 +4,56 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden import load_case, tokens
+from golden import cases, tokens
+from golden_modules import network
 from official_gradients import assert_gradients_are_the_references
 
 from configs import digits
 from rae_jax.flow import samplers
 from rae_jax.flow.times import dimension_shift, sampling_times
-from rae_jax.interop.dit_dh import import_dit_dh
-from rae_jax.models.dit_dh import DiTDH
 from rae_jax.objectives import cmt
 
 
-def test_trajectory_targets_losses_and_gradients_are_the_references():
-    case = load_case("mf_losses")
-    io, labels = case.io, jnp.asarray(case.io["y"])
-    inputs = case.description["calls"][-1]["inputs"]
-    of_teacher, teacher_params, _ = import_dit_dh(case.weights_under("teacher."))
-    architecture, params, carried = import_dit_dh(case.weights_under("model."))
-    teacher, student = DiTDH(**of_teacher), DiTDH(**architecture)
+@cases("mf_losses")
+def test_trajectory_targets_losses_and_gradients_are_the_references(case):
+    call = case.call("training_losses_cmt")
+    inputs, expected, labels = call.inputs, call.outputs, jnp.asarray(call.inputs["y"])
+    teacher, student = network(case, "teacher."), network(case, "model.")
 
-    times = sampling_times(inputs["num_steps"] - 1, shift=dimension_shift(inputs["shift_dim"]), grid="released")
-    case.assert_close(times, "cmt_trajectory_times")
-    np.testing.assert_allclose(cmt.label_times(times, "released")[::-1], io["cmt_label_times"], atol=1e-7)
+    shift = dimension_shift(inputs["shift_dim"], case.description["transport"]["time_dist_shift_base"])
+    times = sampling_times(inputs["num_steps"] - 1, shift=shift, grid="released")
+    case.assert_close(times, expected["trajectory_times"])
+    labelled = cmt.label_times(times, "released")
+    case.assert_close(labelled[::-1], expected["label_times"], part=0.01)
 
     def velocity(z, t):
-        return teacher.apply({"params": teacher_params}, z, t, labels)
+        return teacher.apply({"params": teacher.params}, z, t, labels)
 
-    states = jax.jit(lambda z: samplers.euler(velocity, z, times, trajectory=True))(tokens(io["cmt_noise"]))
-    np.testing.assert_allclose(states, tokens(io["cmt_trajectory"]), atol=1e-4, rtol=2e-3)
+    states = samplers.euler(velocity, tokens(inputs["noise"]), times, trajectory=True)
+    case.assert_close(states, tokens(expected["teacher_trajectory"]))
 
-    pairs = cmt.draw_pairs(jax.random.key(0), 4, len(times), 0)
+    pairs = cmt.draw_pairs(jax.random.key(0), len(labels), len(times), 0)
     # The reference numbers all examples pair by pair; here those of a trajectory follow each other.
-    pair, trajectory = np.divmod(io["cmt_pair_index"], 4)
+    pair, trajectory = np.divmod(inputs["pair_index"], len(labels))
     rows = trajectory * pairs.shape[1] + pair
-    labelled = cmt.label_times(times, "released")
     z, r, t, target = cmt.pairs_of(states, labelled, pairs)
-    np.testing.assert_allclose(z[rows], tokens(io["cmt_x"]), atol=1e-4, rtol=2e-3)
-    np.testing.assert_allclose(r[rows], io["cmt_r"], atol=1e-6)
-    np.testing.assert_allclose(t[rows], io["cmt_t"], atol=1e-6)
-    np.testing.assert_allclose(target[rows], tokens(io["cmt_target"]), atol=5e-4, rtol=2e-3)
-    np.testing.assert_array_equal(labels[trajectory], io["cmt_y"])
+    case.assert_close(z[rows], tokens(expected["x"]))
+    case.assert_close(r[rows], expected["r"], part=0.01)
+    case.assert_close(t[rows], expected["t"], part=0.01)
+    case.assert_close(target[rows], tokens(expected["target"]), atol=case.noted("absolute"))
+    np.testing.assert_array_equal(labels[trajectory], expected["y"])
 
     def loss(params):
         def flow_map(z, r, t, labels):
-            return student.apply({"params": params}, z, t, labels, r)
+            return student.model.apply({"params": params}, z, t, labels, r)
 
         errors = cmt.errors(flow_map, states, labelled, pairs, labels)[trajectory, pair]
         return jnp.mean(errors), errors
 
-    (mean, errors), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
-    case.assert_close(errors, "cmt_loss")
-    case.assert_close(mean, "cmt_loss_ref")
-    assert_gradients_are_the_references(case, "cmt", gradients, architecture, carried)
+    (mean, errors), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(student.params)
+    case.assert_close(errors, expected["loss"])
+    case.assert_close(mean, expected["mean_squared_error"])
+    assert_gradients_are_the_references(case, call, gradients, student)
 
 
 def test_pairs_are_numbered_as_the_reference_does():

@@ -4,28 +4,30 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden import load_case, tokens
+from golden import cases, tokens
+from golden_modules import network
 from official_gradients import assert_gradients_are_the_references
 from random_params import random_params
 
 from configs import digits
 from rae_jax.flow.path import interpolate, velocity_target
 from rae_jax.flow.times import dimension_shift
-from rae_jax.interop.dit_dh import import_dit_dh
 from rae_jax.models.dit_dh import DiTDH
 from rae_jax.objectives import meanflow
 from rae_jax.objectives.meanflow import exact_derivative, finite_difference
 
 
-def test_intervals_are_the_references():
-    case = load_case("mf_losses")
-    inputs = case.description["calls"][0]["inputs"]
-    shift = dimension_shift(case.description["transport"]["time_dist_shift_dim"])
+@cases("mf_losses")
+def test_intervals_are_the_references(case):
+    call, transport = case.call("sample_mf"), case.description["transport"]
     r, t = meanflow.intervals(
-        case.io["uniform_times"], case.io["uniform_equal"], unequal_share=inputs["ratio_r_not_equal_t"], shift=shift
+        call.inputs["uniform"],
+        call.inputs["uniform_equal"],
+        unequal_share=call.inputs["ratio_r_not_equal_t"],
+        shift=dimension_shift(transport["time_dist_shift_dim"], transport["time_dist_shift_base"]),
     )
-    np.testing.assert_allclose(r, case.io["r"], rtol=1e-6)
-    np.testing.assert_allclose(t, case.io["t"], rtol=1e-6)
+    case.assert_close(r, call.outputs["r"], part=0.01)
+    case.assert_close(t, call.outputs["t"], part=0.01)
 
 
 def test_a_quarter_of_the_intervals_is_not_empty_and_all_lie_inside_the_shifted_range():
@@ -37,41 +39,42 @@ def test_a_quarter_of_the_intervals_is_not_empty_and_all_lie_inside_the_shifted_
 
 
 @pytest.mark.parametrize("kind", ["mft", "mfd"])
-def test_targets_losses_and_gradients_are_the_references(kind):
-    case = load_case("mf_losses")
-    io, labels = case.io, jnp.asarray(case.io["y"])
-    architecture, params, carried = import_dit_dh(case.weights_under("model."))
-    student = DiTDH(**architecture)
-    z_t = interpolate(tokens(io["data"]), tokens(io["noise"]), io["t"])
-    np.testing.assert_allclose(z_t, tokens(io["z_t"]), atol=1e-6)
+@cases("mf_losses")
+def test_targets_losses_and_gradients_are_the_references(case, kind):
+    call = case.call(f"training_losses_{kind}")
+    student, labels = network(case, "model."), jnp.asarray(call.inputs["y"])
+    data, noise = tokens(call.inputs["x1"]), tokens(call.inputs["noise"])
+    r, t = (jnp.asarray(call.inputs[name]) for name in ("r", "t"))
+    z_t = interpolate(data, noise, t)
+    case.assert_close(z_t, tokens(case.io["z_t"]), part=0.01)
     if kind == "mft":
-        v = velocity_target(tokens(io["data"]), tokens(io["noise"]))
+        v = velocity_target(data, noise)
     else:
-        of_teacher, teacher_params, _ = import_dit_dh(case.weights_under("teacher."))
-        v = DiTDH(**of_teacher).apply({"params": teacher_params}, z_t, io["t"], labels)
-    np.testing.assert_allclose(v, tokens(io[f"{kind}_velocity"]), atol=1e-4, rtol=2e-3)
+        teacher = network(case, "teacher.")
+        v = teacher.apply({"params": teacher.params}, z_t, t, labels)
+    case.assert_close(v, tokens(call.outputs["velocity"]))
 
     def flow_map(params, z, r, t, labels):
-        return student.apply({"params": params}, z, t, labels, r)
+        return student.model.apply({"params": params}, z, t, labels, r)
 
     def loss(params):
-        u, dudt = finite_difference(flow_map, params, z_t, v, jnp.asarray(io["r"]), jnp.asarray(io["t"]), labels, 0.005)
-        target = meanflow.target(v, dudt, io["r"], io["t"])
+        u, dudt = finite_difference(flow_map, params, z_t, v, r, t, labels, call.inputs["delta_t"])
+        target = meanflow.target(v, dudt, r, t)
         error = meanflow.squared_error(u, target)
-        losses = meanflow.adaptive_loss(error, 1.0)
+        losses = meanflow.adaptive_loss(error, call.inputs["adaptive_p"])
         return jnp.mean(losses), (u, dudt, target, losses, error)
 
-    (_, (u, dudt, target, losses, error)), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
-    np.testing.assert_allclose(u, tokens(io[f"{kind}_u"]), atol=1e-4, rtol=2e-3)
-    np.testing.assert_allclose(dudt, tokens(io[f"{kind}_dudt"]), atol=3e-3, rtol=2e-3)
-    np.testing.assert_allclose(target, tokens(io[f"{kind}_target"]), atol=3e-3, rtol=2e-3)
-    case.assert_close(losses, f"{kind}_loss")
-    np.testing.assert_allclose(jnp.mean(error) / u[0].size, io[f"{kind}_loss_ref"], rtol=2e-3)
-    assert_gradients_are_the_references(case, kind, gradients, architecture, carried)
+    (_, (u, dudt, target, losses, error)), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(student.params)
+    case.assert_close(u, tokens(call.outputs["u"]))
+    case.assert_close(dudt, tokens(call.outputs["dudt"]), atol=case.noted("absolute"))
+    case.assert_close(target, tokens(call.outputs["target"]), atol=case.noted("absolute"))
+    case.assert_close(losses, call.outputs["loss"])
+    case.assert_close(jnp.mean(error) / u[0].size, call.outputs["mean_squared_error"])
+    assert_gradients_are_the_references(case, call, gradients, student)
 
-    exact_u, exact = jax.jit(lambda p: exact_derivative(flow_map, p, z_t, v, io["r"], io["t"], labels))(params)
-    np.testing.assert_allclose(exact_u, tokens(io[f"{kind}_u"]), atol=1e-4, rtol=2e-3)
-    np.testing.assert_allclose(exact, tokens(io[f"exact_jvp_{kind}_dudt"]), atol=1e-4, rtol=2e-3)
+    exact_u, exact = jax.jit(lambda p: exact_derivative(flow_map, p, z_t, v, r, t, labels))(student.params)
+    case.assert_close(exact_u, tokens(call.outputs["u"]))
+    case.assert_close(exact, tokens(case.io[f"exact_jvp_{kind}_dudt"]))
 
 
 @pytest.fixture(scope="module")

@@ -2,72 +2,55 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
-from flax.traverse_util import flatten_dict, unflatten_dict
-from golden import load_case, nhwc, tokens
+from golden import cases, nhwc, tokens
+from golden_modules import autoencoder
 
-from rae_jax.interop.rpiae import import_rpiae
-from rae_jax.models.autoencoder import RepresentationAutoencoder
-from rae_jax.models.decoder import ViTDecoder
-from rae_jax.models.vit import VisionTransformer
+from rae_jax.interop.rpiae import export_rpiae
 from rae_jax.objectives.pivot_loss import pivot_loss, pivot_weight
 
 
-def assert_gradient_close(actual, expected):
-    """Within a part of the largest entry: gradients are small numbers."""
-    np.testing.assert_allclose(actual, expected, atol=2e-3 * np.abs(expected).max())
-
-
-def test_loss_weight_and_gradients_of_the_whole_stage_equal_the_reference():
-    case = load_case("rpiae_pivot")
-    constructor = case.description["constructor"]
-    architecture, params, _ = import_rpiae(case.weights, encoder_heads=4, decoder_heads=3)
-    autoencoder = RepresentationAutoencoder(
-        VisionTransformer(**architecture["encoder"]),
-        ViTDecoder(**architecture["decoder"]),
-        encoder_input_size=constructor["encoder_input_size"],
-        image_mean=tuple(constructor["image_mean"]),
-        image_std=tuple(constructor["image_std"]),
-    )
-    images = nhwc(case.io["image"])
-    noise = constructor["noise_tau"] * case.io["noise_uniform"] * case.io["noise_normal"]
+@cases("rpiae_pivot")
+def test_loss_weight_and_gradients_of_the_whole_stage_equal_the_reference(case):
+    forward, call = case.call("training forward"), case.call("pivot loss and adaptive weight")
+    model, params, architecture = autoencoder(case)
+    images = nhwc(forward.inputs["x"])
+    noise = case.constructor["noise_tau"] * forward.inputs["noise_uniform"] * forward.inputs["noise_normal"]
     trained = {name: params[name] for name in ("encoder", "decoder")}
-    pivot = autoencoder.apply({"params": {"encoder": params["pivot"]}}, images, method="tokens")
 
     def terms(trained):
-        clean = autoencoder.apply({"params": trained}, images, method="tokens")
-        reconstruction = autoencoder.apply({"params": trained}, clean + noise, method="decode")
-        l1 = jnp.mean(jnp.abs(reconstruction - images))
-        return jnp.stack([l1, pivot_loss(clean, pivot)]), (clean, reconstruction)
+        pivot = model.apply({"params": {"encoder": params["pivot"]}}, images, method="tokens")
+        clean = model.apply({"params": trained}, images, method="tokens")
+        reconstruction = model.apply({"params": trained}, clean + noise, method="decode")
+        losses = jnp.stack([jnp.mean(jnp.abs(reconstruction - images)), pivot_loss(clean, pivot)])
+        return losses, (losses, clean, pivot, reconstruction)
 
-    gradients, (clean, reconstruction) = jax.jit(jax.jacrev(terms, has_aux=True))(trained)
-    (l1, pivot_term), _ = terms(trained)
-    case.assert_close(l1, "loss_l1")
-    case.assert_close(pivot_term, "loss_pivot")
-    np.testing.assert_allclose(clean, tokens(case.io["student_features"]), atol=1e-4, rtol=2e-3)
-    np.testing.assert_allclose(pivot, tokens(case.io["teacher_features"]), atol=1e-4, rtol=2e-3)
-    np.testing.assert_allclose(reconstruction, nhwc(case.io["reconstruction"]), atol=1e-4, rtol=2e-3)
+    gradients, ((l1, pivot_term), clean, pivot, reconstruction) = jax.jit(jax.jacrev(terms, has_aux=True))(trained)
+    case.assert_close(clean, tokens(forward.outputs["student_features"]))
+    case.assert_close(pivot, tokens(forward.outputs["teacher_features"]))
+    case.assert_close(reconstruction, nhwc(forward.outputs["reconstruction"]))
+    case.assert_close(l1, call.outputs["l1"])
+    case.assert_close(pivot_term, call.outputs["pivot_mse"])
 
-    last = gradients["encoder"]["blocks_1"]
-    for layer, expected in (
-        (last["mlp_scale"], "adaptive_weight"),
-        (last["mlp"]["down"]["kernel"], "adaptive_weight_fc2"),
-    ):
-        weight = pivot_weight(1000, layer[0], layer[1])
-        np.testing.assert_allclose(weight, case.io[expected], rtol=0.01)
-    assert_gradient_close(last["mlp_scale"][0], case.io["layer_grad_rec"])
-    assert_gradient_close(last["mlp_scale"][1], case.io["layer_grad_pivot"])
+    # Under their official names; a layout is linear, so it carries gradients.
+    of_l1, of_pivot = (export_rpiae(jax.tree.map(lambda g: g[i], gradients), architecture) for i in range(2))  # noqa: B023
+    adaptive = case.description["adaptive_layer"]
+    case.assert_gradient_close(of_l1[adaptive], call.outputs["grad of l1 wrt adaptive layer"])
+    case.assert_gradient_close(of_pivot[adaptive], call.outputs["grad of pivot wrt adaptive layer"])
 
-    weight = pivot_weight(1000, last["mlp_scale"][0], last["mlp_scale"][1])
-    case.assert_close(l1 + weight * pivot_term, "loss")
-    flat = flatten_dict(gradients, sep="/")
-    total = unflatten_dict({path: g[0] + weight * g[1] for path, g in flat.items()}, sep="/")
-    for actual, expected in (
-        (total["encoder"]["blocks_0"]["mlp"]["up"]["kernel"].T, "grad.encoder.encoder.encoder.layer.0.mlp.fc1.weight"),
-        (total["decoder"]["pixels"]["kernel"].T, "grad.decoder.decoder_pred.weight"),
-    ):
-        assert_gradient_close(actual, case.io[expected])
+    assert call.inputs["max_piv_weight"] == 1e5  # which `pivot_weight` takes from the release
+    fc2 = adaptive.replace("layer_scale2.lambda1", "mlp.fc2.weight")
+    weights = [
+        pivot_weight(1000, of_l1[layer], of_pivot[layer], weight=call.inputs["piv_weight"]) for layer in (adaptive, fc2)
+    ]
+    percent = case.noted("percent") / 100
+    case.assert_close(weights[0], call.outputs["weight"], rtol=percent)
+    case.assert_close(weights[1], call.outputs["weight if taken at the last mlp.fc2.weight"], rtol=percent)
+    case.assert_close(l1 + weights[0] * pivot_term, call.outputs["loss = l1 + weight * pivot"])
+    expected = call.gradients("loss")
+    assert expected
+    for name, gradient in expected.items():
+        case.assert_gradient_close(of_l1[name] + weights[0] * of_pivot[name], gradient)
 
 
 def test_the_weight_is_fixed_at_first_then_the_clamped_ratio_of_gradients():

@@ -11,7 +11,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 from flax.core import meta
-from golden import load_case
+from golden import cases, find, over
+from golden_modules import decoder_grid, heads, untold
 from runs import ROOT, environment, run
 
 from configs import base, digits
@@ -24,37 +25,54 @@ from rae_jax.models.decoder import ViTDecoder
 from rae_jax.models.dit_dh import DiTDH
 from tools.convert import export_checkpoint, import_checkpoint, main
 
-TOKENIZER = {"encoder_heads": 4, "decoder_heads": 3}
-CASES = [
-    ("rae_dinov2", "encoder.encoder.", "dinov2", {"num_heads": 4}),
-    ("rae_siglip2", "encoder.model.", "siglip", {"num_heads": 4}),
-    ("rae_mae", "encoder.model.", "mae", {"num_heads": 4}),
-    ("dino_disc", "", "dino_disc", {"num_heads": 2}),
-    ("dino_disc", "dino.", "dino_disc", {"num_heads": 2}),
-    ("rae_decoder", "", "rae_decoder", {"num_heads": 4}),
-    ("rae_decoder_upsample", "", "rae_decoder", {"num_heads": 4}),
-    ("rae_dinov2", "", "rpiae_stage1", TOKENIZER),
-    ("rae_siglip2", "", "rpiae_stage1", TOKENIZER),
-    ("rae_mae", "", "rpiae_stage1", TOKENIZER),
-    ("rpiae_pivot", "", "rpiae_stage1", TOKENIZER),
-    ("rpiae_vb", "", "rpiae", TOKENIZER),
-    ("rpiae_bridge", "", "rpiae_bridge", {"num_heads": 3}),
-    ("dit_dh_xl_flags", "model.", "dit_dh", {}),
-    ("dit_dh_xl_flags", "guidance_model.", "dit_dh", {}),
-    ("dit_dh_equal_width_qknorm", "", "dit_dh", {}),
-    ("dit_dh_layernorm_gelu", "", "dit_dh", {}),
-    ("sample_euler_dit_dh", "", "dit_dh", {}),
-    ("sample_euler_dit_dh_10_steps", "", "dit_dh", {}),
-    ("mf_losses", "teacher.", "dit_dh", {}),
-    ("mf_losses", "model.", "mf_dit_dh", {}),
-    ("mf_dit_dh", "", "mf_dit_dh", {}),
-    ("lightning_dit", "model.", "lightning_dit", {}),
-    ("lightning_dit", "guidance_model.", "lightning_dit", {}),
-    ("lightning_dit_patch2", "", "lightning_dit", {}),
-    ("kl_vae", "", "diffusers_kl", {"num_groups": 8}),
-    ("diffusers_rae", "", "diffusers_rae", TOKENIZER | {"grid_size": 3}),
-    ("lpips", "", "lpips", {}),
+
+def encoder_heads(case) -> dict[str, int]:
+    return {"num_heads": heads(case)["encoder_heads"]}
+
+
+def decoder_heads(case) -> dict[str, int]:
+    return {"num_heads": case.constructor["config"]["decoder_num_attention_heads"]}
+
+
+# Where in which golden cases there is a checkpoint of which kind, and what an import of it has to be told.
+CHECKPOINTS = [
+    ("rae_dinov2", "encoder.encoder.", "dinov2", encoder_heads),
+    ("rae_siglip2", "encoder.model.", "siglip", encoder_heads),
+    ("rae_mae", "encoder.model.", "mae", encoder_heads),
+    *(
+        ("dino_disc", prefix, "dino_disc", lambda case: {"num_heads": case.constructor["recipe"]["num_heads"]})
+        for prefix in ("", "dino.")
+    ),
+    ("rae_decoder", "", "rae_decoder", decoder_heads),
+    *((name, "", "rpiae_stage1", heads) for name in ("rae_dinov2", "rae_siglip2", "rae_mae", "rpiae_pivot")),
+    ("rpiae_vb", "", "rpiae", heads),
+    ("rpiae_bridge", "", "rpiae_bridge", lambda case: {"num_heads": case.constructor["n_heads"]}),
+    ("kl_vae", "", "diffusers_kl", lambda case: {"num_groups": case.constructor["norm_num_groups"]}),
+    ("diffusers_rae", "", "diffusers_rae", lambda case: heads(case) | {"grid_size": decoder_grid(case)}),
+    ("lpips", "", "lpips", lambda case: {}),
 ]
+CASES = [(case, prefix, kind, options(case)) for name, prefix, kind, options in CHECKPOINTS for case in find(name)]
+GENERATORS = {
+    "dit_dh": "dit_dh",
+    "sample_euler_dit_dh": "dit_dh",
+    "mf_losses": "mf_dit_dh",
+    "mf_dit_dh": "mf_dit_dh",
+    "lightning_dit": "lightning_dit",
+}
+CASES += [
+    (case, prefix, "dit_dh" if prefix == "teacher." else kind, untold(constructor))
+    for name, kind in GENERATORS.items()
+    for case in find(name)
+    for prefix, constructor in case.networks.items()
+]
+
+
+def checkpoints(chosen=lambda case: True, every=1):
+    """Runs a test with the checkpoints in the golden cases."""
+    names = (*dict.fromkeys(name for name, *_ in CHECKPOINTS), *GENERATORS)
+    return over("case, prefix, kind, options", [c for c in CASES[::every] if chosen(c[0])], names)
+
+
 STATISTICS = {
     "mean": np.random.default_rng(0).normal(size=(16, 4, 4)).astype(np.float32),
     "var": np.random.default_rng(1).uniform(0.5, 2, size=(16, 4, 4)).astype(np.float32),
@@ -77,25 +95,25 @@ def there_and_back(tmp_path: Path, kind: str, tensors: dict, suffix: str = ".saf
     return read_tensors(tmp_path / f"out{suffix}")
 
 
-@pytest.mark.parametrize(("name", "prefix", "kind", "options"), CASES)
-def test_every_golden_checkpoint_comes_back_bit_for_bit(tmp_path, name, prefix, kind, options):
-    tensors = load_case(name).weights_under(prefix)
+@checkpoints()
+def test_every_golden_checkpoint_comes_back_bit_for_bit(tmp_path, case, prefix, kind, options):
+    tensors = case.weights_under(prefix)
     assert identify(tensors) == kind
     assert_same(there_and_back(tmp_path, kind, tensors, **options), tensors)
 
 
-@pytest.mark.parametrize(("name", "prefix", "kind", "options"), CASES[::3])
-def test_half_precision_comes_back_bit_for_bit(tmp_path, name, prefix, kind, options):
-    tensors = load_case(name).weights_under(prefix)
+@checkpoints(every=3)
+def test_half_precision_comes_back_bit_for_bit(tmp_path, case, prefix, kind, options):
+    tensors = case.weights_under(prefix)
     fixed = re.compile(r".*(pos_embed|freqs_cos|freqs_sin)")  # tables are checked against the computed ones
     half = {n: w if fixed.fullmatch(n) else w.astype(ml_dtypes.bfloat16) for n, w in tensors.items()}
     assert_same(there_and_back(tmp_path, kind, half, **options), half)
 
 
-def test_a_torch_file_comes_back_bit_for_bit(tmp_path):
+@cases("rae_decoder")
+def test_a_torch_file_comes_back_bit_for_bit(tmp_path, case):
     pytest.importorskip("torch")
-    tensors = load_case("rae_decoder").weights
-    assert_same(there_and_back(tmp_path, "rae_decoder", tensors, ".pt", num_heads=4), tensors)
+    assert_same(there_and_back(tmp_path, "rae_decoder", case.weights, ".pt", **decoder_heads(case)), case.weights)
 
 
 @pytest.mark.parametrize("tensors", [STATISTICS, {"var": STATISTICS["var"]}, {"var": STATISTICS["var"][:, :1, :1]}])
@@ -104,11 +122,9 @@ def test_latent_statistics_come_back_bit_for_bit(tmp_path, tensors):
     assert_same(there_and_back(tmp_path, "latent_stats", tensors), tensors)
 
 
-@pytest.mark.parametrize(
-    ("name", "prefix", "kind", "options"), [c for c in CASES if c[0] not in ("rpiae_vb", "rpiae_pivot", "dino_disc")]
-)
-def test_every_renamed_tensor_is_named_in_one_error(name, prefix, kind, options):
-    tensors = load_case(name).weights_under(prefix)
+@checkpoints(lambda case: not case.name.startswith(("rpiae_vb", "rpiae_pivot", "dino_disc")))
+def test_every_renamed_tensor_is_named_in_one_error(case, prefix, kind, options):
+    tensors = case.weights_under(prefix)
     for wrong in list(tensors)[::5]:
         damaged = {n: w for n, w in tensors.items() if n != wrong} | {f"{wrong}_": tensors[wrong]}
         with pytest.raises(ValueError) as error:
@@ -116,22 +132,24 @@ def test_every_renamed_tensor_is_named_in_one_error(name, prefix, kind, options)
         assert wrong.split(".", 2)[-1] in str(error.value)
 
 
-def test_names_beside_the_vision_tower_are_carried_and_others_refused(tmp_path):
-    tower = load_case("rae_siglip2").weights_under("encoder.model.")
+@cases("rae_siglip2")
+def test_names_beside_the_vision_tower_are_carried_and_others_refused(tmp_path, case):
+    tower = case.weights_under("encoder.model.")
     tensors = {f"vision_model.{name}": value for name, value in tower.items()}
     tensors |= {"text_model.x.weight": np.ones(3, np.float32), "logit_scale": np.ones((), np.float32)}
     assert identify(tensors) == "siglip"
-    assert_same(there_and_back(tmp_path, "siglip", tensors, num_heads=4), tensors)
+    assert_same(there_and_back(tmp_path, "siglip", tensors, **encoder_heads(case)), tensors)
     with pytest.raises(ValueError, match="unexpected text_tower"):
-        import_model("siglip", tensors | {"text_tower": np.ones(3)}, num_heads=4)
+        import_model("siglip", tensors | {"text_tower": np.ones(3)}, **encoder_heads(case))
 
 
-def test_hugging_faces_config_tells_the_heads(tmp_path):
-    encoder = load_case("rae_dinov2").weights_under("encoder.encoder.")
-    write_safetensors(tmp_path / "hub" / "model.safetensors", encoder)
-    (tmp_path / "hub" / "config.json").write_text(json.dumps({"num_attention_heads": 4}))
+@cases("rae_dinov2")
+def test_hugging_faces_config_tells_the_heads(tmp_path, case):
+    write_safetensors(tmp_path / "hub" / "model.safetensors", case.weights_under("encoder.encoder."))
+    (tmp_path / "hub" / "config.json").write_text(json.dumps(case.description["encoder_config"]))
     import_checkpoint("dinov2", str(tmp_path / "hub"), tmp_path / "weights")
-    assert read_model(tmp_path / "weights")[1].architecture["num_heads"] == 4
+    found = read_model(tmp_path / "weights")[1].architecture
+    assert found["num_heads"] == heads(case)["encoder_heads"]
 
 
 @pytest.mark.parametrize("kind", ["dinov2", "dinov3", "siglip", "mae"])
@@ -246,10 +264,10 @@ def test_an_official_file_of_another_architecture_is_refused_with_every_differen
         component(config, "encoder").load(tmp_path / "x.safetensors")
 
 
-def test_a_part_of_a_whole_autoencoder_is_a_config_value(tmp_path):
-    case = load_case("rae_mae")
+@cases("rae_mae")
+def test_a_part_of_a_whole_autoencoder_is_a_config_value(tmp_path, case):
     write_safetensors(tmp_path / "in.safetensors", case.weights)
-    model = import_checkpoint("rpiae_stage1", str(tmp_path / "in.safetensors"), tmp_path / "rae", **TOKENIZER)
+    model = import_checkpoint("rpiae_stage1", str(tmp_path / "in.safetensors"), tmp_path / "rae", **heads(case))
     module = ViTDecoder(**model.architecture["decoder"])
     part = load_weights(tmp_path / "rae", model.params["decoder"], Origin("it", "the config"), module)
     jax.tree.map(np.testing.assert_array_equal, part, model.params["decoder"])
@@ -276,14 +294,15 @@ def test_a_model_that_the_files_cannot_express_is_not_exported(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
-def test_half_a_file_and_an_empty_one_are_refused_and_nothing_is_written(tmp_path, suffix):
+@cases("rae_decoder")
+def test_half_a_file_and_an_empty_one_are_refused_and_nothing_is_written(tmp_path, case, suffix):
     pytest.importorskip("torch")
     file = tmp_path / f"file{suffix}"
-    write_tensors(file, load_case("rae_decoder").weights)
+    write_tensors(file, case.weights)
     for content in (file.read_bytes()[: file.stat().st_size // 2], b"", b"hello"):
         file.write_bytes(content)
         with pytest.raises(ValueError, match=f"file{suffix} is no readable"):
-            import_checkpoint("rae_decoder", str(file), tmp_path / "weights", num_heads=4)
+            import_checkpoint("rae_decoder", str(file), tmp_path / "weights", **decoder_heads(case))
     assert [path.name for path in tmp_path.iterdir()] == [file.name]
 
 
@@ -301,16 +320,17 @@ def test_a_directory_of_something_else_is_not_overwritten(tmp_path):
     assert (tmp_path / "thesis.txt").exists()
 
 
-def test_the_command_line_lists_imports_exports_and_fails_in_one_message(tmp_path, capsys):
+@cases("rae_decoder")
+def test_the_command_line_lists_imports_exports_and_fails_in_one_message(tmp_path, case, capsys):
     main(["list"])
     assert {line.split()[0] for line in capsys.readouterr().out.splitlines()} == set(KINDS)
-    write_safetensors(tmp_path / "in.safetensors", load_case("rae_decoder").weights)
+    write_safetensors(tmp_path / "in.safetensors", case.weights)
     command = [f"--source={tmp_path / 'in.safetensors'}", f"--output={tmp_path / 'weights'}"]
-    main(["import", "--kind=rae_decoder", "--num_heads=4", *command])
+    main(["import", "--kind=rae_decoder", f"--num_heads={decoder_heads(case)['num_heads']}", *command])
     main(
         ["export", "--kind=rae_decoder", f"--source={tmp_path / 'weights'}", f"--output={tmp_path / 'out.safetensors'}"]
     )
-    assert_same(read_tensors(tmp_path / "out.safetensors"), load_case("rae_decoder").weights)
+    assert_same(read_tensors(tmp_path / "out.safetensors"), case.weights)
     for arguments, message in (
         (["import", "--kind=rae_decodr", *command], "error: kind 'rae_decodr' is unknown; nearest: rae_decoder"),
         (

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from golden import load_case
+from golden import cases
 from ml_collections import ConfigDict
 
 from rae_jax.training.optimizer import learning_rate_schedule, make_optimizer
@@ -12,51 +12,54 @@ from rae_jax.training.sharding import unbox
 from rae_jax.training.state import update_ema
 
 
-@pytest.mark.parametrize("call", [0, 1])
-def test_learning_rates_equal_the_released_schedules(call):
-    case = load_case("schedule")
-    inputs = case.description["calls"][call]["inputs"]
-    scheduler, per_epoch = inputs["config"]["scheduler"], inputs["steps_per_epoch"]
-    schedule = learning_rate_schedule(
-        scheduler["base_lr"],
-        final=scheduler["final_lr"],
-        warmup_steps=scheduler["warmup_epochs"] * per_epoch,
-        decay_end_step=scheduler["decay_end_epoch"] * per_epoch,
-        shape=scheduler["type"],
-        warmup_from_zero=scheduler["warmup_from_zero"],
-    )
-    expected = ["lr_xl_linear", "lr_stage1_cosine"][call]
-    case.assert_close(jax.vmap(schedule)(jnp.arange(inputs["steps"])), expected)
+@cases("schedule")
+def test_learning_rates_equal_the_released_schedules(case):
+    for call in case.calls("build_scheduler"):
+        scheduler, per_epoch = call.inputs["config"]["scheduler"], call.inputs["steps_per_epoch"]
+        schedule = learning_rate_schedule(
+            scheduler["base_lr"],
+            final=scheduler["final_lr"],
+            warmup_steps=scheduler["warmup_epochs"] * per_epoch,
+            decay_end_step=scheduler["decay_end_epoch"] * per_epoch,
+            shape=scheduler["type"],
+            warmup_from_zero=scheduler["warmup_from_zero"],
+        )
+        (expected,) = call.outputs.values()
+        case.assert_close(jax.vmap(schedule)(jnp.arange(call.inputs["steps"])), expected)
 
 
-def test_ema_equals_the_released_update():
-    case = load_case("schedule")
-    ema, averages = case.io["ema_start"], []
-    for params in case.io["ema_params"]:
-        ema = update_ema(ema, params, 0.9995)
+@cases("schedule")
+def test_ema_equals_the_released_update(case):
+    call = case.call("update_ema")
+    ema, averages = call.inputs["start"], []
+    for params in call.inputs["params per step"]:
+        ema = update_ema(ema, params, call.inputs["decay"])
         averages.append(ema)
-    case.assert_close(np.stack(averages), "ema_values", atol=1e-6)
+    case.assert_close(np.stack(averages), call.outputs["ema per step"], atol=case.noted("for the rest"))
 
 
-def test_adamw_with_clipping_equals_torch():
-    case = load_case("schedule")
+@cases("schedule")
+def test_adamw_with_clipping_equals_torch(case):
+    call = case.call("AdamW with clip_grad_norm .*")
+    beta1, beta2 = call.inputs["betas"]
     optimizer, _ = make_optimizer(
         ConfigDict(
             dict(
-                learning_rate=2e-3, final_learning_rate=0.0, warmup_steps=0, decay_end_step=0, shape="constant",
-                warmup_from_zero=False, clip_norm=1.0, beta1=0.9, beta2=0.95, epsilon=1e-8, weight_decay=0.0,
+                learning_rate=call.inputs["lr"], final_learning_rate=0.0, warmup_steps=0, decay_end_step=0,
+                shape="constant", warmup_from_zero=False, clip_norm=float(call.function.split()[-1]), beta1=beta1,
+                beta2=beta2, epsilon=call.inputs["eps"], weight_decay=call.inputs["weight_decay"],
             )
         )
     )  # fmt: skip
-    params = jnp.asarray(case.io["adamw_start"])
+    params = {"kernel": jnp.asarray(call.inputs["start"])}
     state, path, norms = optimizer.init(params), [], []
-    for gradient in case.io["adamw_grads"]:
+    for gradient in call.inputs["gradients per step"]:
         norms.append(optax.tree.norm(gradient))
-        updates, state = optimizer.update(gradient, state, params)
+        updates, state = optimizer.update({"kernel": gradient}, state, params)
         params = optax.apply_updates(params, updates)
-        path.append(params)
-    case.assert_close(np.stack(norms), "adamw_grad_norms", atol=1e-6)
-    case.assert_close(np.stack(path), "adamw_params", atol=1e-6)
+        path.append(params["kernel"])
+    for actual, expected in ((norms, "norm before clipping"), (path, "params per step")):
+        case.assert_close(np.stack(actual), call.outputs[expected], atol=case.noted("for the rest"))
 
 
 @pytest.mark.parametrize("boxed", [False, True])
