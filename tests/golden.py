@@ -135,7 +135,7 @@ def over(arguments: str, values: Iterable[tuple], kinds: tuple[str, ...]) -> pyt
     """Runs a test with each of `values`; where there are none it is skipped, and the run's last lines say so."""
     made = [pytest.param(*v, id="-".join(x.name if isinstance(x, Case) else str(x) for x in v)) for v in values]
     count = len(arguments.split(","))
-    reason = f"{NO_CASE} {' or '.join(f'{kind}*' for kind in kinds)} in {DIRECTORY}"
+    reason = f"{NO_CASE} for it among {' and '.join(f'{kind}*' for kind in kinds)} in {DIRECTORY}"
     return pytest.mark.parametrize(
         arguments, made or [pytest.param(*[None] * count, marks=pytest.mark.skip(reason=reason), id="none")]
     )
