@@ -1,7 +1,7 @@
 """Runs the stages of a config in order; a stage that has finished in this working directory is not run again.
 
 workdir/
-  config.json  metrics.jsonl  tensorboard/  summary.json
+  config.json  metrics.jsonl  tensorboard/  summary.json  compiled/
   <stage>/checkpoints/  weights/  *.png  (weights/<component>/ if the stage trains several)
   samples.npz  samples.png  reconstructions.npz  reconstructions.png
   and, with a flow map, samples_1step.npz  samples_2step.npz ...
