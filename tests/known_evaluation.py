@@ -1,6 +1,7 @@
 """An evaluation whose result NumPy knows, in one process or several: `known_evaluation.py ADDRESS COUNT INDEX RUNS`."""
 
 import json
+import math
 import sys
 
 import jax
@@ -8,8 +9,9 @@ import numpy as np
 
 from rae_jax.data.sources import ArraySource
 from rae_jax.data.transforms import transform
-from rae_jax.evaluation.evaluator import Evaluator, source_batches
-from rae_jax.evaluation.metrics import METRICS, computed, measured, needed, of_pairs
+from rae_jax.evaluation.evaluator import Evaluator, image_batches, source_batches
+from rae_jax.evaluation.image_sets import images_of
+from rae_jax.evaluation.metrics import METRICS, PIXELS, computed, measured, needed
 from rae_jax.training import sharding
 
 NAMES = ("psnr", "ssim", "rfd_encoder")
@@ -35,7 +37,10 @@ def drawn(count):
 
 
 def evaluated(devices, count, batch_size, seen=None, read=None):
-    """The metrics of images of half the brightness against themselves; which were seen, and read, is added to lists."""
+    """The metrics of images of half the brightness against themselves, read from a source and as a set.
+
+    Which images were seen, and which were read, is added to these lists.
+    """
     images, matrix = drawn(count)
     metrics = [METRICS[name] for name in NAMES]
 
@@ -44,11 +49,11 @@ def evaluated(devices, count, batch_size, seen=None, read=None):
 
     def measure(params, batch):
         sets = {"judged": batch["image"] // 2, "reference": batch["image"]}
-        found = measured(params, sets, needed(metrics), features={"encoder": features}, pairs=of_pairs({}))
-        return found | {"seen": {"index": batch["index"]}}
+        found = measured(params, sets, needed(metrics), features={"encoder": features}, pairs=PIXELS)
+        return found | {"seen": {"index": batch["index"]} if "index" in batch else {}}
 
     def on_batch(rows):
-        if seen is not None:
+        if seen is not None and "index" in rows["seen"]:
             seen.extend(rows["seen"]["index"].tolist())
 
     mesh = sharding.make_mesh({"data": -1, "fsdp": 1, "tensor": 1}, devices)
@@ -58,10 +63,14 @@ def evaluated(devices, count, batch_size, seen=None, read=None):
         params = sharding.place(matrix, sharding.replicated(mesh))
         batches = source_batches(source, mesh, batch_size=batch_size, transform=transform("none", 8))
         found = evaluate(params, batches, on_batch)
+        as_a_set = image_batches({"image": images_of(images, "drawn")}, mesh, batch_size=batch_size)
+        again = evaluate(params, as_a_set)
     if read is not None:
         read.extend(source.read)
     assert found["judged"].count == found["reference"].count == count
-    return computed(metrics, found["judged"], found["reference"])
+    values, others = (computed(metrics, x["judged"], x["reference"]) for x in (found, again))
+    assert all(math.isclose(value, others[name], rel_tol=1e-6) for name, value in values.items())
+    return values
 
 
 def main(address, processes, index, runs):

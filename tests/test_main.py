@@ -35,8 +35,8 @@ def test_the_pipeline_leaves_what_the_readme_promises(finished):
     assert report.count("data:image/png;base64,") == 9  # a picture of five stages, three of samples, reconstructions
     results = json.loads((workdir / "summary.json").read_text())["results"]
     assert results.keys() >= {
-        "reconstruction_psnr", "linear_probe_accuracy", "frechet_samples", "frechet_train", "judge_accuracy",
-        "label_agreement", "frechet_samples_1step", "label_agreement_1step", "frechet_samples_2step",
+        "psnr", "ssim", "rfd_encoder", "linear_probe_accuracy", "fd_encoder", "fd_encoder_train", "judge_accuracy",
+        "label_agreement", "fd_encoder_1step", "label_agreement_1step", "fd_encoder_2step",
         "label_agreement_2step",
     }  # fmt: skip
     assert "label agreement" in output and "images/s" in output

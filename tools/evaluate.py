@@ -27,21 +27,22 @@ import jax.numpy as jnp
 from rich.console import Console
 from rich.progress import track
 
-from rae_jax.components.encoders import encoder, tokens_of
 from rae_jax.evaluation.evaluator import Evaluator, Needs, Summary, image_batches
-from rae_jax.evaluation.features import fingerprint, mean_token, of_inception, summary_once
+from rae_jax.evaluation.features import fingerprint, of_encoder, of_inception, summary_once
 from rae_jax.evaluation.image_sets import PAIRS, ImageSet, check_pairs, holds_pairs, open_images
 from rae_jax.evaluation.metrics import (
     JUDGED,
     METRICS,
+    PIXELS,
     REFERENCE,
     Metric,
     OfImages,
+    OfPairs,
     check_counts,
     computed,
     measured,
     needed,
-    of_pairs,
+    of_lpips,
 )  # fmt: skip
 from rae_jax.evaluation.reference import read_statistics
 from rae_jax.files import whole_file
@@ -49,6 +50,7 @@ from rae_jax.interop.checkpoint_files import read_tensors
 from rae_jax.interop.inception_fid import import_inception
 from rae_jax.interop.lpips import pretrained
 from rae_jax.models.inception import Inception
+from rae_jax.models.lpips import LPIPS as LPIPSNetwork
 from rae_jax.training import sharding
 
 LPIPS = {"alexnet": "lpips", "vgg16": "lpips_vgg16"}  # networks, and the metrics that need their parameters
@@ -102,7 +104,7 @@ def evaluate(options: argparse.Namespace) -> dict[str, float]:
     mesh = sharding.make_mesh({"data": -1, "fsdp": 1, "tensor": 1})
     params, features, identities = _networks(options, metrics, mesh)
     _check_enough(by_images, by_statistics, judged, reference, params, features)
-    pairs = of_pairs({network: name for network, name in LPIPS.items() if name in params})
+    pairs = PIXELS | {name: _lpips(network, name) for network, name in LPIPS.items() if name in params}
 
     def gathered(sets: dict[str, ImageSet], needs: dict[str, Needs], what: str) -> dict[str, Summary]:
         def measure(params: Any, batch: dict[str, jax.Array]) -> dict[str, dict[str, jax.Array]]:
@@ -206,12 +208,14 @@ def _encoder(config_file: str, weights: Path | None) -> tuple[Any, OfImages, str
     source = weights or config.encoder.weights
     if not source:
         raise ValueError(f"{file} names no encoder weights; give --encoder=DIRECTORY")
-    params, to_tokens = encoder(config).load(source), tokens_of(config)
+    instruments = of_encoder(config)
+    (part,) = instruments.parts.values()
+    identity = f"{fingerprint(source)} {config.encoder.to_json_best_effort()}"
+    return part.load(source), instruments.features["encoder"], identity
 
-    def tokens(params: Any, images: jax.Array) -> jax.Array:
-        return to_tokens(params["encoder"], images)
 
-    return params, mean_token(tokens), f"{fingerprint(source)} {config.encoder.to_json_best_effort()}"
+def _lpips(network: str, component: str) -> OfPairs:
+    return of_lpips(lambda params, a, b: LPIPSNetwork(network).apply({"params": params[component]}, a, b))
 
 
 def _check_enough(

@@ -27,7 +27,8 @@ from rae_jax.components.conditions import condition
 from rae_jax.components.generators import time_shift, velocity_network
 from rae_jax.components.latent_spaces import LatentSpace, latent_space
 from rae_jax.evaluation import pictures
-from rae_jax.evaluation.evaluate import Features, in_batches
+from rae_jax.evaluation.evaluator import Batch, Evaluator, Needs
+from rae_jax.evaluation.features import of_encoder
 from rae_jax.evaluation.linear_probe import linear_probe, probe_accuracy
 from rae_jax.experiment import flags as experiment
 from rae_jax.experiment.configuration import check, resolved
@@ -42,16 +43,17 @@ from rae_jax.training.progress import RunLog
 SHOWN = 8  # images of "latents", states of "trajectories"
 
 
-def first_images(stages: Stages, split: str, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The first `count` images of `split`, uint8 `[N, H, W, 3]`, and their labels `[N]`."""
-    images, labels, batches = [], [], stages.one_epoch(split, 64)
-    for batch in batches:
-        images.append(batch["image"][batch["mask"]])
-        labels.append(batch["label"][batch["mask"]])
-        if sum(map(len, labels)) >= count:
-            break
-    batches.close()
-    return np.concatenate(images)[:count], np.concatenate(labels)[:count]
+def first_features(stages: Stages, split: str, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of the first `count` images of `split` the encoder's mean tokens `[N, D]` and the labels `[N]`."""
+    look = of_encoder(stages.config)
+    needs = Needs(rows=frozenset(("encoder.mean_token", "label")))
+
+    def measure(params: Any, batch: Batch) -> dict[str, dict[str, jax.Array]]:
+        return {split: look.measure(params, {split: batch["image"]}, {split: needs})[split] | {"label": batch["label"]}}
+
+    params = {name: stages.weights.load(component) for name, component in look.parts.items()}
+    found = Evaluator(stages.mesh, measure, {split: needs})(params, stages.images(split, count))[split]
+    return found.rows["encoder.mean_token"], found.rows["label"]
 
 
 def token_colours(tokens: np.ndarray) -> np.ndarray:
@@ -74,12 +76,10 @@ def enlarged(images: np.ndarray, size: int) -> np.ndarray:
     return images.repeat(times, axis=1).repeat(times, axis=2)
 
 
-def tsne(stages: Stages, features: Features, count: int) -> Figure:
+def tsne(stages: Stages, count: int) -> Figure:
     """The encoder's mean tokens of held-out images on a plane."""
-    images, labels = first_images(stages, "test", count)
-    points = TSNE(perplexity=min(30, len(images) / 4), random_state=0).fit_transform(
-        in_batches(features.of, images, min(64, len(images)))
-    )
+    features, labels = first_features(stages, "test", count)
+    points = TSNE(perplexity=min(30, len(features) / 4), random_state=0).fit_transform(features)
     figure = Figure(figsize=(6, 6), dpi=120, layout="constrained")
     axes = figure.add_subplot()
     dots = axes.scatter(*points.T, c=labels, cmap="tab10" if labels.max() < 10 else "nipy_spectral", s=9)
@@ -89,10 +89,9 @@ def tsne(stages: Stages, features: Features, count: int) -> Figure:
     return figure
 
 
-def probe(stages: Stages, features: Features, count: int) -> Figure:
+def probe(stages: Stages, count: int) -> Figure:
     """What a linear probe on the mean tokens takes held-out images for."""
-    (train, train_labels), (held_out, labels) = (first_images(stages, split, count) for split in ("train", "test"))
-    of_train, of_held_out = (in_batches(features.of, images, min(64, len(images))) for images in (train, held_out))
+    (of_train, train_labels), (of_held_out, labels) = (first_features(stages, s, count) for s in ("train", "test"))
     model = linear_probe(of_train, train_labels)
     print(f"linear probe: {100 * probe_accuracy(model, of_held_out, labels):.2f} % of {len(labels)} held-out images")
     figure = Figure(figsize=(6, 6), dpi=120, layout="constrained")
@@ -106,7 +105,8 @@ def probe(stages: Stages, features: Features, count: int) -> Figure:
 
 def latents(stages: Stages, space: LatentSpace) -> np.ndarray:
     """Images over their latents."""
-    images, _ = first_images(stages, "test", SHOWN)
+    (batch,) = stages.images("test", SHOWN)
+    images = np.asarray(batch["image"])[np.asarray(batch["mask"])]
     weights = {name: stages.weights.load(component) for name, component in space.encoding.items()}
     z = jax.jit(lambda weights, x: space.encode(weights, x.astype(jnp.float32) / 255.0))(weights, images)
     coloured = enlarged(token_colours(np.asarray(z)), images.shape[1])
@@ -157,7 +157,7 @@ def show(config: ConfigDict, file: str, workdir: Path, kind: str, count: int) ->
         stages = Stages(config, {}, open_sources(config), workdir, mesh, RunLog(workdir, active=False))
         if kind in ("tsne", "probe"):
             draw = {"tsne": tsne, "probe": probe}[kind]
-            figure = draw(stages, Features(config, stages.weights.load, mesh), count)
+            figure = draw(stages, count)
             with whole_file(path) as stream:
                 figure.savefig(stream, format="png")
         else:

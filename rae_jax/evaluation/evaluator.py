@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from rae_jax.data.batches import evaluation_batches
-from rae_jax.data.device import DeviceBatches, batch_rows
+from rae_jax.data.device import DeviceBatches, batch_rows, part
 from rae_jax.data.sources import Source
 from rae_jax.data.transforms import Transform
 from rae_jax.evaluation.frechet import Gaussian, Moments
@@ -72,7 +72,8 @@ class Evaluator:
 
     def __init__(self, mesh: jax.sharding.Mesh, measure: Measure, needs: Mapping[str, Needs]):
         def run(params: Any, batch: Batch) -> tuple[jax.Array, dict[str, dict[str, jax.Array]]]:
-            return batch["mask"], measure(params, batch)
+            with jax.default_matmul_precision("highest"):  # of what is no component, which has a precision of its own
+                return batch["mask"], measure(params, batch)
 
         self._run = jax.jit(run, out_shardings=sharding.replicated(mesh))
         self._needs = dict(needs)
@@ -209,13 +210,19 @@ class _First:
 def image_batches(sets: Mapping[str, ImageSet], mesh: jax.sharding.Mesh, *, batch_size: int) -> Iterator[Batch]:
     """The images of `sets`, which are of one length, once, in order: of each its `[B, H, W, 3]` uint8, and `mask`.
 
+    Every process reads the rows that its devices hold.
+
     Raises:
       ValueError: an image cannot be read.
     """
     (count,) = {len(images) for images in sets.values()}
     size, where = batch_size_over(mesh, batch_size, count), sharding.batch_sharding(mesh)
-    parts = [images.batches(size) for images in sets.values()]
-    for start, batch in zip(range(0, count, size), zip(*parts, strict=True), strict=True):
-        filled = [np.concatenate([x, np.repeat(x[-1:], size - len(x), axis=0)]) for x in batch]
-        counted = np.arange(start, start + size) < count
-        yield sharding.place(dict(zip(sets, filled, strict=True)) | {"mask": counted}, where)
+    rows, starts = batch_rows(where, size), range(0, count, size)
+    wanted = [[min(start + row, count - 1) for row in rows] for start in starts]
+    read = zip(*(images.parts(wanted) for images in sets.values()), strict=True)
+    for start, batch in zip(starts, read, strict=True):
+        mask = np.asarray([start + row < count for row in rows])
+        yield {
+            name: jax.make_array_from_callback((size, *x.shape[1:]), where, lambda at, x=x: part(x, rows, at[0]))
+            for name, x in (*zip(sets, batch, strict=True), ("mask", mask))
+        }

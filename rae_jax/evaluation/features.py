@@ -1,5 +1,6 @@
 """What metrics look through: networks that give features of images; what they gave of a reference is kept on disk."""
 
+import dataclasses
 import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -8,13 +9,32 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
+from rae_jax.components import critics
+from rae_jax.components.component import Component
+from rae_jax.components.encoders import encoder, tokens_of, tokens_shape
+from rae_jax.components.latent_spaces import latent_space
 from rae_jax.evaluation.evaluator import Needs, Summary
 from rae_jax.evaluation.frechet import Gaussian
 from rae_jax.evaluation.image_sets import ImageSet
-from rae_jax.evaluation.metrics import OfImages, Params
+from rae_jax.evaluation.metrics import (
+    METRICS,
+    PIXELS,
+    Metric,
+    OfImages,
+    OfPairs,
+    Params,
+    check_counts,
+    lpips_name,
+    measured,
+    needed,
+    of_lpips,
+)  # fmt: skip
 from rae_jax.files import whole_file
 from rae_jax.models.inception import Inception
+
+INCEPTION = {"inception.pool": 2048, "inception.spatial": 2023}  # the sizes of its features
 
 
 def of_inception(params: Params, images: jax.Array) -> dict[str, jax.Array]:
@@ -29,6 +49,88 @@ def mean_token(tokens: Callable[[Params, jax.Array], jax.Array]) -> OfImages:
         return {"mean_token": jnp.mean(tokens(params, images.astype(jnp.float32) / 255.0), axis=1)}
 
     return of_images
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruments:
+    """Metrics, and what they look through; those of several are used together by `|`.
+
+    Attributes:
+      metrics: what is computed.
+      parts: the components whose parameters are needed, by the names that these have among the `params`.
+      features: `(params, images) -> features`, by the network's name.
+      pairs: `(params, judged, reference) -> values`, by metric.
+      sizes: how many features each feature has.
+    """
+
+    metrics: tuple[Metric, ...] = ()
+    parts: dict[str, Component] = dataclasses.field(default_factory=dict)
+    features: dict[str, OfImages] = dataclasses.field(default_factory=dict)
+    pairs: dict[str, OfPairs] = dataclasses.field(default_factory=dict)
+    sizes: dict[str, int] = dataclasses.field(default_factory=dict)
+
+    def __or__(self, other: "Instruments") -> "Instruments":
+        return Instruments(
+            (*self.metrics, *other.metrics),
+            self.parts | other.parts,
+            self.features | other.features,
+            self.pairs | other.pairs,
+            self.sizes | other.sizes,
+        )
+
+    def measure(
+        self, params: Params, images: Mapping[str, jax.Array], needs: Mapping[str, Needs] | None = None
+    ) -> dict[str, dict[str, jax.Array]]:
+        """What is needed of a batch of uint8 images, `{set: {quantity: [B, ...]}}`; see `measured`.
+
+        By default it is what the metrics need of the judged set and of the reference.
+        """
+        needs = needed(self.metrics) if needs is None else needs
+        return measured(params, images, needs, features=self.features, pairs=self.pairs)
+
+    def check(self, *, judged: int, reference: int, where: str) -> None:
+        """Raises ValueError unless so many images are enough; see `check_counts`."""
+        check_counts(self.metrics, self.sizes, judged=judged, reference=reference, where=where)
+
+
+def of_encoder(config: ConfigDict, *metrics: Metric, name: str = "encoder") -> Instruments:
+    """`metrics` that look through the mean token of the encoder, whose parameters have this `name`."""
+    tokens = tokens_of(config)
+    return Instruments(
+        metrics=metrics,
+        parts={name: encoder(config)},
+        features={name: mean_token(lambda params, images: tokens(params[name], images))},
+        sizes={f"{name}.mean_token": tokens_shape(config)[1]},
+    )
+
+
+def of_latents(config: ConfigDict) -> Instruments:
+    """The Fréchet distance of latents."""
+    space = latent_space(config)
+    return Instruments(
+        metrics=(METRICS["fd_latent"],),
+        parts=space.encoding,
+        features={"latent": mean_token(space.encode)},
+        sizes={"latent.mean_token": space.shape[1]},
+    )
+
+
+def of_reconstructions(config: ConfigDict) -> list[Instruments]:
+    """What reconstructions are measured by: PSNR and SSIM; LPIPS, if it has weights; and a Fréchet distance.
+
+    That is rFID if the Inception network has weights, otherwise that in the features of the encoder, if there is one.
+    """
+    instruments = [Instruments((METRICS["psnr"], METRICS["ssim"]), pairs=PIXELS)]
+    if config.lpips.weights:
+        part, name = critics.lpips(config), lpips_name(config.lpips.network)
+        distance = of_lpips(lambda params, a, b: part.apply(params["lpips"], a, b))
+        instruments.append(Instruments((METRICS[name],), {"lpips": part}, pairs={name: distance}))
+    if config.inception.weights:
+        network = {"inception": critics.inception(config)}
+        instruments.append(Instruments((METRICS["rfid"],), network, {"inception": of_inception}, {}, INCEPTION))
+    elif config.encoder.model:
+        instruments.append(of_encoder(config, METRICS["rfd_encoder"]))
+    return instruments
 
 
 def fingerprint(path: str | Path) -> str:

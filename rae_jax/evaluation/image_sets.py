@@ -3,10 +3,11 @@
 import contextlib
 import dataclasses
 import math
+import os
 import re
 import shutil
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -27,19 +28,24 @@ class ImageSet:
     Attributes:
       path: where they are.
       shape: `[N, H, W, 3]` of all of them.
-      batches: `batch size -> parts [b, H, W, 3]` in order, the last one possibly smaller.
+      parts: gives `[b, H, W, 3]` for each list of positions; these ascend, within a list and from one to the next, but
+        may repeat. Nothing else is decoded.
       names: of the files that hold them, if it is one each.
       array: the one of the file at `path` that holds them, if it has several.
     """
 
     path: Path
     shape: tuple[int, int, int, int]
-    batches: Callable[[int], Iterator[np.ndarray]]
+    parts: Callable[[Iterable[Sequence[int]]], Iterator[np.ndarray]]
     names: tuple[str, ...] = ()
     array: str = ""
 
     def __len__(self) -> int:
         return self.shape[0]
+
+    def batches(self, batch_size: int) -> Iterator[np.ndarray]:
+        """All of them in order, `batch_size` at a time, the last batch possibly smaller."""
+        return self.parts(range(len(self))[start : start + batch_size] for start in range(0, len(self), batch_size))
 
 
 def open_images(path: str | Path, array: str = "arr_0") -> ImageSet:
@@ -63,11 +69,7 @@ def images_of(images: np.ndarray, name: str) -> ImageSet:
     """Images uint8 `[N, H, W, 3]` in memory (or mapped into it) as a set; `name` is for messages."""
     check_images(images, name)
 
-    def batches(batch_size: int) -> Iterator[np.ndarray]:
-        for start in range(0, len(images), batch_size):
-            yield images[start : start + batch_size]
-
-    return ImageSet(Path(name), images.shape, batches)
+    return ImageSet(Path(name), images.shape, lambda lists: (images[list(positions)] for positions in lists))
 
 
 def holds_pairs(path: str | Path) -> bool:
@@ -112,12 +114,12 @@ def _folder(path: Path) -> ImageSet:
             raise ValueError(f"{file} is {size[0]} x {size[1]} pixels, {files[0].name} is {width} x {height}; "
                              "all images of a set must be of one size")  # fmt: skip
 
-    def batches(batch_size: int) -> Iterator[np.ndarray]:
+    def parts(lists: Iterable[Sequence[int]]) -> Iterator[np.ndarray]:
         with ThreadPoolExecutor() as threads:  # decoding releases the interpreter's lock
-            for start in range(0, len(files), batch_size):
-                yield np.stack(list(threads.map(_pixels, files[start : start + batch_size])))
+            for positions in lists:
+                yield np.stack(list(threads.map(_pixels, (files[i] for i in positions))))
 
-    return ImageSet(path, (len(files), height, width, 3), batches, tuple(file.name for file in files))
+    return ImageSet(path, (len(files), height, width, 3), parts, tuple(file.name for file in files))
 
 
 def _size(file: Path) -> tuple[int, int]:
@@ -152,24 +154,27 @@ def _npz(path: Path, array: str) -> ImageSet:
         order = " in Fortran order" if fortran else ""
         raise ValueError(f"images ({array}) in {path} are {dtype} {shape}{order}, expected uint8 [N, H, W, 3]")
 
-    def batches(batch_size: int) -> Iterator[np.ndarray]:
-        size, done = math.prod(shape[1:]), 0
+    def parts(lists: Iterable[Sequence[int]]) -> Iterator[np.ndarray]:
+        size, read = math.prod(shape[1:]), 0
+        image = np.zeros(shape[1:], np.uint8)
         try:
             with zipfile.ZipFile(path) as archive, archive.open(f"{array}.npy") as member:
                 _header(member)
-                while done < shape[0]:
-                    rows = min(batch_size, shape[0] - done)
-                    data = member.read(rows * size)
-                    if len(data) != rows * size:
-                        break
-                    yield np.frombuffer(data, np.uint8).reshape(rows, *shape[1:])
-                    done += rows
+                for positions in lists:
+                    part = np.empty((len(positions), *shape[1:]), np.uint8)
+                    for row, position in enumerate(positions):
+                        if position >= read:
+                            member.seek((position - read) * size, os.SEEK_CUR)
+                            data = member.read(size)
+                            if len(data) != size:
+                                raise ValueError(f"it ends before image {position + 1} of {shape[0]}")
+                            image, read = np.frombuffer(data, np.uint8).reshape(shape[1:]), position + 1
+                        part[row] = image
+                    yield part
         except UNREADABLE as error:
             raise ValueError(f"{unreadable}: {error}") from None
-        if done < shape[0]:
-            raise ValueError(f"{path} ends after {done + len(data) // size} of {shape[0]} images")
 
-    return ImageSet(path, shape, batches, array=array)
+    return ImageSet(path, shape, parts, array=array)
 
 
 def _header(member: zipfile.ZipExtFile) -> tuple[tuple[int, ...], bool, np.dtype]:

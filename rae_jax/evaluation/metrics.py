@@ -22,6 +22,8 @@ linear_probe_accuracy           logistic regression of encoder.mean_token       
 original_linear_probe_accuracy  the same of original_encoder.mean_token, the encoder        held-out -> training images
                                 before a later stage tuned it
 attached_head_accuracy          the original encoder's regression on encoder.mean_token     held-out -> training images
+judge_accuracy                  a classifier of pixels sees the class that the image has    held-out -> training images
+label_agreement                 it sees the class that was asked for                        samples -> training images
 
 Published numbers are fid, sfid, is, precision, recall, rfid, psnr, ssim and lpips. Those of an encoder or a latent
 compare runs that share it, and no others. Ends of names tell which set is judged where a run has several: `_1step`,
@@ -41,7 +43,6 @@ from rae_jax.evaluation.frechet import frechet_distance, require_samples
 from rae_jax.evaluation.image_quality import psnr, ssim
 from rae_jax.evaluation.inception_score import inception_score
 from rae_jax.evaluation.linear_probe import linear_probe, probe_accuracy
-from rae_jax.models.lpips import LPIPS
 
 Params = dict[str, Any]  # of components, by name
 OfPairs = Callable[[Params, jax.Array, jax.Array], jax.Array]  # (params, judged, reference) -> values [B]
@@ -73,7 +74,7 @@ class Metric:
     alone: bool = False
 
 
-def _mean(name: str, better: str) -> Metric:
+def mean_of_pairs(name: str, better: str) -> Metric:
     return Metric(name, better, lambda judged, reference: judged.means[name], values=(name,))
 
 
@@ -103,10 +104,10 @@ _ENCODER, _ORIGINAL = "encoder.mean_token", "original_encoder.mean_token"
 METRICS = {
     metric.name: metric
     for metric in (
-        _mean("psnr", "higher"),
-        _mean("ssim", "higher"),
-        _mean("lpips", "lower"),
-        _mean("lpips_vgg16", "lower"),
+        mean_of_pairs("psnr", "higher"),
+        mean_of_pairs("ssim", "higher"),
+        mean_of_pairs("lpips", "lower"),
+        mean_of_pairs("lpips_vgg16", "lower"),
         _frechet("fid", "inception.pool"),
         _frechet("sfid", "inception.spatial"),
         _frechet("rfid", "inception.pool"),
@@ -122,6 +123,8 @@ METRICS = {
         _probe("linear_probe_accuracy", _ENCODER, _ENCODER),
         _probe("original_linear_probe_accuracy", _ORIGINAL, _ORIGINAL),
         _probe("attached_head_accuracy", _ORIGINAL, _ENCODER),
+        mean_of_pairs("judge_accuracy", "higher"),
+        mean_of_pairs("label_agreement", "higher"),
     )
 }  # fmt: skip
 
@@ -131,25 +134,12 @@ def lpips_name(network: str) -> str:
     return "lpips" if network == "alexnet" else f"lpips_{network}"
 
 
-def of_pairs(lpips: Mapping[str, str]) -> dict[str, OfPairs]:
-    """The values of pairs of uint8 images, by metric.
+PIXELS: dict[str, OfPairs] = {"psnr": lambda params, a, b: psnr(a, b), "ssim": lambda params, a, b: ssim(a, b)}
 
-    Args:
-      lpips: networks of LPIPS, and the name that their parameters have among the `params`.
-    """
 
-    def distance(network: str, component: str) -> OfPairs:
-        def of_pair(params: Params, a: jax.Array, b: jax.Array) -> jax.Array:
-            scaled = (x.astype(jnp.float32) / 127.5 - 1 for x in (a, b))
-            return LPIPS(network).apply({"params": params[component]}, *scaled)
-
-        return of_pair
-
-    return {
-        "psnr": lambda params, a, b: psnr(a, b),
-        "ssim": lambda params, a, b: ssim(a, b),
-        **{lpips_name(network): distance(network, component) for network, component in lpips.items()},
-    }
+def of_lpips(distance: OfPairs) -> OfPairs:
+    """LPIPS of pairs of uint8 images, from the `distance` of images in [-1, 1]."""
+    return lambda params, a, b: distance(params, *(x.astype(jnp.float32) / 127.5 - 1 for x in (a, b)))
 
 
 def needed(metrics: Iterable[Metric]) -> dict[str, Needs]:

@@ -7,11 +7,11 @@ workdir/
   and, with a flow map, samples_1step.npz  samples_2step.npz ...
 """
 
-import itertools
+import contextlib
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,11 @@ from rae_jax.data.latents import LatentSource
 from rae_jax.data.sources import Source, open_source
 from rae_jax.data.transforms import transform, without_flip
 from rae_jax.evaluation import pictures
-from rae_jax.evaluation.evaluate import evaluate
+from rae_jax.evaluation.evaluator import Batch, Evaluator, source_batches
+from rae_jax.evaluation.metrics import JUDGED, REFERENCE, computed, needed
 from rae_jax.experiment import latent_cache
 from rae_jax.experiment.generation import Generation
+from rae_jax.experiment.results import Results, check_results
 from rae_jax.experiment.weights import Weights
 from rae_jax.files import whole_file
 from rae_jax.models.autoencoder import to_uint8
@@ -39,6 +41,8 @@ from rae_jax.training import sharding
 from rae_jax.training.loop import fit
 from rae_jax.training.progress import RunLog
 from rae_jax.training.state import TrainState
+
+PICTURED = 16  # held-out images in a stage's picture
 
 
 def open_sources(config: ConfigDict) -> dict[str, Source]:
@@ -80,6 +84,7 @@ def open_sources(config: ConfigDict) -> dict[str, Source]:
             f"{judged[0]}.train.evaluate_every asks for the Fréchet distance to held-out images, of which there is "
             f"only one in {sources['test']}; add images, raise data.held_out_share, or set it to 0"
         )
+    check_results(config, sources)
     return sources
 
 
@@ -121,6 +126,7 @@ class Stages:
         self.config, self.plain, self.sources = config, plain, sources
         self.workdir, self.mesh, self.log = workdir, mesh, log
         self.weights = Weights(config, plain, workdir, mesh, log.warn)
+        self._crop = transform("center_crop", config.data.image_size)  # of images that a run is judged by
 
     def train(self) -> None:
         """Trains every stage that has not finished yet."""
@@ -186,15 +192,14 @@ class Stages:
         return {name: self.weights.load(component, stage) for name, component in components.items()}
 
     def _picture_taker(self, stage: str, objective: Objective) -> Any:
-        batch_size = -(-16 // (shards := sharding.num_batch_shards(self.mesh))) * shards
         draw = jax.jit(objective.pictures, out_shardings=sharding.replicated(self.mesh)) if objective.pictures else None
 
         def take(state: TrainState, step: int) -> None:
             if draw is None or not objective.wanted.keys() <= state.frozen.keys():
                 return
-            batch = next(iter(self.one_epoch("test", batch_size)))
-            placed = sharding.place(batch, sharding.batch_sharding(self.mesh))
-            drawn = jax.device_get(draw(state, placed))
+            few = source_batches(self.sources["test"], self.mesh, batch_size=PICTURED, transform=self._crop)
+            with contextlib.closing(few):
+                drawn = jax.device_get(draw(state, next(few)))
             if jax.process_index() == 0:
                 images = {name: np.asarray(to_uint8(x)) for name, x in drawn.items()}
                 if "original" in images:
@@ -214,31 +219,29 @@ class Stages:
         evaluation = objective.evaluation
         if evaluation is None:
             return lambda state: {}
-        count = min(train.evaluation_images, len(self.sources["test"]))
-        shards = sharding.num_batch_shards(self.mesh)
-        batch_size = -(-min(self.config.sampling.batch_size, count) // shards) * shards
-        measure = jax.jit(evaluation.measure, out_shardings=sharding.replicated(self.mesh))
+        run = Evaluator(self.mesh, evaluation.measure, needed(evaluation.metrics))
 
         def evaluate(state: TrainState) -> dict[str, float]:
-            rows = []
-            batches = self.one_epoch("test", batch_size)
-            for batch in itertools.islice(batches, -(-count // batch_size)):
-                counted = batch["mask"] & (batch["index"] < count)
-                measured = jax.device_get(measure(state, sharding.place(batch, sharding.batch_sharding(self.mesh))))
-                rows.append({name: np.asarray(values)[counted] for name, values in measured.items()})
-            batches.close()
-            return evaluation.summarise({name: np.concatenate([part[name] for part in rows]) for name in rows[0]})
+            found = run(state, self.images("test", count=train.evaluation_images))
+            return computed(evaluation.metrics, found[JUDGED], found[REFERENCE])
 
         return evaluate
 
-    def one_epoch(self, split: str, batch_size: int) -> Any:
-        """The images of `split` once, in order, whole on every process."""
-        crop = transform("center_crop", self.config.data.image_size)
-        return evaluation_batches(self.sources[split], batch_size=batch_size, transform=crop)
+    def images(self, split: str, count: int | None = None) -> Iterator[Batch]:
+        """The images of `split` by which a run is judged, or the first `count` of them; see `source_batches`."""
+        return source_batches(
+            self.sources[split],
+            self.mesh,
+            batch_size=self.config.sampling.batch_size,
+            transform=self._crop,
+            num_workers=self.config.data.num_workers,
+            count=count,
+        )
 
     def evaluate(self) -> dict[str, float]:
         """Evaluates what this working directory holds, and writes `summary.json`."""
-        results = evaluate(self.config, self.weights.load, self.one_epoch, self.mesh, self.workdir, self.log)
+        held_out = len(self.sources["test"])
+        results = Results(self.config, self.weights, self.images, held_out, self.mesh, self.workdir, self.log).measure()
         if jax.process_index() == 0:
             summary = {"results": results, "stage_seconds": self.weights.seconds()}
             with whole_file(self.workdir / "summary.json") as file:

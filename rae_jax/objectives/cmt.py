@@ -25,7 +25,7 @@ from rae_jax.components.latent_spaces import latent_space, stats
 from rae_jax.flow.path import over
 from rae_jax.flow.times import sampling_times
 from rae_jax.objectives.objective import Batch, Metrics, Objective, single_network, stage_key
-from rae_jax.objectives.sample_quality import sample_evaluation
+from rae_jax.objectives.quality import sample_evaluation
 from rae_jax.sampling.generator import ODE_SAMPLERS, flow_map_generator, shown_samples
 
 ConditionalFlowMap = Callable[[jax.Array, jax.Array, jax.Array, Condition], jax.Array]

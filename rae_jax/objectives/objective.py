@@ -13,6 +13,7 @@ from einops import rearrange
 from ml_collections import ConfigDict
 
 from rae_jax.components.component import Component
+from rae_jax.evaluation.metrics import Metric
 from rae_jax.training.optimizer import make_optimizer
 from rae_jax.training.sharding import unbox
 from rae_jax.training.state import TrainState, update_ema
@@ -27,17 +28,20 @@ class Evaluation:
     """How a stage is judged on held-out images while it trains.
 
     Attributes:
-      better: whether each metric should be "higher" or "lower".
-      measure: `(state, batch) -> {name: rows [B, ...]}`, jitted once; the batch is one of `evaluation_batches`, and
-        rows that its mask leaves out are dropped. It should use the averaged parameters.
-      summarise: `{name: rows [N, ...] of all images} -> {metric: value}`, on the host.
+      metrics: what is computed.
+      measure: `(state, batch) -> {set: {quantity: rows [B, ...]}}`, what the metrics need; the batch is one of
+        `evaluator.source_batches`. It should use the averaged parameters.
       needs: components whose trained parameters `measure` finds in `state.frozen` beside the objective's own.
     """
 
-    better: dict[str, str]
-    measure: Callable[[TrainState, Batch], dict[str, jax.Array]]
-    summarise: Callable[[dict[str, np.ndarray]], dict[str, float]]
+    metrics: tuple[Metric, ...]
+    measure: Callable[[TrainState, Batch], dict[str, dict[str, jax.Array]]]
     needs: dict[str, Component] = dataclasses.field(default_factory=dict)
+
+    @property
+    def better(self) -> dict[str, str]:
+        """Whether each metric should be "higher" or "lower"."""
+        return {metric.name: metric.better for metric in self.metrics}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,7 @@ from rae_jax.components.latent_spaces import latent_space
 from rae_jax.models.autoencoder import noise_augmentation
 from rae_jax.objectives.image_loss import ImageLoss
 from rae_jax.objectives.objective import Batch, Metrics, Objective, accumulate, stage_key, to_float
-from rae_jax.objectives.reconstruction_quality import reconstruction_evaluation
+from rae_jax.objectives.quality import reconstruction_evaluation
 from rae_jax.training.optimizer import make_optimizer
 from rae_jax.training.state import TrainState, update_ema
 

@@ -18,7 +18,7 @@ from rae_jax.flow.path import interpolate, velocity_target
 from rae_jax.flow.times import sample_times
 from rae_jax.models.autoencoder import LatentStatistics
 from rae_jax.objectives.objective import Batch, Metrics, Objective, single_network, stage_key, to_float
-from rae_jax.objectives.sample_quality import sample_evaluation
+from rae_jax.objectives.quality import sample_evaluation
 from rae_jax.sampling.generator import generator, shown_samples
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -17,10 +18,20 @@ from known_evaluation import drawn, evaluated
 
 from rae_jax.data.sources import ArraySource
 from rae_jax.data.transforms import transform
+from rae_jax.evaluation import metrics
 from rae_jax.evaluation.evaluator import Evaluator, Needs, image_batches, source_batches
 from rae_jax.evaluation.image_sets import images_of
-from rae_jax.evaluation.metrics import METRICS, check_classes, check_counts, check_memory, computed, measured, needed
-from rae_jax.evaluation.metrics import of_pairs as values_of_pairs
+from rae_jax.evaluation.metrics import (
+    METRICS,
+    PIXELS,
+    check_classes,
+    check_counts,
+    check_memory,
+    computed,
+    lpips_name,
+    measured,
+    needed,
+)  # fmt: skip
 from rae_jax.training import sharding
 
 COUNT = 359
@@ -186,7 +197,15 @@ def test_every_metric_needs_something_that_its_record_names_and_tells_what_is_be
     for name, metric in METRICS.items():
         assert metric.name == name and metric.better in ("higher", "lower")
         assert metric.values or metric.moments or metric.rows
-    assert values_of_pairs({"alexnet": "a", "vgg16": "b"}).keys() <= METRICS.keys()
+    assert PIXELS.keys() | {lpips_name("alexnet"), lpips_name("vgg16")} <= METRICS.keys()
+
+
+def test_the_documents_list_every_metric_and_no_other():
+    rows = re.findall(r"^\| (`.*?) \|", (runs.ROOT / "docs" / "metrics.md").read_text(), re.MULTILINE)
+    assert {name for row in rows for name in re.findall(r"`(\w+)`", row)} == METRICS.keys()
+    table = metrics.__doc__.partition("\nname ")[2].partition("\n\n")[0]
+    first_column = " ".join(line[:30] for line in table.splitlines()[1:])
+    assert set(re.findall(r"\w+", first_column)) == METRICS.keys()
 
 
 def test_only_what_is_needed_is_measured_of_each_set():
@@ -196,7 +215,7 @@ def test_only_what_is_needed_is_measured_of_each_set():
     def inception(params, images):
         return {name: jnp.zeros((len(images), 3)) for name in ("pool", "spatial", "logits")}
 
-    found = measured(None, images, needs, features={"inception": inception}, pairs=values_of_pairs({}))
+    found = measured(None, images, needs, features={"inception": inception}, pairs=PIXELS)
     assert {name: set(values) for name, values in found.items()} == {
         "judged": {"inception.pool", "inception.logits"},
         "reference": {"inception.pool"},

@@ -1,12 +1,15 @@
 """Sets of images on disk: the order and pairing of names, and files of pairs that are written batch by batch."""
 
+import io
 import tracemalloc
+import zipfile
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from rae_jax.evaluation.image_sets import check_pairs, holds_pairs, images_of, open_images, stream_pairs
+from rae_jax.sampling.samples import write_png_folder
 
 
 def folder_of(folder, *names):
@@ -46,6 +49,30 @@ def test_names_correspond_but_for_endings_and_zeros_before_numbers(tmp_path):
 def test_images_that_do_not_correspond_are_refused_by_the_first_that_differ(names, text, tmp_path):
     with pytest.raises(ValueError, match=text):
         check_pairs(folder_of(tmp_path / "a", "img_1.png", "img_2.png"), folder_of(tmp_path / "b", *names))
+
+
+@pytest.mark.parametrize("kind", ["folder", "stored.npz", "compressed.npz", "memory"])
+def test_only_the_positions_that_are_asked_for_are_read(kind, tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (9, 4, 4, 3), dtype=np.uint8)
+    path = tmp_path / kind
+    if kind == "folder":
+        write_png_folder(path, images)
+    elif kind != "memory":
+        {"stored.npz": np.savez, "compressed.npz": np.savez_compressed}[kind](path, arr_0=images)
+    opened = images_of(images, kind) if kind == "memory" else open_images(path)
+    first, second, third = opened.parts([[1, 2], [4], [7, 8, 8]])
+    for part, positions in ((first, [1, 2]), (second, [4]), (third, [7, 8, 8])):
+        np.testing.assert_array_equal(part, images[positions])
+
+
+def test_a_file_that_ends_early_is_named_with_the_image_that_is_missing(tmp_path):
+    path = tmp_path / "short.npz"
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (5, 4, 4, 3)})
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("arr_0.npy", header.getvalue() + bytes(3 * 48))
+    with pytest.raises(ValueError, match=r"short\.npz is not a readable \.npz of arrays: it ends before image 4 of 5"):
+        list(open_images(path).batches(2))
 
 
 def test_pairs_are_written_in_parts_and_read_by_numpy(tmp_path):

@@ -356,8 +356,7 @@ def test_a_run_takes_the_official_file_for_the_decoder_that_another_run_trained(
     )
     assert status == 0, output
     psnr = [
-        json.loads((tmp_path / name / "summary.json").read_text())["results"]["reconstruction_psnr"]
-        for name in ("trained", "used")
+        json.loads((tmp_path / name / "summary.json").read_text())["results"]["psnr"] for name in ("trained", "used")
     ]
     assert psnr[0] == psnr[1]
 

@@ -24,7 +24,7 @@ def cells(monkeypatch, tmp_path):
         results = {
             f"{name}_{end}": value
             for end in ("1step", "2step")
-            for name, value in (("label_agreement", 0.9 + 0.02 * seed), ("frechet_samples", 0.25 + seed))
+            for name, value in (("label_agreement", 0.9 + 0.02 * seed), ("fd_encoder", 0.25 + seed))
         }
         stopped = "flow_map: loss became non-finite" if "from_random" in str(workdir) else ""
         return Run(workdir, {} if stopped else results, stopped)

@@ -11,9 +11,12 @@ from configs import digits as experiment
 from rae_jax.components.catalogue import component
 from rae_jax.components.conditions import condition
 from rae_jax.components.latent_spaces import latent_space, stats
-from rae_jax.evaluation.evaluate import Features, in_batches, whole_epoch
-from rae_jax.evaluation.frechet import Moments, frechet_distance
+from rae_jax.data.sources import load_split
+from rae_jax.evaluation.evaluator import Evaluator, Summary, image_batches
+from rae_jax.evaluation.features import of_encoder
+from rae_jax.evaluation.image_sets import images_of
 from rae_jax.evaluation.judge import train_judge
+from rae_jax.evaluation.metrics import JUDGED, METRICS, needed
 from rae_jax.experiment.stages import Stages, open_sources
 from rae_jax.files import whole_file
 from rae_jax.sampling.batches import sample_batches
@@ -66,7 +69,8 @@ class Sweep:
         config.update_from_flattened_dict(changes)
         mesh = sharding.make_mesh(config.mesh.to_dict())
         log = RunLog(self._workdir, active=False)
-        stages, told = Stages(config, {}, open_sources(config), self._workdir, mesh, log), condition(config)
+        sources, told = open_sources(config), condition(config)
+        stages = Stages(config, {}, sources, self._workdir, mesh, log)
         load, labels, guide = stages.weights.load, told.chosen(NUM_SAMPLES), guiding_component(config)
         beside = {"stats": stats(config), **latent_space(config).decoding}
         beside |= {guide: component(config, guide)} if guide else {}
@@ -83,16 +87,25 @@ class Sweep:
             )
             images = np.concatenate(list(batches))
             if self._judges is None:
-                (train, train_labels), (held_out, held_out_labels) = (
-                    whole_epoch(stages.one_epoch(split, 250)) for split in ("train", "test")
+                look, (train, train_labels) = of_encoder(config, METRICS["fd_encoder"]), load_split(sources["train"])
+                evaluator = Evaluator(
+                    mesh,
+                    lambda params, batch: look.measure(params, {JUDGED: batch[JUDGED]}),
+                    {JUDGED: needed(look.metrics)[JUDGED]},
                 )
-                features = Features(config, load, mesh)
-                reference = Moments.of(in_batches(features.of, held_out, 250)).gaussian()
-                self._judges = train_judge(train, train_labels, held_out, held_out_labels), features, reference
-            judge, features, reference = self._judges
-            distance = frechet_distance(Moments.of(in_batches(features.of, images, 250)).gaussian(), reference)
+                params = {name: load(part) for name, part in look.parts.items()}
+
+                def summary(images: np.ndarray) -> Summary:
+                    sets = {JUDGED: images_of(images, "digits")}
+                    return evaluator(params, image_batches(sets, mesh, batch_size=250))[JUDGED]
+
+                reference = summary(load_split(sources["test"])[0])
+                self._judges = train_judge(train, train_labels), summary, reference
+            judge, summary, reference = self._judges
+            distance = METRICS["fd_encoder"].compute(summary(images), reference)
         seen = np.bincount(judge.predict(images), minlength=10) / len(images)
-        return Point(distance, None if told.unconditional else judge.agreement(images, labels), seen.tolist())
+        agreement = None if told.unconditional else float(judge.agrees(images, labels).mean())
+        return Point(distance, agreement, seen.tolist())
 
 
 def reproduce(workdir: Path, digits: Path) -> str:

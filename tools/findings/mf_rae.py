@@ -136,7 +136,7 @@ def _quality(runs: Sequence[Run], end: str) -> tuple[str, str]:
         return "diverged", "diverged"
     return (
         _spread([100 * r.results[f"label_agreement{end}"] for r in runs], "{:.1f} %"),
-        _spread([r.results[f"frechet_samples{end}"] for r in runs], "{:.3f}"),
+        _spread([r.results[f"fd_encoder{end}"] for r in runs], "{:.3f}"),
     )
 
 

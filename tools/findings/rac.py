@@ -212,7 +212,7 @@ def round_trip(bench: Bench, params: Any, num_steps: int) -> jax.Array:
 
 def generated(bench: Bench) -> str:
     """The table of generated latents by decoder."""
-    judge = train_judge(bench.train, bench.train_labels, bench.test, bench.test_labels)
+    judge = train_judge(bench.train, bench.train_labels)
     labels = ClassCondition(10).chosen(500)
     rows = {}
     for name, autoencoder, num_steps in (
@@ -226,7 +226,7 @@ def generated(bench: Bench) -> str:
         )
         images = np.asarray(to_uint8(drawn))
         distance = frechet_distance(bench.features(images), bench.reference)
-        rows[name] = [f"{100 * judge.agreement(images, labels):.1f} %", f"{distance:.4f}"]
+        rows[name] = [f"{100 * judge.agrees(images, labels).mean():.1f} %", f"{distance:.4f}"]
     return table("decoded by", ["label agreement", "Fréchet distance"], rows)
 
 

@@ -152,7 +152,7 @@ def table(runs: dict[str, Run], judge: Judge | None) -> list[str]:
             rows.append(f"| {name} | {this.stopped} |" + " |" * (len(columns) - 2))
             continue
         results = this.results
-        cells = [name, f"{results['reconstruction_psnr']:.2f}", f"{100 * results['linear_probe_accuracy']:.1f} %"]
+        cells = [name, f"{results['psnr']:.2f}", f"{100 * results['linear_probe_accuracy']:.1f} %"]
         head = results.get("attached_head_accuracy")
         cells.append("—" if head is None else f"{100 * head:.1f} %")
         if judge:

@@ -1,0 +1,103 @@
+"""The evaluation of stages in training: decoders against scikit-image and SciPy, generators as a user runs them."""
+
+import jax
+import numpy as np
+import pytest
+import runs
+import scipy.linalg
+
+from configs import digits
+from rae_jax.components.encoders import encoder, tokens_of
+from rae_jax.data.sources import ArraySource
+from rae_jax.data.transforms import transform
+from rae_jax.evaluation import metrics
+from rae_jax.evaluation.evaluator import Evaluator, source_batches
+from rae_jax.evaluation.metrics import JUDGED, REFERENCE, computed, needed
+from rae_jax.models.lpips import NETWORKS
+from rae_jax.objectives.quality import reconstruction_evaluation
+from rae_jax.training import sharding
+from rae_jax.training.state import TrainState
+
+skimage = pytest.importorskip("skimage.metrics")
+
+
+@pytest.fixture(autouse=True)
+def small_network(monkeypatch):
+    """LPIPS through two convolutions."""
+    layers = (("conv", 4, 3, 1, 1), ("tap",), ("pool", 2, 2), ("conv", 8, 3, 1, 1), ("tap",))
+    monkeypatch.setitem(NETWORKS, "small", layers)
+    monkeypatch.setitem(metrics.METRICS, "lpips_small", metrics.mean_of_pairs("lpips_small", "lower"))
+
+
+def configured():
+    config = digits.get_config("tiny")
+    config.lpips.weights = "somewhere"
+    config.lpips.network = "small"
+    config.decoder.train.evaluate_every = 1
+    config.decoder.train.evaluation_images = 64
+    return config
+
+
+def evaluated(reconstruct):
+    """64 random images, their evaluation under `reconstruct`, and its numbers."""
+    evaluation = reconstruction_evaluation(configured(), "decoder", lambda state, images: reconstruct(images))
+    frozen = {name: sharding.unbox(part.init(jax.random.key(0))) for name, part in evaluation.needs.items()}
+    state = TrainState(step=0, params={}, ema_params={}, opt_state={}, frozen=frozen)
+    images = np.random.default_rng(0).integers(0, 256, (64, 32, 32, 3), dtype=np.uint8)
+    mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1})
+    source = ArraySource(images, np.zeros(64, np.int32), ["one"])
+    batches = source_batches(source, mesh, batch_size=24, transform=transform("center_crop", 32))
+    found = Evaluator(mesh, evaluation.measure, needed(evaluation.metrics))(state, batches)
+    return images, evaluation, computed(evaluation.metrics, found[JUDGED], found[REFERENCE])
+
+
+def test_a_perfect_decoder_has_no_distance():
+    _, evaluation, found = evaluated(lambda images: images + 0.1 / 255)  # truncation to 8 bits takes it away again
+    assert found.keys() == evaluation.better.keys() == {"psnr", "ssim", "lpips_small", "rfd_encoder"}
+    assert found["psnr"] == 100 and found["ssim"] == pytest.approx(1)
+    assert found["lpips_small"] == pytest.approx(0, abs=1e-9) and found["rfd_encoder"] == pytest.approx(0, abs=1e-8)
+
+
+def test_the_metrics_are_those_of_the_images_in_8_bits():
+    images, _, found = evaluated(lambda images: 1.3073 * images - 0.2011)
+    decoded = (np.clip(np.float32(1.3073) * (images / np.float32(255)) - np.float32(0.2011), 0, 1) * 255).astype(
+        np.uint8
+    )
+    expected = np.mean([skimage.peak_signal_noise_ratio(a, b) for a, b in zip(images, decoded, strict=True)])
+    assert found["psnr"] == pytest.approx(expected, abs=0.01)
+    assert found["lpips_small"] > 0 and 0 < found["ssim"] < 1
+    config = configured()
+    params, tokens = sharding.unbox(encoder(config).init(jax.random.key(0))), tokens_of(config)
+    a, b = (np.asarray(tokens(params, x / np.float32(255)), np.float64).mean(axis=1) for x in (images, decoded))
+    root = scipy.linalg.sqrtm(np.cov(a.T) @ np.cov(b.T)).real
+    distance = np.sum((a.mean(0) - b.mean(0)) ** 2) + np.trace(np.cov(a.T) + np.cov(b.T) - 2 * root)
+    assert found["rfd_encoder"] == pytest.approx(distance, rel=1e-2)
+
+
+def test_inception_weights_make_it_the_rfid_and_too_few_images_are_refused():
+    config = configured()
+    config.inception.weights = "inception.pth"
+    with pytest.raises(ValueError, match=r"decoder\.train\.evaluation_images: rfid over 2048 features"):
+        reconstruction_evaluation(config, "decoder", None)
+    config.decoder.train.evaluation_images = 5000
+    evaluation = reconstruction_evaluation(config, "decoder", None)
+    assert evaluation.better["rfid"] == "lower" and evaluation.needs.keys() == {"lpips", "inception"}
+    config.lpips.weights = ""
+    assert reconstruction_evaluation(config, "decoder", None).better.keys() == {"psnr", "ssim", "rfid"}
+    config.decoder.train.evaluate_every = 0
+    assert reconstruction_evaluation(config, "decoder", None) is None
+
+
+@pytest.mark.slow
+def test_a_flow_records_the_frechet_distance_of_its_averaged_weights_and_keeps_the_best(tmp_path):
+    options = [f"--config.flow.train.{field}" for field in ("evaluate_every=8", "best_metric=fd_latent",
+               "keep_checkpoints=1", "checkpoint_every=100", "evaluation_images=300")]  # fmt: skip
+    status, output = runs.run(tmp_path, runs.WITHOUT_FLOW_MAP, *options)
+    assert status == 0, output
+    distances = runs.metrics(tmp_path, "flow", "evaluation/fd_latent")
+    assert list(distances) == [8, 16, 20] and min(distances.values()) > 0
+    assert len(set(distances.values())) == 3
+    best = min(distances, key=distances.get)
+    kept = {int(path.name) for path in (tmp_path / "flow" / "checkpoints").iterdir() if path.name.isdigit()}
+    assert kept == {best, 20}
+    assert "held-out images at step 8: fd latent" in output
