@@ -1,14 +1,25 @@
-"""Starts `python -m rae_jax.main` as a user would, in processes of its own."""
+"""Runs the project's commands as a user would, in processes of their own.
 
+Each is forked from a process that has imported what the commands import, which spares it the seconds that this takes;
+from there on it is `python -m`: the module is `__main__`, with its arguments, environment, output and exit.
+"""
+
+import atexit
 import json
+import multiprocessing
 import os
+import runpy
+import signal
 import socket
-import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 WITHOUT_FLOW_MAP = "--config.stages=('encoder', 'decoder', 'stats', 'flow')"  # for tests that need no more of them
+
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["rae_jax.experiment.stages", "rae_jax.costs.dry_run", "rae_jax.evaluation.report"])
 
 
 def command(workdir: Path, *options: str, config: str = "configs/digits.py:tiny") -> list[str]:
@@ -20,11 +31,61 @@ def environment(devices: int = 1) -> dict[str, str]:
     return os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "COLUMNS": "200"}
 
 
-def start(workdir: Path, *options: str, devices: int = 1, **keywords: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        command(workdir, *options, **keywords), cwd=ROOT, env=environment(devices), text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
+class Process:
+    """`python -m module arguments` on `devices` CPU devices: what tests need of `subprocess.Popen`."""
+
+    def __init__(self, module: str, *arguments: str, devices: int = 1):
+        self._folder = tempfile.TemporaryDirectory()
+        self._output = Path(self._folder.name) / "output.txt"
+        self._process = FORKS.Process(
+            target=_as_main, args=(module, arguments, environment(devices), str(self._output)), daemon=True
+        )
+        self._process.start()
+        self.pid = self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.exitcode
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def send_signal(self, number: signal.Signals) -> None:
+        os.kill(self.pid, number)
+
+    def communicate(self, timeout: float = 1800) -> tuple[str, None]:
+        """Waits for the end; everything printed, errors included."""
+        self._process.join(timeout)
+        output = self._output.read_text()
+        if self.returncode is None:
+            self.kill()
+            raise TimeoutError(f"{self._process.name} has not ended after {timeout} s:\n{output}")
+        return output, None
+
+
+def _as_main(module: str, arguments: tuple[str, ...], variables: dict[str, str], output: str) -> None:
+    """What a forked process does."""
+    import jax
+
+    os.environ.clear()
+    os.environ.update(variables)
+    os.chdir(ROOT)
+    file = os.open(output, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    for stream in (sys.stdout, sys.stderr):
+        os.dup2(file, stream.fileno())
+    jax.config.update("jax_platforms", variables["JAX_PLATFORMS"])  # read when jax was imported
+    sys.argv[1:] = arguments
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    finally:
+        atexit._run_exitfuncs()  # multiprocessing's processes end without them
+
+
+def start(workdir: Path, *options: str, devices: int = 1, config: str = "configs/digits.py:tiny") -> Process:
+    return Process("rae_jax.main", *command(workdir, *options, config=config)[3:], devices=devices)
 
 
 def free_address() -> str:
@@ -37,7 +98,14 @@ def free_address() -> str:
 def run(workdir: Path, *options: str, devices: int = 1, **keywords: str) -> tuple[int, str]:
     """Exit status and everything printed."""
     process = start(workdir, *options, devices=devices, **keywords)
-    output, _ = process.communicate(timeout=600)
+    output, _ = process.communicate()
+    return process.returncode, output
+
+
+def run_module(module: str, *arguments: str, devices: int = 1) -> tuple[int, str]:
+    """Exit status and everything printed by `python -m module arguments`."""
+    process = Process(module, *arguments, devices=devices)
+    output, _ = process.communicate()
     return process.returncode, output
 
 

@@ -36,7 +36,7 @@ ROUNDING = 2.0**-7  # of bfloat16, relative, and as much again for batches of an
 def encoder(tmp_path_factory):
     """A weights directory, and what is in it."""
     directory = tmp_path_factory.mktemp("encoder") / "weights"
-    params = sharding.unbox(component(digits.get_config("tiny"), "encoder").init(jax.random.key(0)))
+    params = sharding.unbox(jax.jit(component(digits.get_config("tiny"), "encoder").init)(jax.random.key(0)))
     save_weights(directory, params, {"component": "encoder", "config": {}})
     return directory, params
 
@@ -79,7 +79,7 @@ def test_it_holds_what_the_encoder_makes_of_each_image_and_of_its_mirror_image(c
 
 @pytest.mark.parametrize("stage", ["flow", "flow_map"])
 def test_a_step_on_a_batch_of_the_cache_is_the_step_on_the_images_and_needs_no_encoder(cache, encoder, stage):
-    teacher = sharding.unbox(component(digits.get_config("tiny"), "flow").init(jax.random.key(2)))
+    teacher = sharding.unbox(jax.jit(component(digits.get_config("tiny"), "flow").init)(jax.random.key(2)))
     frozen = {
         "encoder": encoder[1],
         "stats": {"mean": jnp.zeros((16, 16)), "variance": jnp.ones((16, 16))},
@@ -224,12 +224,9 @@ def test_a_run_trains_from_the_cache_of_a_finished_one_and_refuses_other_weights
     made, weights = tmp_path / "made", []
     status, output = runs.run(made, "--config.stages=('encoder', 'decoder', 'stats')")
     assert status == 0, output
-    done = subprocess.run(
-        [sys.executable, "-m", "tools.cache_latents", f"--config={FILE}", f"--workdir={made}",
-         f"--output={tmp_path / 'cache'}"],
-        cwd=runs.ROOT, env=runs.environment(4), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout
+    options = f"--config={FILE}", f"--workdir={made}", f"--output={tmp_path / 'cache'}"
+    status, output = runs.run_module("tools.cache_latents", *options, devices=4)
+    assert status == 0, output
     weights = [f"--config.{name}.weights={made / name / 'weights'}" for name in ("encoder", "decoder", "stats")]
     only_flow = ["--config.stages=('flow',)", *weights, "--config.evaluation.judge=False"]
     cached = f"--config.data.latents={tmp_path / 'cache'}"

@@ -1,11 +1,8 @@
 """The statistics command on the digits, against NumPy in double precision over all latents at once."""
 
-import subprocess
-import sys
-
 import jax
 import numpy as np
-from runs import ROOT, environment
+import runs
 from whole_autoencoder import autoencoder
 
 from configs import digits
@@ -19,15 +16,14 @@ from rae_jax.training import sharding
 
 def test_the_command_writes_exact_statistics_in_both_formats(tmp_path):
     config = digits.get_config("tiny")
-    encoder = sharding.unbox(component(config, "encoder").init(jax.random.key(0)))
+    encoder = sharding.unbox(jax.jit(component(config, "encoder").init)(jax.random.key(0)))
     save_weights(tmp_path / "encoder", encoder, {"component": "encoder", "config": {}})
-    command = [sys.executable, "-m", "tools.latent_statistics", "--config=configs/digits.py:tiny",
-               f"--config.encoder.weights={tmp_path / 'encoder'}", f"--workdir={tmp_path / 'run'}",
-               f"--official={tmp_path / 'stat.safetensors'}"]  # fmt: skip
-    done = subprocess.run(
-        command, cwd=ROOT, env=environment(4), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-    assert done.returncode == 0, done.stdout
+    options = [
+        "--config=configs/digits.py:tiny", f"--config.encoder.weights={tmp_path / 'encoder'}",
+        f"--workdir={tmp_path / 'run'}", f"--official={tmp_path / 'stat.safetensors'}",
+    ]  # fmt: skip
+    status, output = runs.run_module("tools.latent_statistics", *options, devices=4)
+    assert status == 0, output
     images = digits_of("train").images.astype(np.float32) / 255
     tokens = jax.jit(lambda p, x: autoencoder(config).apply({"params": p}, x, method="tokens"))(
         {"encoder": encoder}, images

@@ -21,16 +21,12 @@ def test_tokens_that_differ_have_colours_that_differ_and_the_first_component_is_
 
 @pytest.mark.slow
 def test_every_picture_is_drawn_of_a_finished_run(tmp_path):
-    import subprocess
-    import sys
-
     status, output = runs.run(tmp_path, "--config.stages=('encoder','decoder','stats','flow')")
     assert status == 0, output
     for kind in ("tsne", "probe", "latents", "trajectories"):
-        command = [sys.executable, "-m", "tools.representations", "--config=configs/digits.py:tiny",
-                   f"--workdir={tmp_path}", f"--show={kind}", "--count=100"]  # fmt: skip
-        done = subprocess.run(command, cwd=runs.ROOT, env=runs.environment(), capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+        options = "--config=configs/digits.py:tiny", f"--workdir={tmp_path}", f"--show={kind}", "--count=100"
+        status, output = runs.run_module("tools.representations", *options)
+        assert status == 0, output
         picture = np.asarray(Image.open(tmp_path / f"{kind}.png").convert("RGB"))
         assert picture.std() > 5
-        assert ("linear probe: " in done.stdout) == (kind == "probe")
+        assert ("linear probe: " in output) == (kind == "probe")
