@@ -29,3 +29,10 @@ def test_a_class_that_is_never_predicted_does_not_change_the_score():
     logits = np.random.default_rng(0).normal(size=(50, 4))
     never = np.full((50, 1), -1e4)
     assert inception_score(np.hstack([logits, never])) == pytest.approx(inception_score(logits))
+
+
+def test_splits_are_of_5000_unless_asked_otherwise():
+    logits = np.random.default_rng(0).normal(size=(7000, 4)) * np.linspace(0, 3, 7000)[:, None]
+    parts = [inception_score(logits[:5000], split_size=7000), inception_score(logits[5000:], split_size=7000)]
+    assert inception_score(logits) == pytest.approx(np.mean(parts), rel=1e-12)
+    assert abs(inception_score(logits, split_size=7000) / np.mean(parts) - 1) > 1e-3

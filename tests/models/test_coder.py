@@ -43,10 +43,10 @@ def test_the_latents_state_repeats_each_position_and_pads_with_one_half():
 
 @pytest.mark.parametrize("channels, scale", [(4, 8), (3, 2), (4, 1), (16, 16), (32, 16), (5, 2)])
 def test_average_pooling_gives_back_every_latent(channels, scale):
-    z = latents(channels)
+    z = np.round(64 * latents(channels)) / 64  # sums of so few digits are exact, in any order
     state = latent_state(z, scale, 4)
     assert state.shape == (2, 2 * scale, 3 * scale, 4)
-    np.testing.assert_allclose(pooled_latent(state, scale, channels), z, atol=1e-6)
+    np.testing.assert_array_equal(pooled_latent(state, scale, channels), z)
 
 
 def test_a_latent_with_more_channels_than_the_state_lies_side_by_side():
