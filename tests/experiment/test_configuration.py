@@ -84,7 +84,7 @@ def test_a_guiding_network_of_other_classes_latents_or_width_is_refused_before_a
     with pytest.raises(ConfigError, match=r"does not fit config\.guide\.model") as refused:
         check(config, file="configs/x.py", num_devices=1)
     assert text in str(refused.value), refused.value
-    save_weights(tmp_path / "weak", sharding.unbox(component(config, "guide").init(jax.random.key(0))), {})
+    save_weights(tmp_path / "weak", sharding.unbox(jax.jit(component(config, "guide").init)(jax.random.key(0))), {})
     check(config, file="configs/x.py", num_devices=1)
 
 

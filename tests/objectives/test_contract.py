@@ -62,11 +62,11 @@ def prepared(stage: str):
     stage = stage.partition("/")[0]
     objective = OBJECTIVES[config[stage].objective](config, stage)
     frozen = {
-        name: varied(sharding.unbox(part.init(jax.random.key(i))))
+        name: varied(sharding.unbox(jax.jit(part.init)(jax.random.key(i))))
         for i, (name, part) in enumerate({**objective.frozen, **objective.wanted}.items())
     }
     batch = batch_of(0, config.data.image_size)
-    state = sharding.unbox(objective.init(jax.random.key(1), batch)).replace(frozen=frozen)
+    state = sharding.unbox(jax.jit(objective.init)(jax.random.key(1), batch)).replace(frozen=frozen)
     return objective, state, jax.jit(objective.train_step), batch
 
 
@@ -164,7 +164,9 @@ def test_every_matrix_has_a_place_in_the_sharding_rules(stage):
 @pytest.mark.parametrize("stage", ["mid_training", "flow_map"])
 def test_a_stage_starts_from_the_initial_parameters_average_included(stage):
     objective, fresh, _, batch = prepared(stage)
-    initial = {name: varied(sharding.unbox(part.init(jax.random.key(5)))) for name, part in objective.initial.items()}
+    initial = {
+        name: varied(sharding.unbox(jax.jit(part.init)(jax.random.key(5)))) for name, part in objective.initial.items()
+    }
     state = objective.first_state(jax.random.key(1), batch, initial)
     ((name, source),) = initial.items()
     assert jax.tree.structure(state) == jax.tree.structure(fresh.replace(frozen=None))

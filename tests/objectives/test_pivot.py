@@ -40,9 +40,9 @@ def prepared(stage, *changes):
     config.encoder.model.layer_scale, config.pivot.pivot_balance_layer = True, "scale"
     config.update_from_flattened_dict(dict(changes))
     objective = OBJECTIVES[config[stage].objective](config, stage)
-    trained = sharding.unbox(objective.init(jax.random.key(1), a_batch()))
+    trained = sharding.unbox(jax.jit(objective.init)(jax.random.key(1), a_batch()))
     frozen = {
-        name: randomise(sharding.unbox(part.init(jax.random.key(i))), seed=i)
+        name: randomise(sharding.unbox(jax.jit(part.init)(jax.random.key(i))), seed=i)
         for i, (name, part) in enumerate(objective.frozen.items())
     }
     for name in frozen.keys() & {"feature_stats"}:

@@ -55,9 +55,10 @@ def prepared(*changes):
     config = tiny(**dict(changes))
     objective = reconstruction.make(config, "decoder")
     frozen = {
-        name: sharding.unbox(part.init(jax.random.key(i))) for i, (name, part) in enumerate(objective.frozen.items())
+        name: sharding.unbox(jax.jit(part.init)(jax.random.key(i)))
+        for i, (name, part) in enumerate(objective.frozen.items())
     }
-    state = sharding.unbox(objective.init(jax.random.key(1), a_batch())).replace(frozen=frozen)
+    state = sharding.unbox(jax.jit(objective.init)(jax.random.key(1), a_batch())).replace(frozen=frozen)
     return config, objective, state, jax.jit(objective.train_step)
 
 
