@@ -6,6 +6,13 @@ from collections.abc import Generator
 
 import pytest
 
+# Files of minutes go to the workers first, so that none is left with one when the others are done.
+LONGEST = (
+    "test_contract.py", "test_main.py", "test_parallel.py", "test_pivot.py", "test_reconstruction.py",
+    "test_performance_table.py", "test_compile_report.py", "test_cache_latents.py", "test_convert.py",
+    "test_notebook.py", "test_rpiae.py", "test_rac.py", "test_finetune.py", "test_resume.py", "test_signals.py",
+)  # fmt: skip
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """Gives this session's processes one compilation cache, unless the caller has named another."""
@@ -30,3 +37,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Genera
             "Put them there, or name another directory with RAE_JAX_GOLDEN.",
             yellow=True,
         )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
