@@ -35,7 +35,7 @@ def get_config() -> ConfigDict:
     config.data.image_size = 256  # pixels, square
     config.data.latents = ""  # a cache made by tools.cache_latents, for stages that need no more of an image
     config.data.held_out_share = 0.0  # of a folder without held-out images, what to hold out; 0: it is an error
-    config.data.num_workers = 8  # processes that decode images; 0 decodes in the training process
+    config.data.num_workers = 8  # processes that read and decode; 0 reads in the training process
     config.data.max_unreadable_share = 0.01  # of the images; above it the run stops
     config.data.check_images = 2048  # images decoded before training starts, to find a broken data set early
 

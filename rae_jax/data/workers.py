@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import traceback
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +29,7 @@ import numpy as np
 log = logging.getLogger(__name__)
 
 MAX_DEATHS = 3  # of workers: one may be an accident
+DYING_SECONDS = 5.0  # a killed process that waits for a disk goes only when that answers
 PARENTS_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 PROGRAM = "import sys; from rae_jax.data.workers import serve; serve(*map(int, sys.argv[1:]))"
 ALIGNMENT = 64  # bytes: what JAX asks of memory that it can take as it is on a CPU
@@ -110,8 +112,10 @@ class Workers:
             self._closed = True
             for process in self._processes:
                 process.kill()
+            deadline = time.monotonic() + DYING_SECONDS
             for process in self._processes:
-                process.wait()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(max(0.0, deadline - time.monotonic()))
             os.close(self._memory_file)
             os.close(self._message_file)
 

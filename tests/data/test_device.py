@@ -126,6 +126,22 @@ def test_an_error_of_the_reader_is_raised_by_the_next_that_wanted_the_batch(on_d
     assert batches.state() == {"position": BATCH}
 
 
+def sleeping(image: np.ndarray) -> np.ndarray:
+    if (image == source().images[10]).all():
+        time.sleep(30)
+    return image
+
+
+def test_closing_does_not_wait_for_a_worker_that_reads(sharding):
+    epoch = evaluation_batches(source(), batch_size=BATCH, transform=Transform((sleeping,)), num_workers=1)
+    batches = DeviceBatches(epoch, sharding)
+    next(batches)
+    time.sleep(0.2)  # the thread waits for the second batch
+    began = time.monotonic()
+    batches.close()
+    assert time.monotonic() - began < 10 and placing_threads() == [] and epoch.worker_pids() == []
+
+
 class Slow(ArraySource):
     """Takes 20 ms an image."""
 

@@ -90,7 +90,7 @@ def test_closing_wakes_a_reader_that_waits_in_another_thread(workers):
         except pool.Closed as error:
             ended.append(error)
 
-    thread = threading.Thread(target=wait)
+    thread = threading.Thread(target=wait, daemon=True)
     thread.start()
     time.sleep(0.5)
     reader.close()
