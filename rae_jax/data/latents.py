@@ -29,7 +29,7 @@ from rae_jax.files import whole_file, whole_path
 DESCRIPTION, UNFINISHED = "latents.json", "unfinished.json"
 DTYPE, LABEL = np.dtype(ml_dtypes.bfloat16), np.dtype("<i4")
 SHARD_BYTES = 2**31  # few enough shards of ImageNet to be open at once, and many for the hosts
-# Read one by one. Compression would take a fifth off normally distributed numbers, their exponents, and cost four times
+# Read one by one. Compression would take a fifth off normally distributed numbers, their exponents, and cost twice
 # the processor's time in reading.
 WRITER_OPTIONS = "group_size:1,uncompressed"
 
