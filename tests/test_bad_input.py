@@ -263,7 +263,7 @@ def tried_weights(content):
         path.write_bytes(data)
         result_or_error(read_tensors, path)
         result_or_error(
-            lambda path: check_weights(path, {"a": np.zeros((2, 3))}, Origin("it", "the config")),
+            lambda path: check_weights(path, {"a": np.zeros((2, 3))}, Origin(str(path), "the config")),
             path,
         )
     assert not Path(MARKER).exists()
@@ -291,7 +291,7 @@ def tried_weights_directories(content):
         if tensors is not None:
             (path / "weights.safetensors").write_bytes(tensors)
         result_or_error(
-            lambda path: check_weights(path, {"a": np.zeros((2, 3))}, Origin("it", "the config")),
+            lambda path: check_weights(path, {"a": np.zeros((2, 3))}, Origin(str(path), "the config")),
             path,
         )
 

@@ -121,6 +121,9 @@ def in_epochs(images, tmp_path):
         path.parent.mkdir(exist_ok=True)
         Image.new("RGB", (8, 8)).save(path)
     source = dict(data__source="folder", data__path=str(tmp_path / "images"), data__held_out_share=0.25)
+    source |= {
+        f"evaluation__{name}": False for name in ("frechet", "linear_probe", "judge")
+    }  # too few, without classes
     return changed(flow__train__steps=0, flow__train__epochs=3.0, flow__train__batch_size=4, **source)
 
 

@@ -18,6 +18,7 @@ import pytest
 from flax import linen as nn
 from ml_collections import ConfigDict
 
+from rae_jax.evaluation.metrics import Metric
 from rae_jax.objectives.objective import Evaluation, Objective
 from rae_jax.training import sharding
 from rae_jax.training.checkpoint import NotSaved
@@ -190,7 +191,7 @@ def judged(better):
     plain = regression()
     return Objective(
         init=plain.init, train_step=plain.train_step, frozen={},
-        evaluation=Evaluation(better={"quality": better}, measure=None, summarise=None),
+        evaluation=Evaluation(metrics=(Metric("quality", better, compute=None),), measure=None),
     )  # fmt: skip
 
 
@@ -359,6 +360,7 @@ def test_a_flipped_bit_in_a_weight_is_noticed_though_the_file_can_be_read(twelve
 
 
 # As the test above.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_full_disk_stops_the_run_and_leaves_the_checkpoint_before_it_whole(tmp_path):
     """Full by a limit on the size of files, which makes the storage library itself fail, in its own thread."""
