@@ -39,7 +39,7 @@ for ((i = 0; i < processes; i++)); do
   if ((gpus)); then
     where=("CUDA_VISIBLE_DEVICES=$(seq -s, $((i * devices)) $(((i + 1) * devices - 1)))")
   else
-    where=(JAX_PLATFORMS=cpu "XLA_FLAGS=--xla_force_host_platform_device_count=$devices")
+    where=(JAX_PLATFORMS=cpu "XLA_FLAGS=${XLA_FLAGS:-} --xla_force_host_platform_device_count=$devices")
   fi
   command=(env "${where[@]}" python -m rae_jax.main --distributed "--coordinator_address=127.0.0.1:$port"
     "--num_processes=$processes" "--process_id=$i" "${rest[@]}")

@@ -6,6 +6,12 @@ from collections.abc import Generator
 
 import pytest
 
+# Tests compile many programs and run each a few times: compiling without optimisation takes a third of the time.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+QUICK_TO_COMPILE = "--xla_cpu_use_fusion_emitters=false"
+if QUICK_TO_COMPILE not in os.environ.get("XLA_FLAGS", ""):  # workers inherit it
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK_TO_COMPILE}".strip()
+
 # Files of minutes go to the workers first, so that none is left with one when the others are done.
 LONGEST = (
     "test_contract.py", "test_main.py", "test_parallel.py", "test_pivot.py", "test_reconstruction.py",
