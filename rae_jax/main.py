@@ -104,8 +104,8 @@ def run(config, file: str) -> None:
     ) as stages:
         if mode == "train":
             stages.train()
-        if mode == "sample" or (mode == "train" and stages.can_sample):
-            stages.sample(SEED_GRID.value)
+        if mode in ("train", "sample"):
+            stages.sample(SEED_GRID.value, required=mode == "sample")
         if mode in ("train", "evaluate"):
             show(stages.evaluate(), workdir)
 

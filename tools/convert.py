@@ -24,8 +24,8 @@ import flax.linen as nn
 from flax.traverse_util import unflatten_dict
 from ml_collections import ConfigDict
 
-from rae_jax.components.catalogue import CATALOGUE
 from rae_jax.components.catalogue import component as component_of
+from rae_jax.components.catalogue import described
 from rae_jax.interop import kinds, lpips, weights
 from rae_jax.interop.checkpoint_files import PICKLES, read_tensors, write_tensors
 from rae_jax.interop.kinds import KINDS
@@ -176,13 +176,12 @@ def _told(kind: str, config: str | Path) -> dict[str, Any]:
     if str(config).endswith(".json"):
         return _hugging_face(kind, json.loads(Path(config).read_text()))
     experiment = _experiment(str(config))
+    if experiment.flow.num_classes == -1:  # as many as the data have: the tensors tell it
+        experiment.flow.num_classes = 1
     told: dict[str, Any] = {}
-    for name in CATALOGUE:
-        try:
-            module = component_of(experiment, name).module
-        except (ValueError, KeyError, AttributeError, TypeError):  # the experiment does not describe it
-            continue
-        if module is not None and type(module) in kinds.find(kind).modules.values():
+    for name in described(experiment):
+        module = component_of(experiment, name).module
+        if type(module) in kinds.find(kind).modules.values():
             told |= weights.options_of(kind, module)
     return told
 

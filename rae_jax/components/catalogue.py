@@ -27,6 +27,9 @@ CATALOGUE: dict[str, Callable[[ConfigDict], Component]] = {
     "discriminator": critics.discriminator,
 }
 
+# The sections that say of what architecture a component is, where its own does not.
+BUILT_AS = {"tuned_coder": "coder", "mid_training": "flow", "flow_map": "flow"}
+
 
 def component(config: ConfigDict, name: str) -> Component:
     """The component `name` as the config describes it.
@@ -37,6 +40,13 @@ def component(config: ConfigDict, name: str) -> Component:
     if name not in CATALOGUE:
         raise ValueError(f"there is no component {name!r}; there are {list(CATALOGUE)}")
     return CATALOGUE[name](config)
+
+
+def described(config: ConfigDict) -> tuple[str, ...]:
+    """The components with a module whose architecture the config tells."""
+    statistics = ("feature_stats", "stats")
+    sections = {name: config[BUILT_AS.get(name, name)] for name in CATALOGUE if name not in statistics}
+    return tuple(name for name, section in sections.items() if section.get("model", True))
 
 
 def trained_components(config: ConfigDict, stage: str) -> tuple[str, ...]:

@@ -248,15 +248,15 @@ class Stages:
                 file.write((json.dumps(summary, indent=2) + "\n").encode())
         return results
 
-    def sample(self, names: Sequence[str] = ()) -> None:
-        """Writes samples, or with `names` only seed grids of them; see `Generation`."""
+    def sample(self, names: Sequence[str] = (), *, required: bool = True) -> None:
+        """Writes samples, or with `names` only seed grids of them; see `Generation`.
+
+        Without the weights that this takes nothing is written, which is an error if samples are `required`.
+        """
         generation = Generation(self.config, self.weights, self.mesh, self.workdir, self.log)
+        if not required and not generation.possible:
+            return
         if names:
             generation.write_seed_grids(names)
         else:
             generation.write_samples()
-
-    @property
-    def can_sample(self) -> bool:
-        """Whether there are weights for everything that sampling needs."""
-        return Generation(self.config, self.weights, self.mesh, self.workdir, self.log).possible
