@@ -177,11 +177,14 @@ def test_a_working_directory_of_another_config_is_left_alone(finished):
 
 def test_a_second_run_in_a_working_directory_is_refused_and_a_killed_ones_lock_is_gone(tmp_path):
     workdir = tmp_path / "run"
-    first = runs.start(workdir, "--config.encoder.train.steps=100000", "--config.encoder.train.log_every=1000")
+    only_encoder = "--config.stages=('encoder',)"
+    first = runs.start(
+        workdir, only_encoder, "--config.encoder.train.steps=100000", "--config.encoder.train.log_every=1000"
+    )
     while not (workdir / "encoder" / "checkpoints").exists():
         assert first.poll() is None, first.communicate()[0]
         time.sleep(0.05)
-    status, output = runs.run(workdir)
+    status, output = runs.run(workdir, only_encoder)
     assert status == 1 and "Traceback" not in output
     assert f"{workdir} is in use by process {first.pid} on " in output
     first.kill()

@@ -10,9 +10,18 @@ from rae_jax.training.durations import resolve
 
 def test_dit_dh_xl_takes_three_passes_of_161_6_billion_multiplications_an_image():
     config = resolve(dith_xl.get_config(), IMAGENET_TRAIN_IMAGES)
+    config.flow.model.scan = True  # is traced in a tenth of the time
     flops = model_flops.model_flops(config, "flow", latents=True)
     assert flops == pytest.approx(2 * 3 * 161.6e9 * 1024, rel=0.01)
+
+
+def test_how_blocks_are_computed_does_not_change_the_models_operations():
+    config = resolve(dith_xl.get_config(), IMAGENET_TRAIN_IMAGES)
+    config.flow.model.depth = 2
+    flops = model_flops.model_flops(config, "flow", latents=True)
     config.flow.model.remat, config.flow.model.fused_attention = "full", False
+    assert model_flops.model_flops(config, "flow", latents=True) == flops
+    config.flow.model.scan = True
     assert model_flops.model_flops(config, "flow", latents=True) == flops
 
 

@@ -43,6 +43,13 @@ def torch_attention(qkv: np.ndarray, cotangent: np.ndarray, angles: np.ndarray |
     return out.detach().numpy(), leaf.grad.numpy()
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def both_ways(attention, qkv: jax.Array, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The result and the gradient."""
+    out, pull = jax.vjp(attention, qkv)
+    return out, *pull(cotangent)
+
+
 @pytest.mark.parametrize("attention", [plain_attention, fused_attention])
 @pytest.mark.parametrize(
     "shape, turned",
@@ -53,8 +60,7 @@ def test_attention_and_its_gradient_are_pytorchs(attention, shape, turned):
     expected = torch_attention(qkv, cotangent, angles if turned else None)
     rotary = (jnp.cos(angles), jnp.sin(angles)) if turned else None
     with pltpu.force_tpu_interpret_mode(), jax.default_matmul_precision("highest"):
-        out, pull = jax.vjp(lambda x: attention(x, rotary), jnp.asarray(qkv))
-        (gradient,) = pull(jnp.asarray(cotangent))
+        out, gradient = both_ways(lambda x: attention(x, rotary), jnp.asarray(qkv), jnp.asarray(cotangent))
     np.testing.assert_allclose(out, expected[0], atol=2e-6)
     np.testing.assert_allclose(gradient, expected[1], atol=1e-5)
 
@@ -66,8 +72,8 @@ def test_the_kernel_in_bfloat16_is_as_near_as_plain_operations_in_bfloat16():
     rotary, errors = (jnp.cos(angles), jnp.sin(angles)), {}
     for attention in (plain_attention, fused_attention):
         with pltpu.force_tpu_interpret_mode():
-            out, pull = jax.vjp(functools.partial(attention, rotary=rotary), jnp.asarray(qkv, jnp.bfloat16))
-            found = (out, *pull(jnp.asarray(cotangent, jnp.bfloat16)))
+            arguments = jnp.asarray(qkv, jnp.bfloat16), jnp.asarray(cotangent, jnp.bfloat16)
+            found = both_ways(functools.partial(attention, rotary=rotary), *arguments)
         errors[attention] = [np.std(np.asarray(x, np.float32) - y) for x, y in zip(found, expected, strict=True)]
     for plain, fused in zip(*errors.values(), strict=True):
         assert fused < 1.2 * plain

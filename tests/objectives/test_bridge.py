@@ -54,7 +54,7 @@ def test_the_loss_compares_with_clean_tokens_and_images_what_is_restored_of_nois
     loss, terms = loss_of(bridge, config, "bridge", monkeypatch)(trained, frozen, BATCH, KEY)
 
     def apply(name, x):
-        return models[name].apply({"params": params[name]}, np.asarray(x, np.float32))
+        return jax.jit(models[name].apply)({"params": params[name]}, np.asarray(x, np.float32))
 
     noise_key, latent_key = jax.random.split(KEY)
     sigma_key, normal_key = jax.random.split(noise_key)

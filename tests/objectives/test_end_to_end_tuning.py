@@ -56,8 +56,8 @@ def prepared():
 
 def teachers_latents():
     _, models, params = prepared()
-    z = models["teacher"].apply({"params": params["teacher"]}, IMAGES, method="encode").mean
-    return np.asarray(z).reshape(2, TOKENS, CHANNELS)
+    encode = jax.jit(lambda p: models["teacher"].apply({"params": p}, IMAGES, method="encode").mean)
+    return np.asarray(encode(params["teacher"])).reshape(2, TOKENS, CHANNELS)
 
 
 def velocity_and_alignment(generator, z, key):
@@ -84,7 +84,7 @@ def test_the_generators_loss_is_velocity_plus_weighted_alignment_on_the_latents_
     frozen["stats"] = {"mean": mean, "variance": variance}
     loss, metrics = loss_of(aligned_velocity, config, "flow", monkeypatch)(generator, frozen, BATCH, KEY)
     z = (teachers_latents() - mean) / np.sqrt(variance + 1e-5)
-    velocity, alignment = velocity_and_alignment(generator, z, KEY)
+    velocity, alignment = jax.jit(velocity_and_alignment)(generator, z, KEY)
     np.testing.assert_allclose(metrics["velocity"], velocity, rtol=1e-4)
     np.testing.assert_allclose(metrics["alignment"], alignment, rtol=1e-4)
     np.testing.assert_allclose(loss, velocity + 0.7 * alignment, rtol=1e-4)
@@ -121,7 +121,7 @@ def test_the_velocity_loss_does_not_reach_the_coder_and_the_coders_alignment_doe
 
     generator = {name: params[name] for name in ("flow", "alignment")}
     parts = [
-        jax.jit(jax.value_and_grad(of_generator))(generator, latents(params["coder"])),
+        jax.jit(jax.value_and_grad(of_generator))(generator, jax.jit(latents)(params["coder"])),
         jax.jit(jax.value_and_grad(of_coder))(params["coder"], generator),
     ]
     np.testing.assert_allclose(value, parts[0][0] + parts[1][0], rtol=1e-4)

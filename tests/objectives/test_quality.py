@@ -41,7 +41,7 @@ def configured():
 def evaluated(reconstruct):
     """64 random images, their evaluation under `reconstruct`, and its numbers."""
     evaluation = reconstruction_evaluation(configured(), "decoder", lambda state, images: reconstruct(images))
-    frozen = {name: sharding.unbox(part.init(jax.random.key(0))) for name, part in evaluation.needs.items()}
+    frozen = {name: sharding.unbox(jax.jit(part.init)(jax.random.key(0))) for name, part in evaluation.needs.items()}
     state = TrainState(step=0, params={}, ema_params={}, opt_state={}, frozen=frozen)
     images = np.random.default_rng(0).integers(0, 256, (64, 32, 32, 3), dtype=np.uint8)
     mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1})
@@ -67,7 +67,7 @@ def test_the_metrics_are_those_of_the_images_in_8_bits():
     assert found["psnr"] == pytest.approx(expected, abs=0.01)
     assert found["lpips_small"] > 0 and 0 < found["ssim"] < 1
     config = configured()
-    params, tokens = sharding.unbox(encoder(config).init(jax.random.key(0))), tokens_of(config)
+    params, tokens = sharding.unbox(jax.jit(encoder(config).init)(jax.random.key(0))), jax.jit(tokens_of(config))
     a, b = (np.asarray(tokens(params, x / np.float32(255)), np.float64).mean(axis=1) for x in (images, decoded))
     root = scipy.linalg.sqrtm(np.cov(a.T) @ np.cov(b.T)).real
     distance = np.sum((a.mean(0) - b.mean(0)) ** 2) + np.trace(np.cov(a.T) + np.cov(b.T) - 2 * root)

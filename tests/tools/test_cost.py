@@ -15,7 +15,10 @@ from rae_jax.models.kl_vae import KLVAE
 
 @functools.cache
 def of_config(module):
-    return costs(module.get_config())
+    config = module.get_config()
+    for name in ("encoder", "decoder", "flow"):  # one block is traced; the number of operations is that of all
+        config[name].model.scan = True
+    return costs(config)
 
 
 def billions(name, module=dith_xl):
