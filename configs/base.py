@@ -46,7 +46,9 @@ def get_config() -> ConfigDict:
 
     config.encoder = ConfigDict()
     config.encoder.dtype = ""  # of its matrix products; empty: config.dtype. Every component has one
-    config.encoder.weights = ""  # a weights directory or a published file; empty: trained by the stage "encoder"
+    # A weights directory, a checkpoint of a run, or a published file; a stage that trains the component goes on from
+    # it. Empty: what a stage leaves. docs/weights.md has more.
+    config.encoder.weights = ""
     config.encoder.input_size = 224  # pixels; images are resized to it
     config.encoder.image_mean = (0.485, 0.456, 0.406)
     config.encoder.image_std = (0.229, 0.224, 0.225)
@@ -263,12 +265,16 @@ def train(*, transform: str) -> ConfigDict:
     section.max_loss = 0.0  # likewise
     section.max_skipped_steps = 10  # in a row, because loss or gradient are not finite; the run stops when passed
     section.gradient_accumulation = 1  # parts that a batch is computed in
-    section.ema_decay = 0.9999
+    section.ema_decay = 0.9999  # of the averaged parameters, which are what a stage leaves
+    section.more_ema_decays = ()  # of further averages in its checkpoints, each as large as the parameters
     section.log_every = 100  # steps, as all periods: they are for who watches the run, and no paper speaks of them
     section.checkpoint_every = 5000
     section.profile_step = 0  # after so many steps the next three are traced into <stage>/profile; 0: none
     section.keep_checkpoints = 3  # the newest
-    section.best_metric = ""  # of the evaluation; the checkpoint that is best by it is kept as well
+    section.keep_every_epochs = 0.0  # checkpoints after multiples of so long are made, and kept for ever; 0: none
+    section.keep_every_images = 0
+    section.keep_every_steps = 0
+    section.best_metric = ""  # of the evaluation; the checkpoint that is best by it is kept: .../checkpoints/best
     section.evaluate_every = 0  # on held-out images, with averaged weights, then and at the end. 0: never
     section.evaluation_images = 5000
     section.pictures_every = 0  # 0: only when the stage ends

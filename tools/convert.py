@@ -29,8 +29,9 @@ from rae_jax.components.catalogue import described
 from rae_jax.interop import kinds, lpips, weights
 from rae_jax.interop.checkpoint_files import PICKLES, read_tensors, write_tensors
 from rae_jax.interop.kinds import KINDS
-from rae_jax.interop.layout import Tensors, flatten
+from rae_jax.interop.layout import Tensors, flatten, unstack_blocks
 from rae_jax.interop.model import Model
+from rae_jax.training import checkpoint_weights
 
 # Where the configurations of Hugging Face's libraries have what tensors do not tell, by option.
 HUGGING_FACE = {
@@ -72,8 +73,8 @@ def export_checkpoint(kind: str, source: str | Path, output: str | Path, *, comp
     """Writes weights as the official checkpoint `output`, and returns its tensors.
 
     Args:
-      source: a weights directory; what a stage left, several of them; or the working directory of a run, whose last
-        weights of each component count.
+      source: a weights directory; what a stage left, several of them; a checkpoint; or the working directory of a run,
+        whose last weights of each component count.
       component: which of several components that a file of this kind could hold.
 
     Raises:
@@ -121,6 +122,12 @@ class Trained:
 
 def _trained_weights(source: Path) -> dict[str, Trained]:
     """The components whose trained weights are in `source`, by name."""
+    if checkpoint := checkpoint_weights.find(source):
+        config = ConfigDict(checkpoint.config)
+        return {
+            name: Trained(component_of(config, name).module, unstack_blocks(checkpoint.read(name)))
+            for name in checkpoint.about["components"]
+        }
     if weights.is_weights(source):
         directories = [source]
     else:  # what a stage left, or all that a run's stages left, in the order in which they were trained
@@ -220,7 +227,7 @@ def _parser() -> argparse.ArgumentParser:
         (reader, "the file or directory; several joined by commas are read as one", "the directory to write"),
         (
             writer,
-            "a weights directory, or a run's working directory",
+            "a weights directory, a checkpoint, or a run's working directory",
             "the file to write; its ending, .safetensors or .pt, says how",
         ),
     ):

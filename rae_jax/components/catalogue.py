@@ -6,7 +6,7 @@ from collections.abc import Callable
 from ml_collections import ConfigDict
 
 from rae_jax.components import critics, decoders, encoders, generators, latent_spaces
-from rae_jax.components.component import Component
+from rae_jax.components.component import RANDOM, Component
 
 CATALOGUE: dict[str, Callable[[ConfigDict], Component]] = {
     "encoder": encoders.encoder,
@@ -60,3 +60,15 @@ def trained_by(config: ConfigDict, component: str, before: str | None = None) ->
     if before is not None:
         stages = stages[: stages.index(before)]
     return next((stage for stage in reversed(stages) if component in trained_components(config, stage)), None)
+
+
+def given_to(config: ConfigDict, stage: str) -> tuple[str, ...]:
+    """The components that `stage` is the first to train, and of which the config gives weights: it goes on from them.
+
+    Random ones are what it starts from anyway.
+    """
+    return tuple(
+        name
+        for name in trained_components(config, stage)
+        if config[name].weights not in ("", RANDOM) and trained_by(config, name, before=stage) is None
+    )

@@ -36,6 +36,7 @@ class Component:
       dtype: of matrix products, a key of `PRECISIONS`; the module is made with it.
       kind: the kind of official checkpoint that holds this component alone (`interop/kinds.py`); "" if there is none.
       weights: what the config says of its weights: a path, the name of a package or of a rule, or "" for none.
+        Where a stage trains the component, it goes on from them.
       described_by: the part of the config that decides the architecture, for messages.
     """
 
@@ -70,15 +71,15 @@ class Component:
 
     def check(self, source: str | Path) -> None:
         """Raises ValueError unless the weights at `source` are this component's; see `interop.weights`."""
-        check_weights(source, self.structure(), self.origin(source), self.module)
+        check_weights(source, self.structure(), self.origin(source), self.module, self.name)
 
     def load(self, source: str | Path) -> Params:
-        """The parameters at `source`, a weights directory or an official file, float32, on the host.
+        """The parameters at `source`, a weights directory, a checkpoint or an official file, float32, on the host.
 
         Raises:
           ValueError: no such weights, or another architecture; all differences are listed.
         """
-        return load_weights(source, self.structure(), self.origin(source), self.module)
+        return load_weights(source, self.structure(), self.origin(source), self.module, self.name)
 
     def origin(self, source: str | Path) -> Origin:
         """What errors call the weights at `source`."""

@@ -19,7 +19,7 @@ from rae_jax.training import sharding
 MIB = 2**20
 PARTS = {
     "parameters": ("params",),
-    "average": ("ema_params",),
+    "average": ("ema_params", "more_ema"),
     "optimizer": ("opt_state",),
     "discriminator": ("discriminator",),
     "frozen": ("frozen",),

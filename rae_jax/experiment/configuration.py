@@ -22,7 +22,7 @@ from rae_jax.data.transforms import transform
 from rae_jax.experiment import latent_cache
 from rae_jax.experiment.workdir import CONFIG, ConfigError
 from rae_jax.flow.flow_map import jump_times
-from rae_jax.objectives.catalogue import OBJECTIVES
+from rae_jax.objectives.catalogue import OBJECTIVES, objective_of
 from rae_jax.objectives.objective import Objective
 from rae_jax.sampling.generator import generator, guiding_component, sample_keys
 from rae_jax.training import durations, sharding
@@ -251,7 +251,7 @@ def trace(config: ConfigDict, stage: str) -> Objective:
       ValueError: what any part of it found wrong with its arguments.
     """
     transform(config[stage].train.transform, config.data.image_size)
-    objective = OBJECTIVES[config[stage].objective](config, stage)
+    objective = objective_of(config, stage)
 
     def run(key: jax.Array, batch: dict[str, jax.Array]) -> TrainState:
         initial, frozen = (

@@ -19,6 +19,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from rae_jax.components.catalogue import given_to, trained_components
 from rae_jax.components.component import Component, Params
 from rae_jax.components.latent_spaces import latent_space
 from rae_jax.data.batches import Batches, evaluation_batches, latent_batches, training_batches
@@ -35,7 +36,7 @@ from rae_jax.experiment.results import Results, check_results
 from rae_jax.experiment.weights import Weights
 from rae_jax.files import whole_file
 from rae_jax.models.autoencoder import to_uint8
-from rae_jax.objectives.catalogue import OBJECTIVES
+from rae_jax.objectives.catalogue import objective_of
 from rae_jax.objectives.objective import Objective, stage_key
 from rae_jax.training import sharding
 from rae_jax.training.loop import fit
@@ -125,7 +126,7 @@ class Stages:
         self._seconds_at_peak = seconds_at_peak
         self.config, self.plain, self.sources = config, plain, sources
         self.workdir, self.mesh, self.log = workdir, mesh, log
-        self.weights = Weights(config, plain, workdir, mesh, log.warn)
+        self.weights = Weights(config, plain, workdir, mesh, log.warn, log.say)
         self._crop = transform("center_crop", config.data.image_size)  # of images that a run is judged by
 
     def train(self) -> None:
@@ -139,7 +140,7 @@ class Stages:
     def _train_stage(self, stage: str) -> None:
         config, began = self.config, time.monotonic()
         section = config[stage]
-        objective: Objective = OBJECTIVES[section.objective](config, stage)
+        objective = objective_of(config, stage)
         source, rows = self.sources["train"], sharding.batch_sharding(self.mesh)
         if objective.reads_latents:
             self._check_latents(stage)
@@ -159,10 +160,11 @@ class Stages:
                 batches=batches,
                 example=batches.example(),
                 frozen=self._frozen(objective, stage),
-                load_initial=lambda: self._load_all(objective.initial, stage),
+                load_initial=lambda: self._load_initial(objective, stage),
                 mesh=self.mesh,
                 directory=self.workdir / stage,
                 config=self.plain,
+                components=self._components(objective, stage),
                 log=self.log,
                 on_pictures=self._picture_taker(stage, objective),
                 on_evaluation=self._evaluator(objective, section.train),
@@ -187,6 +189,20 @@ class Stages:
         needed = objective.frozen | (objective.evaluation.needs if self.config[stage].train.evaluate_every else {})
         needed |= {name: part for name, part in objective.wanted.items() if self.weights.available(name, stage)}
         return self._load_all(needed, stage)
+
+    def _load_initial(self, objective: Objective, stage: str) -> dict[str, Params]:
+        for name in given_to(self.config, stage):
+            given = self.config[name].weights
+            self.log.say(
+                f"{stage}: goes on from config.{name}.weights={given!r}, with a new optimizer; "
+                "what the stage leaves is used afterwards"
+            )
+        return self._load_all(objective.initial, stage)
+
+    def _components(self, objective: Objective, stage: str) -> dict[str, str]:
+        """Where in the averaged parameters the components are that `stage` trains."""
+        trained = () if objective.finish else trained_components(self.config, stage)
+        return {name: name if len(trained) > 1 else objective.within for name in trained}
 
     def _load_all(self, components: dict[str, Component], stage: str) -> dict[str, Params]:
         return {name: self.weights.load(component, stage) for name, component in components.items()}

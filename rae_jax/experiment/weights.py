@@ -15,6 +15,7 @@ from rae_jax.files import whole_file
 from rae_jax.interop.weights import save_weights
 from rae_jax.objectives.objective import stage_key
 from rae_jax.training import sharding
+from rae_jax.training.checkpoint_weights import find, is_of
 
 FINISHED, WEIGHTS = "finished.json", "weights"
 
@@ -33,8 +34,10 @@ class Weights:
         workdir: Path,
         mesh: jax.sharding.Mesh,
         warn: Callable[[str], None],
+        say: Callable[[str], None] = lambda text: None,
     ):
-        self._config, self._plain, self._workdir, self._mesh, self._warn = config, plain, workdir, mesh, warn
+        self._config, self._plain, self._workdir, self._mesh = config, plain, workdir, mesh
+        self._warn, self._say, self._said = warn, say, set()
 
     def finished(self, stage: str) -> bool:
         """Whether `stage` has left its weights in the working directory."""
@@ -43,13 +46,14 @@ class Weights:
     def available(self, component: str, before: str | None = None) -> bool:
         """Whether there are trained weights of a component, for the stage `before` or for what follows all stages."""
         given, stage = self._where(component, before)
-        return bool(given) or self.finished(stage)
+        return bool(given or stage)
 
     def place(self, component: str, before: str | None = None) -> str:
         """Where the weights of a component are: left by the last stage that trains it, or as the config says.
 
-        With `before`, as that stage finds them. Weights that the config gives come before those of the stage of the
-        component's own name, and are what other stages go on from.
+        With `before`, as that stage finds them. What the config gives is where the first stage that trains the
+        component begins, and what that leaves comes afterwards; but a checkpoint of the stage itself, in this working
+        directory, is a choice among what it has trained.
 
         Returns:
           A path, or one of the words that stand for weights without a file.
@@ -58,19 +62,36 @@ class Weights:
           ValueError: there are none yet.
         """
         given, stage = self._where(component, before)
-        if given:
-            return given
-        if not self.finished(stage):
+        if not given and not stage:
+            trainer = trained_by(self._config, component, before) or component
             raise ValueError(
-                f"{component} has no weights: the stage {stage!r} has not finished in {self._workdir}, "
+                f"{component} has no weights: the stage {trainer!r} has not finished in {self._workdir}, "
                 f"and config.{component}.weights is empty"
             )
-        return str(self._directories(stage)[component])
+        return given or str(self._directories(stage)[component])
 
     def _where(self, component: str, before: str | None) -> tuple[str, str]:
-        """The weights that the config gives, if they count, and the stage that leaves some."""
-        stage = trained_by(self._config, component, before) or component
-        return self._config[component].weights if stage == component else "", stage
+        """The weights that the config gives, if they count, else the finished stage that has left some."""
+        given, stage = self._config[component].weights, trained_by(self._config, component, before)
+        if stage and self.finished(stage) and not self._is_of(stage, given):
+            if given:
+                self._say_once(
+                    f"{component}: the weights that the stage {stage!r} has left; it began with what "
+                    f"config.{component}.weights={given!r} gives"
+                )
+            return "", stage
+        if given or not self.finished(component):
+            return given, ""
+        return "", component  # of a stage that the config does not list any more
+
+    def _is_of(self, stage: str, place: str) -> bool:
+        """Whether `place` is a checkpoint that `stage` of this run has made."""
+        return place not in ("", RANDOM, IDENTITY) and is_of(place, self._workdir / stage)
+
+    def _say_once(self, text: str) -> None:
+        if text not in self._said:
+            self._said.add(text)
+            self._say(text)
 
     def _directories(self, stage: str) -> dict[str, Path]:
         folder, trained = self._workdir / stage / WEIGHTS, trained_components(self._config, stage)
@@ -79,17 +100,25 @@ class Weights:
     def identity(self, component: str) -> str:
         """Tells one version of a component's weights from another."""
         place = self.place(component)
-        if place in (RANDOM, IDENTITY) or not Path(place).exists():
+        if place in (RANDOM, IDENTITY):
             return place
+        average = ""
+        if checkpoint := find(place):
+            place, average = str(checkpoint.directory), f"average with decay {checkpoint.decay}, "
         path = Path(place)
+        if not path.exists():
+            return place
         files = sorted(path.iterdir()) if path.is_dir() else [path]
-        return f"{path}: " + ", ".join(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files)
+        stats = (f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files)
+        return f"{path}: {average}" + ", ".join(stats)
 
     def load(self, component: Component, before: str | None = None) -> Params:
         """A component's weights on the devices, as the stage `before` finds them."""
         place = self.place(component.name, before)
         if place == RANDOM:
             return self._random(component)
+        if checkpoint := find(place):
+            self._say_once(f"{component.name}: the weights of {checkpoint.said}")
         host = identity_statistics(component.structure()) if place == IDENTITY else component.load(place)
         places = sharding.shardings_of(jax.eval_shape(component.init, jax.random.key(0)), self._mesh)
         return jax.tree.map(

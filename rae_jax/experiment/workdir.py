@@ -13,6 +13,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from rae_jax.files import whole_file
+from rae_jax.training.checkpoint_weights import is_of
 
 LOCK, CONFIG = ".lock", "config.json"
 # What may change between two starts of one run: where it runs and how it is watched, not what is computed.
@@ -72,8 +73,13 @@ def remember(config: ConfigDict, workdir: Path, *, file: str, write: bool) -> di
     """
     plain = json.loads(config.to_json_best_effort())
     path = workdir / CONFIG
-    if path.exists():
-        before, now = _flat(json.loads(path.read_text())), _flat(plain)
+    kept = json.loads(path.read_text()) if path.exists() else {}
+    for name, section in plain.items():
+        # Weights that this run has made itself are a choice for once, not what the run is.
+        if isinstance(section, dict) and section.get("weights") and _made_here(section["weights"], workdir):
+            section["weights"] = kept.get(name, {}).get("weights", "")
+    if kept:
+        before, now = _flat(kept), _flat(plain)
         differing = [
             f"  {name}: {before.get(name, 'absent')!r} there, {now.get(name, 'absent')!r} now"
             for name in sorted(before.keys() | now.keys())
@@ -96,6 +102,10 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in values.items():
         flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
     return flat
+
+
+def _made_here(weights: str, workdir: Path) -> bool:
+    return any(is_of(weights, stage) for stage in workdir.iterdir() if stage.is_dir())
 
 
 def _may_change(name: str) -> bool:

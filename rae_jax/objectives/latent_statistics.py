@@ -51,7 +51,7 @@ def make(config: ConfigDict, stage: str) -> Objective:
         }
         return state.replace(step=state.step + 1, params=moments), metrics
 
-    def result(state: TrainState) -> Params:
+    def finish(state: TrainState) -> Params:
         moments = state.params
         return {"mean": moments["mean"], "variance": moments["squares"] / moments["count"]}
 
@@ -59,6 +59,6 @@ def make(config: ConfigDict, stage: str) -> Objective:
         init=init,
         train_step=train_step,
         frozen=space.encoding,
-        result=result,
+        finish=finish,
         one_epoch=True,
     )

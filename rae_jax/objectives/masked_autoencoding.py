@@ -80,5 +80,5 @@ def make(config: ConfigDict, stage: str) -> Objective:
         key=key,
         frozen={},
         pictures=pictures,
-        result=lambda state: state.ema_params["encoder"],
+        within="encoder",
     )

@@ -16,7 +16,7 @@ from rae_jax.components.component import Component
 from rae_jax.evaluation.metrics import Metric
 from rae_jax.training.optimizer import make_optimizer
 from rae_jax.training.sharding import unbox
-from rae_jax.training.state import TrainState, update_ema
+from rae_jax.training.state import TrainState, ema_decays
 
 Params = Any
 Batch = dict[str, jax.Array]
@@ -56,8 +56,8 @@ class Objective:
       initial: likewise, components whose trained parameters the stage starts from; they are not kept.
       begin: `(params, {name: initial parameters}) -> params` to start with. Called if there are `initial` ones.
       wanted: likewise, components that only `pictures` needs; without them there are no pictures.
-      result: `state -> parameters` that the stage leaves to later ones; `{name: parameters}` if it trains several
-        components.
+      within: the entry of the parameters that is the component's, beside what only training needs; "": all are.
+      finish: `state -> parameters` that the stage leaves to later ones, if they are not the averaged ones.
       pictures: `(state, batch) -> {name: images [M, H, W, 3] in [0, 1]}`, or None: versions of the same images,
         "original" among them, or "samples", of which `groups` says how they are laid out.
       groups: the rows of a picture of samples: captions, and the numbers of the samples in each.
@@ -73,7 +73,8 @@ class Objective:
     initial: dict[str, Component] = dataclasses.field(default_factory=dict)
     begin: Callable[[Params, dict[str, Params]], Params] = lambda params, initial: params
     wanted: dict[str, Component] = dataclasses.field(default_factory=dict)
-    result: Callable[[TrainState], Params] = lambda state: state.ema_params
+    within: str = ""
+    finish: Callable[[TrainState], Params] | None = None
     pictures: Callable[[TrainState, Batch], dict[str, jax.Array]] | None = None
     groups: Sequence[tuple[str, np.ndarray]] = ()
     evaluation: Evaluation | None = None
@@ -87,7 +88,31 @@ class Objective:
         if not self.initial:
             return state
         params = self.begin(state.params, initial)
-        return state.replace(params=params, ema_params=jax.tree.map(jnp.array, params))
+        return state.starting_at(params)
+
+    def result(self, state: TrainState) -> Params:
+        """What the stage leaves to later ones, by component if it trains several."""
+        if self.finish:
+            return self.finish(state)
+        return state.ema_params[self.within] if self.within else state.ema_params
+
+    def going_on_from(self, given: dict[str, Component], trained: Sequence[str]) -> "Objective":
+        """The objective, whose stage starts from weights of the `given` ones of the components that it has `trained`.
+
+        They come before what it starts from otherwise. Its optimizer starts anew, and so does the average.
+        """
+        alone = len(trained) == 1
+        initial = given if alone else {**self.initial, **given}
+
+        def begin(params: Params, loaded: dict[str, Params]) -> Params:
+            if alone:
+                (values,) = loaded.values()
+                return {**params, self.within: values} if self.within else values
+            if self.initial:
+                params = self.begin(params, {name: loaded[name] for name in self.initial})
+            return {**params, **{name: loaded[name] for name in given}}
+
+        return dataclasses.replace(self, initial=initial, begin=begin)
 
 
 def stage_key(seed: int, stage: str) -> jax.Array:
@@ -114,17 +139,17 @@ def single_network(
     Args:
       model_init: `key -> boxed parameters`.
       loss: `(params, frozen, batch, key) -> (scalar, metrics)`.
-      train: the stage's `train` section: optimizer, EMA decay, gradient accumulation.
+      train: the stage's `train` section: optimizer, EMA decays, gradient accumulation.
       key: the stage's key.
       hooks: the other fields of `Objective`.
     """
     optimizer, learning_rate = make_optimizer(train.optimizer)
-    pieces, ema_decay = train.gradient_accumulation, train.ema_decay
+    pieces, decays = train.gradient_accumulation, ema_decays(train)
 
     def init(init_key: jax.Array, batch: Batch) -> TrainState:
         del batch  # the architecture fixes every shape
         params = model_init(init_key)
-        return TrainState.create(params, optimizer.init(params))
+        return TrainState.create(params, optimizer.init(params), decays)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         step_key = jax.random.fold_in(key, state.step)
@@ -142,12 +167,8 @@ def single_network(
             "gradient_norm": optax.tree.norm(gradients),
             "learning_rate": learning_rate(state.step),
         }
-        return state.replace(
-            step=state.step + 1,
-            params=params,
-            ema_params=update_ema(state.ema_params, params, ema_decay),
-            opt_state=opt_state,
-        ), metrics
+        state = state.averaging(params, decays)
+        return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
     return Objective(init=init, train_step=train_step, frozen=frozen, **hooks)
 

@@ -20,7 +20,7 @@ from rae_jax.objectives.image_loss import ImageLoss
 from rae_jax.objectives.objective import Batch, Metrics, Objective, accumulate, stage_key, to_float
 from rae_jax.objectives.quality import reconstruction_evaluation
 from rae_jax.training.optimizer import make_optimizer
-from rae_jax.training.state import TrainState, update_ema
+from rae_jax.training.state import TrainState, ema_decays
 
 
 def make(config: ConfigDict, stage: str) -> Objective:
@@ -88,7 +88,7 @@ def reconstructing(
     """
     train, key = config[stage].train, stage_key(config.seed, stage)
     optimizer, learning_rate = make_optimizer(train.optimizer)
-    pieces, ema_decay = train.gradient_accumulation, train.ema_decay
+    pieces, decays = train.gradient_accumulation, ema_decays(train)
     if image_loss.noisy_fakes and pieces > 1:
         raise ValueError(
             "loss.discriminator_fakes='noisy' keeps the images of the whole batch, which train.gradient_accumulation="
@@ -99,7 +99,7 @@ def reconstructing(
         del batch  # the architecture fixes every shape
         model_key, discriminator_key = jax.random.split(init_key)
         params = model_init(model_key)
-        state = TrainState.create(params, optimizer.init(params))
+        state = TrainState.create(params, optimizer.init(params), decays)
         return state.replace(discriminator=image_loss.init_discriminator(discriminator_key))
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -126,12 +126,9 @@ def reconstructing(
                 discriminator_key,
             )
             metrics |= more
+        state = state.averaging(params, decays)
         return state.replace(
-            step=state.step + 1,
-            params=params,
-            ema_params=update_ema(state.ema_params, params, ema_decay),
-            opt_state=opt_state,
-            discriminator=discriminator,
+            step=state.step + 1, params=params, opt_state=opt_state, discriminator=discriminator
         ), metrics
 
     def averaged(state: TrainState, images: jax.Array) -> jax.Array:

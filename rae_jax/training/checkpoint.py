@@ -1,20 +1,27 @@
-"""Checkpoints: the whole state, the position in the data and the config, written while training goes on."""
+"""Checkpoints: the whole state, the position in the data and the config, written while training goes on.
+
+`checkpoint_weights.py` reads the averaged weights in one without the run that made it.
+"""
 
 import contextlib
-import logging
+import json
 import math
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
 
+from rae_jax.training import sharding
+from rae_jax.training.checkpoint_weights import About, about, steps_in
 from rae_jax.training.state import TrainState
 
-log = logging.getLogger(__name__)
+SAVED = ("step", "params", "ema_params", "more_ema", "opt_state", "discriminator")  # of a state
 
 
 class NotSaved(OSError):
@@ -22,24 +29,26 @@ class NotSaved(OSError):
 
 
 class Checkpoints:
-    """The last few checkpoints of one stage, and the best by a metric, a directory per step under `directory`.
+    """The last few checkpoints of one stage, the best and the milestones, a directory per step under `directory`.
 
     Saving returns at once and goes on in the background; `close` waits for it.
 
     Args:
       keep: how many of the newest are kept.
-      best: the metric by which one more is kept, and whether "higher" or "lower" values of it are better.
+      keep_every: those of multiples of so many steps are kept for ever, whatever it is later; 0: none.
+      about: what each of them says of itself: what its weights are of, and the metric by which one more is kept.
     """
 
-    def __init__(self, directory: Path, *, keep: int, config: dict[str, Any], best: tuple[str, str] | None = None):
-        self._config = config
+    def __init__(self, directory: Path, *, keep: int, keep_every: int, config: dict[str, Any], about: About):
+        self._config, self._about, self._keep_every, self._directory = config, about, keep_every, directory.absolute()
+        self._milestones = _Milestones(self._directory)
         # Apart from each other: a newest checkpoint that is not the best is still the one to continue from.
-        kept = [policies.LatestN(keep)]
-        goodness = None if best is None else _goodness(*best)
+        kept = [policies.LatestN(keep), self._milestones]
+        goodness = None if about["best"] is None else _goodness(*about["best"])
         if goodness is not None:
             kept.append(policies.BestN(get_metric_fn=goodness, n=1, keep_checkpoints_without_metrics=False))
         self._manager = ocp.CheckpointManager(
-            directory.absolute(),
+            self._directory,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policies.AnyPreservationPolicy(kept),
                 best_fn=goodness,  # without it the metrics of checkpoints made before this start are not read
@@ -60,6 +69,9 @@ class Checkpoints:
           NotSaved: this checkpoint or the one before it could not be written.
         """
         parts = _trained_parts(state)
+        milestone = bool(self._keep_every) and step % self._keep_every == 0
+        if milestone:
+            self._milestones.steps.add(step)
         with self._said_plainly():
             self._manager.save(
                 step,
@@ -68,6 +80,7 @@ class Checkpoints:
                     state=ocp.args.StandardSave(parts),
                     data=ocp.args.JsonSave(data_position),
                     config=ocp.args.JsonSave(self._config),
+                    about=ocp.args.JsonSave({**self._about, "milestone": milestone}),
                     checksums=ocp.args.JsonSave(jax.device_get(checksums(parts)).tolist()),
                 ),
             )
@@ -82,49 +95,80 @@ class Checkpoints:
         try:
             yield
         except Exception as error:  # Orbax and the storage below it raise errors of many types
-            directory = Path(self._manager.directory)
-            left = sorted(int(path.name) for path in directory.glob("*") if path.name.isdigit())
+            left = steps_in(self._directory)
             raise NotSaved(
-                f"a checkpoint could not be written under {directory} ({_first_line(error)}); "
+                f"a checkpoint could not be written under {self._directory} ({_first_line(error)}); "
                 + (f"the checkpoints of steps {left} are whole. " if left else "there is none before it. ")
                 + "Look at the space left there (df) and the permissions, then run the same command again"
             ) from error
 
     def restore(self, structure: TrainState, warn: Callable[[str], None]) -> tuple[TrainState, dict[str, Any]] | None:
-        """The newest checkpoint that can be read, laid out as `structure` says, or None if there is none at all.
+        """The newest checkpoint that every process can read, laid out as `structure` says, or None if there is none.
 
         `structure` holds a `jax.ShapeDtypeStruct` with a sharding for every array; the checkpoint may come from any
-        other mesh. A damaged checkpoint is named through `warn` and the one before it is tried.
+        other mesh. One that a process cannot read is named through `warn`, and all processes try the one before it.
+        Those that were passed over are set aside, as `<step>.unreadable`.
 
         Raises:
           ValueError: there are checkpoints, and none can be read.
         """
-        steps = sorted(self._manager.all_steps(), reverse=True)
-        for step in steps:
+        steps = self._steps_of_first_process()
+        for tried, step in enumerate(steps):
+            failure = ""
             try:
-                restored = self._manager.restore(
-                    step,
-                    args=ocp.args.Composite(
-                        state=ocp.args.StandardRestore(_trained_parts(structure)),
-                        data=ocp.args.JsonRestore(),
-                        checksums=ocp.args.JsonRestore(),
-                    ),
-                )
-                _compare(checksums(restored["state"]), restored["checksums"], restored["state"])
+                parts, sums, position = self._read(step, structure)
             except Exception as error:  # whatever a broken file raises, the checkpoint before it may be whole
-                warn(f"checkpoint {self._manager.directory / str(step)} cannot be read ({_first_line(error)})")
+                failure = _first_line(error)
+            # Before anything that processes compute together, which would wait for one that has failed.
+            if sharding.on_every_process(not failure):
+                failure = _difference(checksums(parts), sums, parts)
+            if not sharding.on_every_process(not failure):
+                reason = failure or "by another process"
+                warn(f"checkpoint {self._directory / str(step)} cannot be read ({reason})")
                 continue
-            if step != steps[0]:
-                warn(f"continuing from step {step} instead; the damaged ones are removed")
-                for damaged in steps[: steps.index(step)]:
-                    self._manager.delete(damaged)
-            return structure.replace(**restored["state"]), restored["data"]
+            if tried:
+                warn(f"continuing from step {step} instead; what could not be read is kept as *.unreadable")
+                self._set_aside(steps[:tried])
+            return structure.replace(**parts), position
         if steps:
             raise ValueError(
-                f"no checkpoint under {self._manager.directory} can be read (tried steps {steps}); "
+                f"no checkpoint under {self._directory} can be read (tried steps {steps}); "
                 "restore the directory from a copy, or move it away to train this stage from the start"
             )
         return None
+
+    def _steps_of_first_process(self) -> list[int]:
+        """The steps on disk, newest first. A shared file system may show them to one process later than to another."""
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        count = sharding.of_first_process(len(steps))
+        return [sharding.of_first_process(step) for step in (steps + [0] * count)[:count]]
+
+    def _read(self, step: int, structure: TrainState) -> tuple[dict[str, Any], list[int], dict[str, Any]]:
+        """What this process holds of a checkpoint, the checksums, and the position in the data.
+
+        It waits for no other process, as Orbax's manager does: one that fails leaves none behind.
+        """
+        directory = self._directory / str(step)
+        handler = ocp.StandardCheckpointHandler()
+        try:
+            parts = handler.restore(
+                epath.Path(directory / "state"), args=ocp.args.StandardRestore(_trained_parts(structure))
+            )
+        finally:
+            handler.close()
+        sums, position = (json.loads((directory / name / "metadata").read_text()) for name in ("checksums", "data"))
+        return parts, sums, position
+
+    def _set_aside(self, steps: Sequence[int]) -> None:
+        """Keeps checkpoints under another name: one that this machine cannot read now may be whole."""
+        sharding.barrier("unreadable")
+        if jax.process_index() == 0:
+            for step in steps:
+                aside = self._directory / f"{step}.unreadable"
+                shutil.rmtree(aside, ignore_errors=True)
+                (self._directory / str(step)).rename(aside)
+        sharding.barrier("set aside")
+        self._manager.reload()
 
     def close(self) -> None:
         """Waits for the save under way.
@@ -139,6 +183,16 @@ class Checkpoints:
                 self._manager.close()
 
 
+class _Milestones(policies.PreservationPolicy):
+    """Keeps the checkpoints whose `steps` are milestones; those of earlier starts say so themselves."""
+
+    def __init__(self, directory: Path):
+        self.steps = {step for step in steps_in(directory) if about(directory / str(step)).get("milestone")}
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: policies.PreservationContext) -> list[bool]:
+        return [checkpoint.step in self.steps for checkpoint in checkpoints]
+
+
 def _goodness(metric: str, better: str) -> Callable[[dict[str, float]], float]:
     """What is largest for the best checkpoint; one that was not evaluated is worse than any."""
 
@@ -150,7 +204,7 @@ def _goodness(metric: str, better: str) -> Callable[[dict[str, float]], float]:
 
 
 def _trained_parts(state: TrainState) -> dict[str, Any]:
-    parts = {name: getattr(state, name) for name in ("step", "params", "ema_params", "opt_state", "discriminator")}
+    parts = {name: getattr(state, name) for name in SAVED}
     return {name: value for name, value in parts.items() if value is not None}
 
 
@@ -168,10 +222,14 @@ def checksums(tree: Any) -> jax.Array:
     return jnp.stack([of(x) for x in jax.tree.leaves(tree)])
 
 
-def _compare(found: jax.Array, saved: list[int], tree: Any) -> None:
+def _difference(found: jax.Array, saved: list[int], tree: Any) -> str:
+    """The first array that is not what was saved, in words; "" if there is none."""
+    if len(saved) != len(found):
+        return f"the number of arrays, {len(found)}, is not what was saved"
     for (path, _), now, then in zip(jax.tree.leaves_with_path(tree), jax.device_get(found), saved, strict=True):
         if now != then:
-            raise ValueError(f"{jax.tree_util.keystr(path, simple=True, separator='/')} is not what was saved")
+            return f"{jax.tree_util.keystr(path, simple=True, separator='/')} is not what was saved"
+    return ""
 
 
 def _first_line(error: Exception) -> str:

@@ -14,6 +14,7 @@ DURATIONS = (
     ("gan_from_epoch", "gan_from_image", "gan_from_step"),
     ("discriminator_from_epoch", "discriminator_from_image", "discriminator_from_step"),
     ("pivot_fixed_epochs", "pivot_fixed_images", "pivot_fixed_steps"),
+    ("keep_every_epochs", "keep_every_images", "keep_every_steps"),
 )
 
 

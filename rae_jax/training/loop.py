@@ -19,8 +19,9 @@ from ml_collections import ConfigDict
 
 from rae_jax.training import sharding
 from rae_jax.training.checkpoint import Checkpoints, structure_of
+from rae_jax.training.checkpoint_weights import CHECKPOINTS, About
 from rae_jax.training.progress import RunLog
-from rae_jax.training.state import TrainState
+from rae_jax.training.state import TrainState, ema_decays
 
 PROFILED_STEPS = 3
 
@@ -91,6 +92,7 @@ def fit(
     mesh: jax.sharding.Mesh,
     directory: Path,
     config: dict[str, Any],
+    components: dict[str, str],
     log: RunLog,
     on_pictures: Callable[[TrainState, int], None],
     on_evaluation: Callable[[TrainState], dict[str, float]],
@@ -109,6 +111,7 @@ def fit(
       load_initial: gives the parameters that the stage starts from, on the devices; called on its first start only.
       directory: checkpoints go below it.
       config: the whole configuration, kept in each checkpoint.
+      components: what each checkpoint says that its averaged parameters are, see `checkpoint_weights.About`.
       on_pictures: called with the state every `train.pictures_every` steps, and at the end.
       on_evaluation: gives the state's metrics every `train.evaluate_every` steps and after the last, if that is not 0.
       seconds_at_peak: how long the devices would need for a step's matrix products at their peak, if that is known.
@@ -122,7 +125,14 @@ def fit(
     shapes = jax.eval_shape(objective.init, key, example)
     layout = sharding.shardings_of(shapes, mesh)
     best = (train.best_metric, objective.evaluation.better[train.best_metric]) if train.best_metric else None
-    checkpoints = Checkpoints(directory / "checkpoints", keep=train.keep_checkpoints, config=config, best=best)
+    about = About(stage=stage, components=components, ema_decays=list(ema_decays(train)), best=best)
+    checkpoints = Checkpoints(
+        directory / CHECKPOINTS,
+        keep=train.keep_checkpoints,
+        keep_every=train.keep_every_steps,
+        config=config,
+        about=about,
+    )
     try:
         restored = checkpoints.restore(structure_of(sharding.unbox(shapes), layout), log.warn)
         if restored is not None:
@@ -158,7 +168,9 @@ def fit(
                 watch.see(metrics)
                 stopping = (jax.process_count() == 1 or step % train.log_every == 0) and stop.agreed()
                 evaluating = train.evaluate_every and (step % train.evaluate_every == 0 or step == total_steps)
-                saving = stopping or evaluating or step % train.checkpoint_every == 0 or step == total_steps
+                milestone = train.keep_every_steps and step % train.keep_every_steps == 0
+                periodic = milestone or step % train.checkpoint_every == 0
+                saving = stopping or evaluating or periodic or step == total_steps
                 logging = step % train.log_every == 0 or step == total_steps
                 if saving or logging:
                     checkpoints.raise_if_failed()

@@ -146,6 +146,15 @@ def of_first_process(value: int) -> int:
     return int(multihost_utils.broadcast_one_to_all(np.asarray(value)))
 
 
+def on_every_process(flag: bool) -> bool:
+    """Whether `flag` is set on every process."""
+    if jax.process_count() == 1:
+        return flag
+    from jax.experimental import multihost_utils
+
+    return bool(np.all(multihost_utils.process_allgather(np.asarray(flag))))
+
+
 def barrier(name: str) -> None:
     """Waits until every process has come to the barrier of this name."""
     if jax.process_count() > 1:

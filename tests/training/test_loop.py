@@ -22,6 +22,7 @@ from rae_jax.evaluation.metrics import Metric
 from rae_jax.objectives.objective import Evaluation, Objective
 from rae_jax.training import sharding
 from rae_jax.training.checkpoint import NotSaved
+from rae_jax.training.checkpoint_weights import find
 from rae_jax.training.loop import Diverged, Interrupted, fit
 from rae_jax.training.progress import RunLog
 from rae_jax.training.state import TrainState
@@ -72,7 +73,7 @@ def run(
     train = ConfigDict(
         dict(batch_size=4, log_every=log_every, checkpoint_every=4, keep_checkpoints=3, pictures_every=0, steps=steps,
              max_gradient_norm=max_gradient_norm, max_loss=0.0, evaluate_every=0, best_metric="",
-             max_skipped_steps=0, profile_step=0) | changes
+             max_skipped_steps=0, profile_step=0, keep_every_steps=0, ema_decay=0.9, more_ema_decays=()) | changes
     )  # fmt: skip
     log = RunLog(workdir, active=True)
     mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
@@ -80,8 +81,8 @@ def run(
         return fit(
             objective or regression(), train, stage="toy", total_steps=steps, key=jax.random.key(0),
             batches=batches or CountedBatches(), example=EXAMPLE, frozen={}, load_initial=load_initial, mesh=mesh,
-            directory=workdir / "toy", config={}, log=log, on_pictures=pictures, on_evaluation=evaluate,
-            seconds_at_peak=seconds_at_peak,
+            directory=workdir / "toy", config={}, components={"toy": ""}, log=log, on_pictures=pictures,
+            on_evaluation=evaluate, seconds_at_peak=seconds_at_peak,
         )  # fmt: skip
 
 
@@ -145,6 +146,7 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before_and_says_so(tm
     again = run(tmp_path)
     said = capsys.readouterr().out
     assert "12 cannot be read" in said and "continuing from step 8" in said
+    assert (newest.parent / "12.unreadable" / "state").is_dir()  # kept: it may be whole on another machine
     np.testing.assert_array_equal(again.params["w"], whole.params["w"])
 
 
@@ -210,6 +212,15 @@ def test_the_best_checkpoint_is_kept_beside_the_newest_and_a_resumed_run_remembe
     assert kept(tmp_path) == [best, 10, 12]
     assert int(run(tmp_path, steps=16, **arguments).step) == 16
     assert kept(tmp_path) == [best, 14, 16]
+    folder = tmp_path / "toy" / "checkpoints"
+    assert find(folder / "best").directory == folder / str(best) and find(folder).directory == folder / "16"
+
+
+def test_milestones_are_made_and_kept_for_ever_whatever_is_asked_for_later(tmp_path):
+    run(tmp_path, keep_every_steps=3, keep_checkpoints=1)
+    assert kept(tmp_path) == [3, 6, 9, 12]
+    run(tmp_path, steps=20, keep_checkpoints=1)
+    assert kept(tmp_path) == [3, 6, 9, 12, 20]
 
 
 def test_evaluations_are_recorded_at_their_period_and_the_end_once_however_the_run_is_cut(tmp_path):
