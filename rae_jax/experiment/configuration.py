@@ -20,7 +20,7 @@ from rae_jax.components.latent_spaces import IDENTITY, latent_space
 from rae_jax.data.sources import count_classes, count_images
 from rae_jax.data.transforms import transform
 from rae_jax.experiment import latent_cache
-from rae_jax.experiment.workdir import CONFIG, ConfigError
+from rae_jax.experiment.workdir import CONFIG, ConfigError, progress
 from rae_jax.flow.flow_map import jump_times
 from rae_jax.objectives.catalogue import OBJECTIVES, objective_of
 from rae_jax.objectives.objective import Objective
@@ -42,8 +42,9 @@ def resolved(config: ConfigDict, workdir: Path | None = None) -> ConfigDict:
     """A copy of `config` with numbers for what it leaves to the data, as everything that runs it needs.
 
     In the place of `flow.num_classes=-1` comes the number of classes, and where there are none, samples are
-    unconditional. Every duration is in steps; `data.train_images` counts what an epoch is of, if one is in epochs.
-    Both are those of the run in `workdir`, if there is one, and of the data otherwise.
+    unconditional. Every duration is in steps, after those that the run in `workdir` has made if there is one;
+    `data.train_images` counts what an epoch is of, if one is in epochs. Both are those of that run, and of the data
+    otherwise.
 
     Raises:
       ValueError: there is neither a run nor data, or a duration cannot be resolved.
@@ -67,7 +68,8 @@ def resolved(config: ConfigDict, workdir: Path | None = None) -> ConfigDict:
                 f"{of_epochs[0]} is in epochs, of a number of images that is not known: {error}. "
                 "Without the images, set data.train_images"
             ) from error
-    return durations.resolve(config, data.train_images)
+    done = {stage: progress(workdir / stage) for stage in config.stages} if before else {}
+    return durations.resolve(config, data.train_images, done)
 
 
 def check(config: ConfigDict, *, file: str, num_devices: int) -> None:

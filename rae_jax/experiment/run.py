@@ -48,13 +48,15 @@ def open_run(
     sources = open_sources(config) if images else {}
     first = jax.process_index() == 0
     with locked(workdir) if first else contextlib.nullcontext():
-        plain = remember(config, workdir, file=file, write=first)
+        plain, changes = remember(config, workdir, file=file, write=first)
         if keep_programs and not jax.config.jax_compilation_cache_dir:
             jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / PROGRAMS))
         if first:
             write_environment(workdir)
         service = open_wandb(wandb, workdir, plain) if wandb and first else None
         log = RunLog(workdir, active=first, report=functools.partial(write_report, workdir), wandb=service)
+        for line in changes:
+            log.say(line)
         mesh = sharding.make_mesh(config.mesh.to_dict())
         at_peak = functools.partial(seconds_at_peak, config, mesh=mesh)
         try:

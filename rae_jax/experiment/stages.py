@@ -34,11 +34,13 @@ from rae_jax.experiment import latent_cache
 from rae_jax.experiment.generation import Generation
 from rae_jax.experiment.results import Results, check_results
 from rae_jax.experiment.weights import Weights
+from rae_jax.experiment.workdir import progress
 from rae_jax.files import whole_file
 from rae_jax.models.autoencoder import to_uint8
 from rae_jax.objectives.catalogue import objective_of
 from rae_jax.objectives.objective import Objective, stage_key
 from rae_jax.training import sharding
+from rae_jax.training.checkpoint_weights import CHECKPOINTS, steps_in
 from rae_jax.training.loop import fit
 from rae_jax.training.progress import RunLog
 from rae_jax.training.state import TrainState
@@ -130,22 +132,52 @@ class Stages:
         self._crop = transform("center_crop", config.data.image_size)  # of images that a run is judged by
 
     def train(self) -> None:
-        """Trains every stage that has not finished yet."""
-        for stage in self.config.stages:
-            if self.weights.finished(stage):
-                self.log.say(f"{stage}: already finished in {self.workdir}")
-            else:
-                self._train_stage(stage)
+        """Trains every stage that has not finished yet, or that is to go on.
 
-    def _train_stage(self, stage: str) -> None:
+        Raises:
+          ValueError: the checkpoint from which it would go on is gone.
+        """
+        changed = []
+        for stage in self.config.stages:
+            objective = objective_of(self.config, stage)
+            if self.weights.finished(stage) and not self._goes_on(stage, objective):
+                older = f", on what {' and '.join(changed)} left before" if changed else ""
+                self.log.say(f"{stage}: already finished in {self.workdir}{older}")
+                continue
+            if self.weights.finished(stage):
+                changed.append(stage)
+            self._train_stage(stage, objective)
+
+    def _goes_on(self, stage: str, objective: Objective) -> bool:
+        """Whether more steps are asked of a stage that has finished."""
+        train, left = self.config[stage].train, self.weights.finished_with(stage)
+        if objective.one_epoch or train.steps <= left["steps"]:
+            return False
+        if (batch_size := left.get("batch_size", train.batch_size)) != train.batch_size:
+            self.log.say(
+                f"{stage}: more steps would be made with config.{stage}.train.batch_size={batch_size}, as before"
+            )
+            return False
+        folder = self.workdir / stage / CHECKPOINTS
+        if (steps_in(folder) or [0])[-1] < left["steps"]:
+            raise ValueError(
+                f"{stage} has finished {left['steps']} steps, and goes on to config.{stage}.train.steps={train.steps} "
+                f"from its last checkpoint, which is gone from {folder}; bring it back, or set the steps as they were, "
+                f"or begin anew in another --workdir, with config.{stage}.weights of this one"
+            )
+        return True
+
+    def _train_stage(self, stage: str, objective: Objective) -> None:
         config, began = self.config, time.monotonic()
         section = config[stage]
-        objective = objective_of(config, stage)
         source, rows = self.sources["train"], sharding.batch_sharding(self.mesh)
         if objective.reads_latents:
             self._check_latents(stage)
         loader = open_batches(config, stage, objective, source, batch_rows(rows, section.train.batch_size))
-        total_steps = math.ceil(len(source) / loader.batch_size) if objective.one_epoch else section.train.steps
+        total_steps = section.train.steps
+        if objective.one_epoch:  # what is left of it, after steps that may have been of another size
+            steps_made, images_seen = progress(self.workdir / stage)
+            total_steps = steps_made + math.ceil(max(len(source) - images_seen, 0) / loader.batch_size)
         what = f"the cached latents of {len(source)} images" if objective.reads_latents else f"{len(source)} images"
         self.log.say(f"{stage}: {section.objective} on {what}, {total_steps} steps")
         key = stage_key(config.seed, f"{stage}/init")
@@ -174,7 +206,9 @@ class Stages:
             batches.close()
         trained = sharding.to_host(objective.result(state))
         if jax.process_index() == 0:
-            self.weights.save(stage, trained, {"steps": total_steps, "seconds": time.monotonic() - began})
+            finished = {"steps": int(state.step), "images": progress(self.workdir / stage)[1]}
+            finished |= {"batch_size": section.train.batch_size, "seconds": time.monotonic() - began}
+            self.weights.save(stage, trained, finished)
         sharding.barrier(stage)
         self.log.say(f"{stage}: finished in {time.monotonic() - began:.0f} s")
 

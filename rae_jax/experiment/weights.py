@@ -11,13 +11,14 @@ from ml_collections import ConfigDict
 from rae_jax.components.catalogue import trained_by, trained_components
 from rae_jax.components.component import RANDOM, Component, Params
 from rae_jax.components.latent_spaces import IDENTITY, identity_statistics
+from rae_jax.experiment.workdir import FINISHED
 from rae_jax.files import whole_file
 from rae_jax.interop.weights import save_weights
 from rae_jax.objectives.objective import stage_key
 from rae_jax.training import sharding
 from rae_jax.training.checkpoint_weights import find, is_of
 
-FINISHED, WEIGHTS = "finished.json", "weights"
+WEIGHTS = "weights"
 
 
 class Weights:
@@ -144,10 +145,10 @@ class Weights:
         with whole_file(self._workdir / stage / FINISHED) as file:
             file.write((json.dumps(finished, indent=2) + "\n").encode())
 
+    def finished_with(self, stage: str) -> dict[str, Any]:
+        """What was said when `stage` finished."""
+        return json.loads((self._workdir / stage / FINISHED).read_text())
+
     def seconds(self) -> dict[str, float]:
         """How long each finished stage took."""
-        return {
-            stage: json.loads((self._workdir / stage / FINISHED).read_text())["seconds"]
-            for stage in self._config.stages
-            if self.finished(stage)
-        }
+        return {stage: self.finished_with(stage)["seconds"] for stage in self._config.stages if self.finished(stage)}

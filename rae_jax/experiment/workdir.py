@@ -13,18 +13,21 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from rae_jax.files import whole_file
-from rae_jax.training.checkpoint_weights import is_of
+from rae_jax.training.checkpoint_weights import CHECKPOINTS, images_seen, is_of, steps_in
+from rae_jax.training.durations import DURATIONS
 
-LOCK, CONFIG = ".lock", "config.json"
-# What may change between two starts of one run: where it runs and how it is watched, not what is computed.
+LOCK, CONFIG, FINISHED = ".lock", "config.json", "finished.json"
+# What may change between two starts of one run: where it runs, how long and how it is watched, not what is computed.
 MAY_CHANGE = (
     "mesh", "sampling", "evaluation", "data.num_workers", "data.path", "data.max_unreadable_share", "data.check_images",
     "data.latents",
 )  # fmt: skip
 MAY_CHANGE_IN_TRAIN = (
     "log_every", "checkpoint_every", "keep_checkpoints", "pictures_every", "max_gradient_norm", "max_loss",
-    "profile_step", "best_metric", "evaluate_every", "evaluation_images", "max_skipped_steps",
+    "profile_step", "best_metric", "evaluate_every", "evaluation_images", "max_skipped_steps", "batch_size",
+    "gradient_accumulation",
 )  # fmt: skip
+OF_TIME = {name for units in DURATIONS for name in units}  # in whatever part of a stage
 
 
 class ConfigError(ValueError):
@@ -63,38 +66,54 @@ def locked(workdir: Path) -> Iterator[None]:
             file.truncate(0)
 
 
-def remember(config: ConfigDict, workdir: Path, *, file: str, write: bool) -> dict[str, Any]:
+def progress(stage: Path) -> tuple[int, int]:
+    """The steps that the stage in the directory `stage` has made, and the images that it has seen."""
+    folder = stage / CHECKPOINTS
+    if steps := steps_in(folder):
+        return steps[-1], images_seen(folder / str(steps[-1]))
+    finished = stage / FINISHED
+    left = json.loads(finished.read_text()) if finished.exists() else {}
+    return (left["steps"], left["images"]) if "images" in left else (0, 0)
+
+
+def remember(config: ConfigDict, workdir: Path, *, file: str, write: bool) -> tuple[dict[str, Any], list[str]]:
     """Checks that the working directory was made by `config`, or is new, and returns `config` as plain values.
 
-    With `write` it is kept there for the next start; of several processes one writes.
+    With `write` it is kept there for the next start; of several processes one writes. The lines that come with the
+    values say what has changed since the last start.
 
     Raises:
       ConfigError: the directory was made by another config; the fields that differ are listed, nothing is changed.
     """
     plain = json.loads(config.to_json_best_effort())
     path = workdir / CONFIG
-    kept = json.loads(path.read_text()) if path.exists() else {}
+    kept, lines = json.loads(path.read_text()) if path.exists() else {}, []
     for name, section in plain.items():
         # Weights that this run has made itself are a choice for once, not what the run is.
         if isinstance(section, dict) and section.get("weights") and _made_here(section["weights"], workdir):
             section["weights"] = kept.get(name, {}).get("weights", "")
     if kept:
         before, now = _flat(kept), _flat(plain)
-        differing = [
-            f"  {name}: {before.get(name, 'absent')!r} there, {now.get(name, 'absent')!r} now"
-            for name in sorted(before.keys() | now.keys())
-            if before.get(name) != now.get(name) and not _may_change(name)
-        ]
-        if differing:
+        differing = [name for name in sorted(before.keys() & now.keys()) if before[name] != now[name]]
+        if refused := [name for name in differing if not _may_change(name)]:
             raise ConfigError(
                 f"{file}: the working directory {workdir} was made by another config:\n"
-                + "\n".join(differing)
+                + "\n".join(f"  {name}: {before[name]!r} there, {now[name]!r} now" for name in refused)
                 + "\nuse another --workdir, or set these fields as they were"
             )
+        if differing:
+            changes = (f"{name} from {before[name]!r} to {now[name]!r}" for name in differing)
+            lines.append(f"changed since the last start: {', '.join(changes)}")
+        if new := sorted(now.keys() - before.keys()):
+            values = ", ".join(f"{name}={now[name]!r}" for name in new)
+            lines.append(f"not known to the version that began this run: {values}")
+        if gone := sorted(before.keys() - now.keys()):
+            values = ", ".join(f"{name}={before[name]!r}" for name in gone)
+            lines.append(f"not known to this version, and left out: {values}")
     if write:
         with whole_file(path) as stream:
             stream.write((json.dumps(plain, indent=2) + "\n").encode())
-    return plain
+    return plain, lines
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -111,4 +130,4 @@ def _made_here(weights: str, workdir: Path) -> bool:
 def _may_change(name: str) -> bool:
     if any(name == field or name.startswith(field + ".") for field in MAY_CHANGE):
         return True
-    return any(name.endswith(f".train.{field}") for field in MAY_CHANGE_IN_TRAIN)
+    return name.split(".")[-1] in OF_TIME or any(name.endswith(f".train.{field}") for field in MAY_CHANGE_IN_TRAIN)

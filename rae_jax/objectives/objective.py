@@ -167,8 +167,7 @@ def single_network(
             "gradient_norm": optax.tree.norm(gradients),
             "learning_rate": learning_rate(state.step),
         }
-        state = state.averaging(params, decays)
-        return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
+        return state.replace(step=state.step + 1, params=params, opt_state=opt_state).averaged(decays), metrics
 
     return Objective(init=init, train_step=train_step, frozen=frozen, **hooks)
 

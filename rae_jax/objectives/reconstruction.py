@@ -126,10 +126,8 @@ def reconstructing(
                 discriminator_key,
             )
             metrics |= more
-        state = state.averaging(params, decays)
-        return state.replace(
-            step=state.step + 1, params=params, opt_state=opt_state, discriminator=discriminator
-        ), metrics
+        state = state.replace(step=state.step + 1, params=params, opt_state=opt_state, discriminator=discriminator)
+        return state.averaged(decays), metrics
 
     def averaged(state: TrainState, images: jax.Array) -> jax.Array:
         return reconstruct(state.ema_params, state.frozen, prepare(state.frozen, images), images)

@@ -192,8 +192,8 @@ def about(directory: Path) -> dict[str, Any]:
     return json.loads(file.read_text()) if file.is_file() else {}
 
 
-def position(directory: Path) -> int:
-    """How far in the data the checkpoint in `directory` is: the images seen."""
+def images_seen(directory: Path) -> int:
+    """How many images the run had seen at the checkpoint in `directory`: its position in the data."""
     return int(json.loads((directory / "data" / "metadata").read_text())["position"])
 
 

@@ -1,7 +1,8 @@
 """Durations: a config says each in epochs, images or steps, and `resolve` makes steps of them where a run starts."""
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
+from types import MappingProxyType
 
 from ml_collections import ConfigDict
 
@@ -16,6 +17,7 @@ DURATIONS = (
     ("pivot_fixed_epochs", "pivot_fixed_images", "pivot_fixed_steps"),
     ("keep_every_epochs", "keep_every_images", "keep_every_steps"),
 )
+PERIODS = DURATIONS[-1:]
 
 
 def steps_per_epoch(images: int, batch_size: int) -> int:
@@ -39,15 +41,23 @@ def in_epochs(config: ConfigDict) -> list[str]:
     return [f"{path}.{epochs}" for path, section, (epochs, _, _), _ in _durations(config) if section[epochs]]
 
 
-def resolve(config: ConfigDict, train_images: int) -> ConfigDict:
+def resolve(
+    config: ConfigDict, train_images: int, done: Mapping[str, tuple[int, int]] = MappingProxyType({})
+) -> ConfigDict:
     """A copy of `config` with every duration in steps, and 0 in its other units.
 
     Those of a stage follow its own `train.batch_size`. A discriminator's schedule counts its own updates, one a step,
     so that its epochs begin with the first of them.
 
+    A stage that goes on with another batch size than it began with has made another number of steps than the images
+    that it has seen would fill now. What is said in epochs or images is moved by the difference, so that it ends where
+    it would have, in images, and a schedule goes on from where it was. What is said in steps is left alone, and so are
+    a discriminator's own schedule and the period of the checkpoints that are kept.
+
     Args:
       config: may be resolved already: then nothing changes.
       train_images: how many images there are to train on; not read if nothing is said in epochs.
+      done: of stages that have begun, the steps made and the images seen.
 
     Raises:
       ValueError: a duration is said in two units, or is negative or infinite, or a batch holds no image; names the
@@ -63,9 +73,13 @@ def resolve(config: ConfigDict, train_images: int) -> ConfigDict:
         if batch_size < 1:
             raise ValueError(f"{path.split('.')[0]}.train.batch_size={batch_size}; a batch has at least one image")
         epochs, images, steps = (section[name] for name in units)
-        section[units[2]] = to_steps(
-            epochs=epochs, images=images, steps=steps, train_images=train_images, batch_size=batch_size
-        )
+        duration = to_steps(epochs=epochs, images=images, steps=steps, train_images=train_images, batch_size=batch_size)
+        if (epochs or images) and units not in PERIODS and not path.endswith(".discriminator_optimizer"):
+            steps_made, images_seen = done.get(path.split(".")[0], (0, 0))
+            duration += steps_made - round(images_seen / batch_size)
+            # What is over stays so; only of a warm-up the decay after it has to know how long ago that was.
+            duration = duration if units[2] == "warmup_steps" else max(duration, 0)
+        section[units[2]] = duration
         section[units[0]], section[units[1]] = 0.0, 0
     return config
 

@@ -138,7 +138,8 @@ def fit(
         if restored is not None:
             state, data_position = restored
             batches.restore(data_position)
-            log.say(f"{stage}: continuing from step {int(state.step)}")
+            seen = f", after {data_position['position']:,} images" if "position" in data_position else ""
+            log.say(f"{stage}: continuing from step {int(state.step)} of {total_steps}{seen}")
         else:
             first = jax.jit(lambda k, initial: objective.first_state(k, example, initial), out_shardings=layout)
             state = first(key, load_initial())

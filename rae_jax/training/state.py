@@ -48,10 +48,11 @@ class TrainState(struct.PyTreeNode):
         more = {decay: jax.tree.map(jnp.array, params) for decay in self.more_ema or ()} or None
         return self.replace(params=params, ema_params=jax.tree.map(jnp.array, params), more_ema=more)
 
-    def averaging(self, params: Any, decays: Sequence[float]) -> "TrainState":
-        """The state whose averages have seen `params`, the parameters after a step."""
-        more = {str(decay): update_ema(self.more_ema[str(decay)], params, decay) for decay in decays[1:]} or None
-        return self.replace(ema_params=update_ema(self.ema_params, params, decays[0]), more_ema=more)
+    def averaged(self, decays: Sequence[float]) -> "TrainState":
+        """The state whose averages, with the same `decays` as from the start, have seen its parameters."""
+        averages = update_ema(self.ema_params, self.params, decays[0])
+        more = {str(decay): update_ema(self.more_ema[str(decay)], self.params, decay) for decay in decays[1:]} or None
+        return self.replace(ema_params=averages, more_ema=more)
 
 
 def ema_decays(train: ConfigDict) -> tuple[float, ...]:

@@ -12,6 +12,7 @@ import jax, jax.numpy as jnp
 jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
 from rae_jax.training import sharding
 from rae_jax.training.checkpoint import Checkpoints, structure_of
+from rae_jax.training.checkpoint_weights import find
 from rae_jax.training.state import TrainState
 
 mesh = sharding.make_mesh({"data": 1, "fsdp": 2, "tensor": 1})
@@ -40,6 +41,7 @@ Checkpoints._read = broken
 layout = jax.tree.map(lambda x: x.sharding, state(0))
 restored, position = checkpoints.restore(structure_of(state(0), layout), lambda text: print(text, flush=True))
 print("restored", int(restored.step), position, [float(x.data[0]) for x in restored.params["w"].addressable_shards])
+print("on the host", find(Path(sys.argv[3]) / "2").read("toy")["w"].tolist())
 checkpoints.save(state(3), 3, {"position": 3}, {})
 checkpoints.close()
 """
@@ -62,6 +64,7 @@ def test_all_processes_fall_back_together_when_one_cannot_read_the_newest_checkp
     assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
     for output in outputs:
         assert "restored 2 {'position': 2} [2.0]" in output, output
+        assert "on the host [2.0, 2.0, 2.0, 2.0]" in output, output
     assert "3 cannot be read (by another process)" in outputs[0]
     assert "3 cannot be read (OSError: Input/output error)" in outputs[1]
     names = {path.name for path in (tmp_path / "checkpoints").iterdir()}

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from configs import base, digits, dith_xl, rac_256, rae_dinov2b_vitxl
 from rae_jax.training.durations import DURATIONS, give_way, in_epochs, resolve, steps_per_epoch, to_steps
+from rae_jax.training.optimizer import make_optimizer
 
 ROOT = Path(__file__).resolve().parents[2]
 IMAGENET = 1_281_167
@@ -175,3 +176,27 @@ def test_steps_are_those_of_the_official_code_at_its_batch_size_and_epochs(name)
         loss, (discriminator_from, gan_from, warmup) = section.loss, ADVERSARIAL[stage]
         assert (loss.discriminator_from_step, loss.gan_from_step) == (discriminator_from, gan_from)
         assert loss.discriminator_optimizer.warmup_steps == warmup
+
+
+@pytest.mark.parametrize(("batch_size", "steps_made"), [(512, 400 * 1251), (2048, 400 * 1251), (512, 20 * 1251)])
+def test_a_schedule_in_epochs_goes_on_where_it_was_when_the_batch_size_changes(batch_size, steps_made):
+    config = dith_xl.get_config()
+    assert config.flow.train.batch_size == 1024
+    images = steps_made * 1024
+    before = resolve(config, IMAGENET)
+    assert resolve(config, IMAGENET, {"flow": (steps_made, images)}) == before
+    config.flow.train.batch_size = batch_size
+    after = resolve(config, IMAGENET, {"flow": (steps_made, images)})
+
+    # The end is after as many images.
+    left = (after.flow.train.steps - steps_made) * batch_size
+    assert images + left == pytest.approx(before.flow.train.steps * 1024, abs=802 * 1024)
+    if steps_made > 40 * 1251:  # the warm-up is over
+        rates = [float(make_optimizer(each.flow.train.optimizer)[1](steps_made)) for each in (before, after)]
+        assert rates[0] == pytest.approx(rates[1], rel=1e-3) and rates[0] < 2e-4
+    # Later starts find the same durations.
+    later = {"flow": (steps_made + 1000, images + 1000 * batch_size)}
+    assert resolve(config, IMAGENET, later) == after
+    # What is said in steps stays.
+    config.flow.train.epochs, config.flow.train.steps = 0.0, 12345
+    assert resolve(config, IMAGENET, later).flow.train.steps == 12345
