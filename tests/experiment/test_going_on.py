@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from configs import digits
-from rae_jax.components.catalogue import component
+from configs import digits, digits_rpiae
+from rae_jax.components.catalogue import component, given_to
 from rae_jax.experiment.configuration import resolved
 from rae_jax.experiment.stages import Stages, open_sources
 from rae_jax.experiment.workdir import progress, remember
@@ -137,6 +137,17 @@ def test_a_run_may_choose_among_its_own_checkpoints_and_goes_on_as_before(first)
         assert "checkpoints/2: average with decay 0.9" in stages.weights.identity("encoder")
     assert (workdir / "config.json").read_text() == before
     assert same(train(config, workdir), left)
+
+
+def test_weights_of_one_of_several_components_are_where_the_first_stage_that_trains_it_begins():
+    config = digits_rpiae.get_config("tiny")
+    config.decoder.weights = "given"
+    pivot, later = objective_of(config, "pivot"), objective_of(config, "specialisation")
+    assert pivot.initial.keys() == {"encoder", "decoder"} and pivot.initial["decoder"].weights == "given"
+    begun = pivot.begin({"encoder": 1, "decoder": 2}, {"encoder": 3, "decoder": 4})
+    assert begun == {"encoder": 3, "decoder": 4}
+    assert later.begin(1, {"decoder": 5}) == 5  # of the stage before it, as its `initial` says
+    assert given_to(config, "pivot") == ("decoder",) and given_to(config, "specialisation") == ()
 
 
 def test_statistics_that_a_stage_measures_cannot_be_given():
