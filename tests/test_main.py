@@ -116,7 +116,7 @@ def test_a_seed_grid_has_a_row_a_class_and_refuses_others(finished):
     assert width > 8 * 64 and 2 * 64 < height < 3 * 64
     status, output = runs.run(workdir, "--mode=sample", "--seed_grid=3,10")
     assert status != 0 and "Traceback" not in output
-    assert "no classes [10], but 0 to 9" in output
+    assert "there are no classes 10, but 0 to 9" in output
 
 
 def test_a_flow_map_is_sampled_in_other_jumps_without_its_teacher(finished):
