@@ -31,7 +31,7 @@ def get_config() -> ConfigDict:
     config.data.path = ""  # the folder of images, or the TFDS data directory
     config.data.train_split = "train"
     config.data.train_images = 0  # in it, that an epoch is of; 0: as many as there are
-    config.data.test_split = "validation"  # held out; never trained on
+    config.data.test_split = "validation"  # held out; never trained on. In a folder: whichever it has, by any name
     config.data.image_size = 256  # pixels, square
     config.data.latents = ""  # a cache made by tools.cache_latents, for stages that need no more of an image
     config.data.held_out_share = 0.0  # of a folder without held-out images, what to hold out; 0: it is an error

@@ -25,7 +25,6 @@ from rae_jax.data.sources import FolderSource, TfdsSource
 
 IMAGENET = {"train": 1_281_167, "validation": 50_000}
 CLASSES = 1000
-FOLDERS = {"train": "train", "validation": "test"}
 
 
 class ImagenetFolder(tfds.core.GeneratorBasedBuilder):
@@ -67,7 +66,7 @@ def prepare(source: Path, output: Path) -> Path:
     Raises:
       ValueError: the folder is not one of training and held-out images, or what is read back differs from it.
     """
-    sources = {split: FolderSource(str(source), folder, 0.01, 256) for split, folder in FOLDERS.items()}
+    sources = {split: FolderSource(str(source), split, 0.01, 256) for split in IMAGENET}
     builder = ImagenetFolder(sources=sources, data_dir=output)
     builder.download_and_prepare(file_format="array_record")
     for split, folder in sources.items():

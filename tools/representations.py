@@ -154,7 +154,7 @@ def show(config: ConfigDict, file: str, workdir: Path, kind: str, count: int) ->
     mesh = sharding.make_mesh(config.mesh.to_dict())
     path = workdir / f"{kind}.png"
     with sharding.use(mesh):
-        stages = Stages(config, {}, open_sources(config), workdir, mesh, RunLog(workdir, active=False))
+        stages = Stages(config, {}, open_sources(config, workdir), workdir, mesh, RunLog(workdir, active=False))
         if kind in ("tsne", "probe"):
             draw = {"tsne": tsne, "probe": probe}[kind]
             figure = draw(stages, count)

@@ -10,6 +10,7 @@ What is done to the many kinds of file:
 - More than `MAX_PIXELS`: refused from the header, before memory is taken.
 """
 
+import importlib.util
 import io
 
 import numpy as np
@@ -17,6 +18,12 @@ import simplejpeg
 from PIL import Image, ImageOps
 
 MAX_PIXELS = Image.MAX_IMAGE_PIXELS
+
+# Of the names of files that are taken for images, in lower case. Pillow reads AVIF if it was built with it.
+ENDINGS = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff",
+    ".jp2", ".j2k", ".jpf", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".qoi",
+) + ((".avif",) if importlib.util.find_spec("PIL._avif") else ())  # fmt: skip
 
 # An EXIF block lies in the first segments of a JPEG, each of which has at most 64 KiB.
 _HEADER_BYTES = 1 << 16

@@ -1,17 +1,14 @@
 """Labelled images with random access: the embedded digits, folders of image files, and TensorFlow Datasets.
 
 digits           scikit-learn's 1,797 handwritten digits, enlarged to 32 x 32; split "train" or "test"
-folder           <path>/<class>/**/*.jpg, or <path>/train/<class>/ with <path>/test/<class>/ (or val/) beside it;
-                 without class folders, <path>/*.jpg, the images have no classes
+folder           <path>/<class>/**/*.jpg, or train/ and test/ (or validation/) with these; `folders.py` has the layouts
 tfds:<builder>   a prepared data set in ArrayRecord files, read without TensorFlow; any split expression of TFDS
 """
 
 import concurrent.futures
-import dataclasses
 import itertools
 import logging
 import os
-import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,15 +17,9 @@ import numpy as np
 from PIL import Image
 
 from rae_jax.data.decoding import decode_image
+from rae_jax.data.folders import LAYOUT, find_images
 
 log = logging.getLogger(__name__)
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-LAYOUT = (
-    "expected one subfolder a class, <path>/<class>/**/<image>, "
-    "or <path>/train/<class>/ and <path>/test/<class>/ for two splits, or images without class folders; "
-    f"images end in {', '.join(IMAGE_SUFFIXES)}"
-)
 
 IMAGENET_TRAIN_IMAGES = 1_281_167
 
@@ -55,6 +46,12 @@ class Source(Protocol):
         Without classes, `num_classes` is 0 and so is every label: the null label of a model without classes.
         """
 
+    def contents(self) -> dict[str, Any]:
+        """What it holds, as plain values: how many `images`, and what else is known without looking at them.
+
+        That may be `folder`, `classes` (how many images of each, by name) and `left_out` (how many files, by reason).
+        """
+
 
 def open_source(
     name: str,
@@ -63,35 +60,44 @@ def open_source(
     max_unreadable_share: float = 0.01,
     check_images: int = 256,
     held_out_share: float = 0.0,
+    classes: Sequence[str] | None = None,
 ) -> Source:
     """The images `name` of the module's table.
 
     Args:
       name: "digits", "folder" or "tfds:<builder>".
-      split: "train" or "test" (held out); for TFDS any split expression.
+      split: "train" or "test" (held out); for TFDS any split expression, for a folder see `folders.find_images`.
       path: the folder of images; for TFDS its data directory or the directory of one prepared version.
       max_unreadable_share: a folder with a larger share of unreadable images is an error.
       check_images: so many images of a folder, evenly spaced, are decoded before this returns.
       held_out_share: of each class of a folder that has no held-out images of its own; 0: such a folder has no "test".
+      classes: the classes by label that it must have; any by default. A folder labels its classes as they say.
 
     Raises:
       ValueError: there is no such source or split, or it is not in the state that is needed; says what to do.
     """
-    if name == "digits":
-        return digits(split)
     if name == "folder":
         if not path:
             raise ValueError(f"the source 'folder' needs the folder's path (config.data.path); {LAYOUT}")
-        return FolderSource(path, split, max_unreadable_share, check_images, held_out_share)
-    if name.startswith("tfds:"):
-        return TfdsSource(name.removeprefix("tfds:"), split, path)
-    raise ValueError(f"there is no data source {name!r}; use 'digits', 'folder' or 'tfds:<builder>'")
+        return FolderSource(path, split, max_unreadable_share, check_images, held_out_share, classes)
+    if name == "digits":
+        source: Source = digits(split)
+    elif name.startswith("tfds:"):
+        source = TfdsSource(name.removeprefix("tfds:"), split, path)
+    else:
+        raise ValueError(f"there is no data source {name!r}; use 'digits', 'folder' or 'tfds:<builder>'")
+    if classes is not None and source.class_names != tuple(classes):
+        raise ValueError(
+            f"{source} has other classes than when this run began, and labels would no longer mean the same; give the "
+            "data that it began with, or begin another run (--workdir)"
+        )
+    return source
 
 
 def count_classes(name: str, split: str, path: str = "") -> int:
     """How many classes the source `name` has; errors as `open_source`, but no image is looked at."""
     if name == "folder" and path:
-        return len(_find_folder(Path(path), split, held_out=True).classes)
+        return len(find_images(Path(path), split, held_out_share=0.5).classes)
     return open_source(name, split, path).num_classes
 
 
@@ -154,6 +160,9 @@ class ArraySource:
     def __getitem__(self, index: int) -> dict[str, Any]:
         return {"image": self.images[index], "label": int(self.labels[index])}
 
+    def contents(self) -> dict[str, Any]:
+        return {"images": len(self), "classes": _counts(self.class_names, self.labels)}
+
 
 def digits(split: str) -> ArraySource:
     """scikit-learn's digits, 8 x 8 values from 0 to 16, scaled to [0, 255] and enlarged to uint8 RGB `[N, 32, 32, 3]`.
@@ -183,10 +192,10 @@ def digits(split: str) -> ArraySource:
 
 
 class FolderSource:
-    """Image files in one subfolder a class; the sorted names of the subfolders are the labels 0, 1, 2, ...
+    """Image files in one subfolder a class; the subfolders in natural order are the labels 0, 1, 2, ...
 
-    Files are found at any depth below their class. Hidden folders and files of other types are passed over. Held-out
-    images get the labels of the training classes. A folder of images without subfolders has no classes.
+    `find_images` says what is found and what is left out. Held-out images get the labels of the training classes. A
+    folder of images without subfolders of images has no classes.
 
     Images come out decoded, because only then is it known whether they can be read. An unreadable one is named in a
     warning and stands for the next readable one, with that one's label, so the source stays random access and its
@@ -195,28 +204,28 @@ class FolderSource:
     """
 
     def __init__(
-        self, path: str, split: str, max_unreadable_share: float, check_images: int, held_out_share: float = 0.0
+        self,
+        path: str,
+        split: str,
+        max_unreadable_share: float,
+        check_images: int,
+        held_out_share: float = 0.0,
+        classes: Sequence[str] | None = None,
     ):
         for name, share in (("max_unreadable_share", max_unreadable_share), ("held_out_share", held_out_share)):
             if not 0 <= share <= 1:
                 raise ValueError(f"{name} is a share between 0 and 1, not {share}")
-        found = _find_folder(Path(path), split, held_out=held_out_share > 0)
-        self._root, self.class_names = found.root, found.classes
+        found = find_images(Path(path), split, held_out_share=held_out_share, classes=classes)
+        self._root, self.class_names, self._left_out = found.root, found.classes, found.left_out
         self.num_classes = len(self.class_names)
         self._folders = self.class_names or ("",)
         self._max_share = max_unreadable_share
         self.unreadable: set[int] = set()
 
-        names = [_image_files(self._root / folder) for folder in self._folders]
-        if found.shared:
-            names = [_part(files, split, held_out_share) for files in names]
-        self._labels = np.repeat(np.arange(len(names), dtype=np.int32), [len(files) for files in names])
-        if not len(self._labels):
-            below = f"below the {self.num_classes} folders of" if self.num_classes else "in"
-            share = f" for the split {split!r} with held_out_share={held_out_share:g}" if found.shared else ""
-            raise ValueError(f"no images {below} {self._root}{share}; {LAYOUT}")
+        counts = [len(files) for files in found.files]
+        self._labels = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
         # One block of bytes: a million strings would be pickled into every worker.
-        encoded = [os.fsencode(name) for name in itertools.chain.from_iterable(names)]
+        encoded = [os.fsencode(name) for name in itertools.chain.from_iterable(found.files)]
         self._names = b"".join(encoded)
         self._ends = np.cumsum([len(name) for name in encoded])
         self._check(check_images)
@@ -236,6 +245,10 @@ class FolderSource:
     def label(self, index: int) -> int:
         """The class of element `index`."""
         return int(self._labels[index])
+
+    def contents(self) -> dict[str, Any]:
+        found: dict[str, Any] = {"images": len(self), "folder": str(self._root), "left_out": self._left_out}
+        return found | ({"classes": _counts(self.class_names, self._labels)} if self.class_names else {})
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         count = len(self)
@@ -292,85 +305,8 @@ class FolderSource:
         return ", ".join(str(self.path(i)) for i in indices[:_NAMED]) + more
 
 
-@dataclasses.dataclass(frozen=True)
-class _Folder:
-    """Where the images of a split are.
-
-    Attributes:
-      root: the folder that holds the class folders, or the images if there are no classes.
-      classes: sorted names of the class folders.
-      shared: `root` holds the images of both splits.
-    """
-
-    root: Path
-    classes: tuple[str, ...]
-    shared: bool
-
-
-def _find_folder(path: Path, split: str, *, held_out: bool) -> _Folder:
-    """Where the images of `split` are; with `held_out`, part of the training images will do where none are held out."""
-    if split not in ("train", "test"):
-        raise ValueError(f"a folder of images has the splits 'train' and 'test', not {split!r}")
-    if not path.is_dir():
-        raise ValueError(f"there is no folder {str(path)!r}; {LAYOUT}")
-    folders = _subfolders(path)
-    splits = bool(folders) and folders <= {"train", "test", "val"}
-    if splits and "train" not in folders:
-        raise ValueError(f"{path} has {sorted(folders)} and lacks what split {split!r} needs; {LAYOUT}")
-    train = path / "train" if splits else path
-    classes = _subfolders(train)
-    if not classes and not _has_images(train):
-        raise ValueError(f"{train} has no subfolders and no images; {LAYOUT}")
-    test = next((path / name for name in ("test", "val") if splits and name in folders), None)
-    if test is None:
-        if split == "test" and not held_out:
-            raise ValueError(
-                f"{path} holds no held-out images; move the others to {path / 'train'} and put held-out ones into "
-                f"{path / 'test'}, in folders of the same names, or set held_out_share (config.data.held_out_share)"
-            )
-        return _Folder(train, tuple(sorted(classes)), shared=held_out)
-    if split == "test":
-        if strangers := _subfolders(test) - classes:
-            raise ValueError(f"{test} has classes that {train} lacks: {sorted(strangers)[:_NAMED]}")
-        if classes and not _subfolders(test):
-            raise ValueError(f"{test} has no subfolders; {LAYOUT}")
-    return _Folder(test if split == "test" else train, tuple(sorted(classes)), shared=False)
-
-
-def _part(names: list[str], split: str, held_out_share: float) -> list[str]:
-    """Those of `names`, sorted, that belong to `split`: chosen by their names alone, at least one of two each.
-
-    Adding a file changes the split of at most one other.
-    """
-    count = min(max(round(held_out_share * len(names)), 1), len(names) - 1)
-    held_out = set(sorted(names, key=lambda name: (zlib.crc32(os.fsencode(name)), name))[: max(count, 0)])
-    return [name for name in names if (name in held_out) == (split == "test")]
-
-
-def _has_images(path: Path) -> bool:
-    with os.scandir(path) as entries:
-        return any(_is_image(entry.name) for entry in entries)
-
-
-def _is_image(name: str) -> bool:
-    return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
-
-
-def _subfolders(path: Path) -> set[str]:
-    with os.scandir(path) as entries:
-        return {entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")}
-
-
-def _image_files(folder: Path) -> list[str]:
-    """Sorted paths, relative to `folder`, of the images at any depth below it."""
-    found = []
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        below = os.path.relpath(parent, folder)
-        for name in files:
-            if _is_image(name):
-                found.append(os.path.normpath(os.path.join(below, name)))
-    return sorted(found)
+def _counts(names: Sequence[str], labels: np.ndarray) -> dict[str, int]:
+    return dict(zip(names, np.bincount(labels, minlength=len(names)).tolist(), strict=True))
 
 
 class TfdsSource:
@@ -412,6 +348,9 @@ class TfdsSource:
 
     def __len__(self) -> int:
         return len(self._elements)
+
+    def contents(self) -> dict[str, Any]:
+        return {"images": len(self)}
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         element = self._elements[index]

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import math
 import os
-import re
 import shutil
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,10 +13,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from rae_jax.data.decoding import ENDINGS
+from rae_jax.data.folders import natural
 from rae_jax.files import whole_path
 from rae_jax.sampling.samples import UNREADABLE, check_images
 
-ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 PAIRS = ("originals", "reconstructions")  # the arrays of a run's `reconstructions.npz`
 
 
@@ -90,21 +90,16 @@ def check_pairs(a: ImageSet, b: ImageSet) -> None:
     if a.shape != b.shape:
         raise ValueError(f"{a.path} holds images {a.shape} and {b.path} {b.shape}; pairs must be as many and as large")
     for i, (one, other) in enumerate(zip(a.names, b.names, strict=False)):
-        if _natural(one) != _natural(other):
+        if natural(Path(one).stem) != natural(Path(other).stem):
             raise ValueError(
                 f"image {i + 1} of {a.path} is {one} and of {b.path} {other}; name both alike (their endings and zeros "
                 "before numbers may differ), so that every image is compared with its own"
             )
 
 
-def _natural(name: str) -> tuple[str | int, ...]:
-    """The stem of a file's name with its numbers as numbers, by which names are sorted and matched."""
-    return tuple(int(part) if part.isdigit() else part for part in re.split(r"([0-9]+)", Path(name).stem))
-
-
 def _folder(path: Path) -> ImageSet:
     inside = sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
-    files = sorted((f for f in inside if f.suffix.lower() in ENDINGS), key=lambda f: (_natural(f.name), f.name))
+    files = sorted((f for f in inside if f.suffix.lower() in ENDINGS), key=lambda f: (natural(f.stem), f.name))
     if not files:
         other = f"{len(inside)} other files, such as {inside[0].name}" if inside else "nothing"
         raise ValueError(f"{path} has no images ({', '.join(ENDINGS)}); it holds {other}")

@@ -13,6 +13,7 @@ from rae_jax.components.component import Component
 from rae_jax.components.conditions import Condition, condition
 from rae_jax.components.latent_spaces import latent_space, stats
 from rae_jax.evaluation import pictures
+from rae_jax.experiment.dataset import captioned, class_names
 from rae_jax.experiment.weights import Weights
 from rae_jax.sampling.batches import PartialSamples, sample_batches
 from rae_jax.sampling.generator import Generator, few_step_names, flow_map_generator, generator, guiding_component
@@ -56,7 +57,7 @@ class Generation:
         self._count, self._batch_size, self._png = sampling.num_samples, sampling.batch_size, sampling.png
         # Everything of the section that decides what a sample is.
         self._asked = {k: v for k, v in sampling.to_dict().items() if k not in ("batch_size", "flow_map_times", "png")}
-        self._condition = condition(config)
+        self._condition, self._class_names = condition(config), class_names(workdir)
         decoding = {"stats": stats(config), **latent_space(config).decoding}
         self._decoding = list(decoding)
         self._files = []
@@ -143,8 +144,9 @@ class Generation:
             images = np.concatenate(list(self._images(file, asked, indices)))
             path = self._workdir / f"{file.name.replace('samples', 'seed_grid')}.png"
             if jax.process_index() == 0:
-                pictures.save_png(path, pictures.grouped_grid(images, groups))
-            self._log.say(f"{path}: {', '.join(names)}, a column a noise")
+                pictures.save_png(path, pictures.grouped_grid(images, captioned(groups, self._class_names)))
+            rows_are = ", ".join(caption for caption, _ in captioned(groups, self._class_names))
+            self._log.say(f"{path}: {rows_are}, a column a noise")
 
     def _images(self, file: Sampled, asked: Condition, indices: np.ndarray) -> Iterator[np.ndarray]:
         return sample_batches(
@@ -159,10 +161,13 @@ class Generation:
         )
 
     def _picture(self, images: np.ndarray, asked: Condition) -> np.ndarray:
-        groups = self._condition.groups(asked)[:PICTURED]  # more would not fit on a screen
+        groups = captioned(
+            self._condition.groups(asked)[:PICTURED], self._class_names
+        )  # more would not fit on a screen
         if not groups:
             return pictures.image_grid(images[: PICTURED**2], columns=PICTURED)
-        return pictures.grouped_grid(images, [(caption, members[:PICTURED]) for caption, members in groups])
+        groups = [(caption, members[:PICTURED]) for caption, members in groups]
+        return pictures.grouped_grid(images, captioned(groups, self._class_names))
 
 
 def rows(asked: Condition, which: slice | np.ndarray) -> Condition:

@@ -85,7 +85,7 @@ def write_cache(config: ConfigDict, file: str, workdir: Path, output: Path) -> D
     config.mesh.update(EVERY_DEVICE)
     stages, config.stages = config.stages, ()  # nothing is trained: what only their training needs may be absent
     check(config, file=file, num_devices=jax.device_count())
-    sources = open_sources(config)
+    sources = open_sources(config, workdir)
     config.stages = stages  # they say which of them left the weights
     fixed, _ = without_flip(config.flow.train.transform)
     process, processes = jax.process_index(), jax.process_count()

@@ -9,6 +9,7 @@ import jax
 from ml_collections import ConfigDict
 
 from rae_jax.evaluation.report import write_environment, write_report
+from rae_jax.experiment import dataset
 from rae_jax.experiment.configuration import check, resolved
 from rae_jax.experiment.stages import Stages, open_sources
 from rae_jax.experiment.workdir import locked, remember
@@ -45,7 +46,7 @@ def open_run(
     """
     config = resolved(config, workdir)
     check(config, file=file, num_devices=jax.device_count())
-    sources = open_sources(config) if images else {}
+    sources = open_sources(config, workdir) if images else {}
     first = jax.process_index() == 0
     with locked(workdir) if first else contextlib.nullcontext():
         plain, changes = remember(config, workdir, file=file, write=first)
@@ -53,10 +54,15 @@ def open_run(
             jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / PROGRAMS))
         if first:
             write_environment(workdir)
+            if sources:
+                dataset.record(workdir, config, sources)
         service = open_wandb(wandb, workdir, plain) if wandb and first else None
         log = RunLog(workdir, active=first, report=functools.partial(write_report, workdir), wandb=service)
         for line in changes:
             log.say(line)
+        for tell, lines in zip((log.say, log.warn), dataset.summary(sources), strict=True):
+            for line in lines:
+                tell(line)
         mesh = sharding.make_mesh(config.mesh.to_dict())
         at_peak = functools.partial(seconds_at_peak, config, mesh=mesh)
         try:

@@ -1,7 +1,7 @@
 """Runs the stages of a config in order; a stage that has finished in this working directory is not run again.
 
 workdir/
-  config.json  metrics.jsonl  tensorboard/  summary.json  compiled/
+  config.json  metrics.jsonl  tensorboard/  summary.json  compiled/  classes.json  data.json
   <stage>/checkpoints/  weights/  *.png  (weights/<component>/ if the stage trains several)
   samples.npz  samples.png  reconstructions.npz  reconstructions.png
   and, with a flow map, samples_1step.npz  samples_2step.npz ...
@@ -30,7 +30,7 @@ from rae_jax.data.transforms import transform, without_flip
 from rae_jax.evaluation import pictures
 from rae_jax.evaluation.evaluator import Batch, Evaluator, source_batches
 from rae_jax.evaluation.metrics import JUDGED, REFERENCE, computed, needed
-from rae_jax.experiment import latent_cache
+from rae_jax.experiment import dataset, latent_cache
 from rae_jax.experiment.generation import Generation
 from rae_jax.experiment.results import Results, check_results
 from rae_jax.experiment.weights import Weights
@@ -48,14 +48,17 @@ from rae_jax.training.state import TrainState
 PICTURED = 16  # held-out images in a stage's picture
 
 
-def open_sources(config: ConfigDict) -> dict[str, Source]:
+def open_sources(config: ConfigDict, workdir: Path | None = None) -> dict[str, Source]:
     """The "train" and "test" images; a broken data set is an error here, before anything is written.
+
+    Args:
+      workdir: of the run, whose classes they must be; any by default.
 
     Raises:
       ValueError: see `open_source`; or the images have more classes than a stage that learns them or are not as many
         as epochs were counted of, too few are held out, or the cached latents are of other images.
     """
-    data = config.data
+    data, classes = config.data, workdir and dataset.labelled(config, workdir)
     sources = {
         split: open_source(
             data.source,
@@ -64,6 +67,7 @@ def open_sources(config: ConfigDict) -> dict[str, Source]:
             max_unreadable_share=data.max_unreadable_share,
             check_images=data.check_images,
             held_out_share=data.held_out_share,
+            classes=classes,
         )
         for split, name in (("train", data.train_split), ("test", data.test_split))
     }
@@ -255,7 +259,8 @@ class Stages:
                 if "original" in images:
                     picture = pictures.reconstruction_grid(images.pop("original"), images)
                 elif objective.groups:
-                    picture = pictures.grouped_grid(images["samples"], objective.groups)
+                    groups = dataset.captioned(objective.groups, dataset.class_names(self.workdir))
+                    picture = pictures.grouped_grid(images["samples"], groups)
                 else:
                     picture = pictures.image_grid(images["samples"], columns=8)
                 path = self.workdir / stage / f"step_{step}.png"
