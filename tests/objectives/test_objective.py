@@ -26,14 +26,15 @@ def test_steps_are_adams_on_each_steps_own_draws_and_the_average_is_of_the_new_p
 
     start, scale = np.array([1.0, -2.0, 3.0], np.float32), np.array([2.0, -1.0, 0.5], np.float32)
     objective = single_network(
-        model_init=lambda key: {"w": jnp.asarray(start)}, loss=loss, train=a_train_section(), key=key, frozen={}
-    )
+        model_init=lambda key: {"w": jnp.asarray(start)}, loss=loss, train=a_train_section(more_ema_decays=(0.5,)),
+        key=key, frozen={},
+    )  # fmt: skip
     batch = {"x": np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)}
     state = objective.init(jax.random.key(0), batch).replace(frozen={"scale": scale})
     np.testing.assert_array_equal(state.ema_params["w"], start)
     step = jax.jit(objective.train_step)
 
-    w, average, first, second = start, start, np.zeros(3), np.zeros(3)
+    w, average, shorter, first, second = start, start, start, np.zeros(3), np.zeros(3)
     for number in range(3):
         state, metrics = step(state, batch)
         noise = np.asarray(jax.random.normal(jax.random.fold_in(key, number), (3,)))
@@ -44,9 +45,10 @@ def test_steps_are_adams_on_each_steps_own_draws_and_the_average_is_of_the_new_p
         first, second = 0.8 * first + 0.2 * gradient, 0.9 * second + 0.1 * gradient**2
         unbiased = first / (1 - 0.8 ** (number + 1)), second / (1 - 0.9 ** (number + 1))
         w = w - 0.1 * unbiased[0] / (np.sqrt(unbiased[1]) + 1e-3)
-        average = 0.75 * average + 0.25 * w
+        average, shorter = 0.75 * average + 0.25 * w, 0.5 * shorter + 0.5 * w
         np.testing.assert_allclose(state.params["w"], w, rtol=1e-4)
         np.testing.assert_allclose(state.ema_params["w"], average, rtol=1e-4)
+        np.testing.assert_allclose(state.more_ema["0.5"]["w"], shorter, rtol=1e-4)
     assert int(state.step) == 3
 
 

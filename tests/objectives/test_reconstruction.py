@@ -21,6 +21,7 @@ from rae_jax.objectives.image_loss import ImageLoss
 from rae_jax.objectives.objective import stage_key
 from rae_jax.training import sharding
 from rae_jax.training.checkpoint import Checkpoints
+from rae_jax.training.checkpoint_weights import About, find
 
 # A network for LPIPS that compiles in no time; the published ones are in tests/models/test_lpips.py.
 NETWORKS["two convolutions"] = (("conv", 4, 3, 1, 1), ("tap",), ("pool", 2, 2), ("conv", 8, 3, 1, 1), ("tap",))
@@ -230,15 +231,17 @@ def test_accumulated_parts_update_the_decoder_as_the_whole_batch_does_without_no
 def test_a_checkpoint_brings_back_the_discriminator(tmp_path):
     _, _, state, step = prepared()
     new, _ = step(at_step(state, GAN_FROM), a_batch())
-    saved = Checkpoints(tmp_path, keep=1, config={})
+    about = About(stage="decoder", components={"decoder": ""}, ema_decays=[0.9], best=None)
+    saved = Checkpoints(tmp_path, keep=1, keep_every=0, config={}, about=about)
     saved.save(new, 4, {"position": 0}, {})
     saved.close()
     place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     structure = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), state)
-    opened = Checkpoints(tmp_path, keep=1, config={})
+    opened = Checkpoints(tmp_path, keep=1, keep_every=0, config={}, about=about)
     restored, _ = opened.restore(structure.replace(frozen=None), lambda text: None)
     opened.close()
     assert same(restored.discriminator, new.discriminator)
+    assert same(find(tmp_path).read("decoder"), new.ema_params)
     again, _ = step(restored.replace(frozen=state.frozen), a_batch())
     expected, _ = step(new, a_batch())
     assert same(again, expected)
