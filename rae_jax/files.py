@@ -1,21 +1,45 @@
-"""Files that appear whole or not at all, however the process that writes them ends."""
+"""Where files may be, and files that appear whole or not at all, however the process that writes them ends."""
 
+import argparse
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
 
+class NotLocal(ValueError, argparse.ArgumentTypeError):
+    """An address such as gs://bucket where a path of a mounted file system is needed."""
+
+
+def local_path(text: str | Path, what: str = "") -> Path:
+    """`text`, which the user calls `what`, as a path, with `~` for the home directory.
+
+    Raises:
+      NotLocal: it is an address; taken for a path it would be a folder here of a name like "gs:".
+    """
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(text)):
+        raise NotLocal(
+            f"{what + '=' if what else ''}{text} is an address, and files are read and written on mounted file systems "
+            "only: mount the bucket (docs/scaling.md says how it must be) and give its path, or copy what is there"
+        )
+    return Path(text).expanduser()
+
+
 @contextlib.contextmanager
 def whole_path(path: str | Path) -> Iterator[Path]:
     """Where to write what becomes the file `path` when the block ends; nothing remains if the block fails."""
-    path = Path(path)
+    path = local_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
         os.replace(temporary, path)
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error  # a full disk does not say which file
     finally:
         temporary.unlink(missing_ok=True)
 

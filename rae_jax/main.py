@@ -17,12 +17,14 @@ Modes:
 import os
 import signal
 import sys
+import traceback
 from pathlib import Path
 
 import jax
 from absl import app, flags, logging
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from rae_jax.costs import dry_run
 from rae_jax.costs.compile_report import mesh_over
@@ -31,9 +33,10 @@ from rae_jax.experiment import flags as experiment
 from rae_jax.experiment.configuration import check, resolved
 from rae_jax.experiment.run import open_run
 from rae_jax.experiment.workdir import ConfigError
-from rae_jax.training import sharding
+from rae_jax.training import sharding, stopping
 from rae_jax.training.checkpoint import NotSaved
-from rae_jax.training.loop import Diverged, Interrupted
+from rae_jax.training.loop import Diverged
+from rae_jax.training.stopping import Interrupted
 
 MODE = flags.DEFINE_enum("mode", "train", ["train", "sample", "evaluate"], "What to do.")
 NUM_SAMPLES = flags.DEFINE_integer("num_samples", 0, "How many images to sample; the config's number by default.")
@@ -56,21 +59,49 @@ TOPOLOGY = flags.DEFINE_string(
 def main(arguments: list[str]) -> None:
     if len(arguments) > 1:
         raise app.UsageError(f"unexpected argument {arguments[1]!r}; fields are set as --config.FIELD=VALUE")
-    signal.signal(signal.SIGTERM, stop)
+    answer_signals()
     try:
         run(experiment.config(), experiment.config_file())
     except NotSaved as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        end(f"error: {error}")
         os._exit(1)  # threads of the storage library may wait minutes for what will not come
     except (ConfigError, Diverged, OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+        end(f"error: {error}")
+        sys.exit(1)
     except KeyboardInterrupt:
+        end("interrupted; the same command goes on")
         sys.exit(128 + signal.SIGINT)
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1 or "RESOURCE_EXHAUSTED" in str(error):
+            raise
+        # On a CPU or a GPU, a collective fails when another process is no more.
+        end(f"another process of the run seems to have ended: {str(error).splitlines()[0]}", stopping.STATUS)
+    except Exception:
+        stopping.fail(1, traceback.format_exc())
+        raise
+
+
+def answer_signals() -> None:
+    """What asks to stop does so now, between stages and while sampling, where there is nothing to save.
+
+    The training loop has its own answer. Called again when libraries have loaded that may have taken the signals.
+    """
+    for number in stopping.signals_to_answer():
+        if number != signal.SIGINT or stopping.several():
+            signal.signal(number, stop)
 
 
 def stop(number: int, frame: object) -> None:
-    """SIGTERM between stages and while sampling, where there is nothing to save; the loop has its own answer."""
-    raise Interrupted
+    """Leaves at once, as one process; as one of several, when all do."""
+    if not stopping.ask_all():
+        os.write(2, b"asked to stop; the same command goes on\n")  # `print` may be what was interrupted
+        raise Interrupted
+
+
+def end(text: str, status: int = 1) -> None:
+    """Says what ends this process, and ends it if it is one of several, which would wait for each other."""
+    print(text, file=sys.stderr, flush=True)
+    stopping.fail(status, text)
 
 
 def run(config, file: str) -> None:
@@ -85,6 +116,9 @@ def run(config, file: str) -> None:
     if TOPOLOGY.value and not DRY_RUN.value:
         raise ConfigError("--topology goes with --dry_run")
     experiment.connect()
+    if not DRY_RUN.value:
+        jax.devices()  # so that what takes the signals has taken them
+    answer_signals()
     workdir = experiment.workdir()
     if DRY_RUN.value:
         config = resolved(config, workdir)
@@ -112,7 +146,7 @@ def run(config, file: str) -> None:
 
 def show(results: dict[str, float], workdir: Path) -> None:
     """The summary screen."""
-    table = Table(title=str(workdir), title_justify="left")
+    table = Table(title=Text(str(workdir)), title_justify="left")
     table.add_column("measured")
     table.add_column("value", justify="right")
     for name, value in results.items():

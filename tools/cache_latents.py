@@ -11,7 +11,6 @@ that is missing; until the end the directory has no latents.json, and no run tak
 """
 
 import sys
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -20,18 +19,20 @@ from absl import app, flags, logging
 from rae_jax.experiment import flags as experiment
 from rae_jax.experiment.configuration import resolved
 from rae_jax.experiment.latent_writer import write_cache
+from rae_jax.files import local_path
 
 OUTPUT = flags.DEFINE_string("output", "", "The directory of the cache.")
 
 
 def main(arguments: list[str]) -> None:
     del arguments
-    config, workdir, output = experiment.config(), experiment.workdir(), Path(OUTPUT.value)
+    config, workdir = experiment.config(), experiment.workdir()
     if not OUTPUT.value:
         raise app.UsageError("--output=DIR is missing: where the cache goes")
     logging.set_verbosity(logging.WARNING)
     experiment.connect()
     try:
+        output = local_path(OUTPUT.value, "--output")
         found = write_cache(resolved(config, workdir), experiment.config_file(), workdir, output)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")

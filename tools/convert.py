@@ -26,6 +26,7 @@ from ml_collections import ConfigDict
 
 from rae_jax.components.catalogue import component as component_of
 from rae_jax.components.catalogue import described
+from rae_jax.files import local_path
 from rae_jax.interop import kinds, lpips, weights
 from rae_jax.interop.checkpoint_files import PICKLES, read_tensors, write_tensors
 from rae_jax.interop.kinds import KINDS
@@ -58,7 +59,7 @@ def import_checkpoint(
     Raises:
       ValueError: whatever is wrong with the files; nothing has been written.
     """
-    paths = [Path(path) for path in source.split(",")]
+    paths = [local_path(path) for path in source.split(",")]
     told = _told(kind, config or next((p / "config.json" for p in paths if (p / "config.json").is_file()), ""))
     if kind == "lpips" and paths[0].suffix == ".ckpt":
         network, params = lpips.read_package_file(paths[0])
@@ -80,6 +81,7 @@ def export_checkpoint(kind: str, source: str | Path, output: str | Path, *, comp
     Raises:
       ValueError: there are no weights of that kind, or ones that its files cannot express; nothing has been written.
     """
+    source = local_path(source)
     if Path(output).suffix not in (".safetensors", *PICKLES):
         raise ValueError(f"{output}: a checkpoint's name ends in .safetensors or one of {', '.join(PICKLES)}")
     if weights.is_weights(source) and "kind" in weights.read_weights(source)[0]:
@@ -233,7 +235,7 @@ def _parser() -> argparse.ArgumentParser:
     ):
         command.add_argument("--kind", required=True, help="one of: " + ", ".join(sorted(KINDS)))
         command.add_argument("--source", required=True, help=source)
-        command.add_argument("--output", required=True, help=output)
+        command.add_argument("--output", required=True, type=local_path, help=output)
     reader.add_argument("--part", default="", help="entry of a training checkpoint (model, ema) or prefix of names")
     reader.add_argument("--config", default="", help="experiment or config.json that has what the tensors do not tell")
     writer.add_argument(

@@ -45,7 +45,7 @@ from rae_jax.evaluation.metrics import (
     of_lpips,
 )  # fmt: skip
 from rae_jax.evaluation.reference import read_statistics
-from rae_jax.files import whole_file
+from rae_jax.files import local_path, whole_file
 from rae_jax.interop.checkpoint_files import read_tensors
 from rae_jax.interop.inception_fid import import_inception
 from rae_jax.interop.lpips import pretrained
@@ -65,17 +65,19 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m tools.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("samples", type=Path, help="an .npz with arr_0, a run's reconstructions.npz, or a folder")
+    parser.add_argument("samples", type=local_path, help="an .npz with arr_0, a run's reconstructions.npz, or a folder")
     parser.add_argument(
-        "--reference", type=Path, help="likewise; an .npz may also hold mu, sigma (ref_mu, ref_sigma), mu_s, sigma_s"
+        "--reference",
+        type=local_path,
+        help="likewise; an .npz may also hold mu, sigma (ref_mu, ref_sigma), mu_s, sigma_s",
     )
     parser.add_argument("--metrics", required=True, help=f"joined by commas: {', '.join(OFFERED)}")
-    parser.add_argument("--inception", type=Path, help="the FID Inception file, pt_inception-2015-12-05*.pth")
+    parser.add_argument("--inception", type=local_path, help="the FID Inception file, pt_inception-2015-12-05*.pth")
     parser.add_argument("--encoder_config", help="the experiment whose encoder is to look: configs/NAME.py[:VARIANT]")
-    parser.add_argument("--encoder", type=Path, help="its weights, in place of those that the experiment names")
+    parser.add_argument("--encoder", type=local_path, help="its weights, in place of those that the experiment names")
     parser.add_argument("--batch_size", type=int, default=64)
-    parser.add_argument("--cache", type=Path, default=Path("runs/reference_statistics"))
-    parser.add_argument("--output", type=Path, help="a JSON file for the numbers")
+    parser.add_argument("--cache", type=local_path, default=Path("runs/reference_statistics"))
+    parser.add_argument("--output", type=local_path, help="a JSON file for the numbers")
     options = parser.parse_args(arguments)
     try:
         results = evaluate(options)

@@ -26,6 +26,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from rae_jax.files import local_path
+
 STAGES = ("encoder", "stats")
 STEPS = 200
 OPTIONS = [
@@ -45,7 +47,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cycles", type=int, default=100, help="starts that a fault ends, at least")
     parser.add_argument("--seed", type=int, default=0, help="of the random moments")
-    parser.add_argument("--workdir", type=Path, default=Path("runs/faults"), help="where the runs are; removed first")
+    parser.add_argument(
+        "--workdir", type=local_path, default=Path("runs/faults"), help="where the runs are; removed first"
+    )
     options = parser.parse_args()
     directory = options.workdir
     shutil.rmtree(directory, ignore_errors=True)
@@ -102,12 +106,13 @@ def child(options: list[str], output: Path) -> None:
     from absl import app
 
     from rae_jax import main as command
+    from rae_jax.experiment import flags as experiment
 
     with output.open("a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     sys.argv = ["main", *options]  # ml_collections looks there for the fields of the config
-    app.run(command.main, flags_parser=command.parse)
+    app.run(command.main, flags_parser=experiment.parse)
 
 
 def leave_alone(process: multiprocessing.Process, workdir: Path, rng: random.Random, seconds: float) -> None:

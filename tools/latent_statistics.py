@@ -15,6 +15,7 @@ from absl import app, flags
 
 from rae_jax.experiment import flags as experiment
 from rae_jax.experiment.run import open_run
+from rae_jax.files import local_path
 from tools.convert import export_checkpoint
 
 OFFICIAL = flags.DEFINE_string("official", "", "Where the official file goes: .pt or .safetensors.")
@@ -27,14 +28,15 @@ def main(arguments: list[str]) -> None:
     config.stats.weights = ""
     experiment.connect()
     try:
+        official = local_path(OFFICIAL.value, "--official")
         with open_run(config, experiment.config_file(), workdir) as stages:
             stages.train()
             weights = stages.weights.place("stats")
         if jax.process_index() == 0:
             print(f"statistics: {weights}")
             if OFFICIAL.value:
-                export_checkpoint("latent_stats", weights, OFFICIAL.value)
-                print(f"the same in the official format: {OFFICIAL.value}")
+                export_checkpoint("latent_stats", weights, official)
+                print(f"the same in the official format: {official}")
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 

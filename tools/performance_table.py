@@ -17,7 +17,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from rae_jax.files import whole_file
+from rae_jax.files import local_path, whole_file
 from tools.reproduce import with_section
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -148,7 +148,9 @@ def draw_scaling(results: list[dict[str, Any]], path: Path) -> None:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.performance_table", description=__doc__.split("\n\n")[0])
     parser.add_argument("--rows", required=True, help=f"names with commas between them, or all: {', '.join(ROWS)}")
-    parser.add_argument("--workdir", type=Path, default=Path("runs/compile_reports"), help="where the reports are kept")
+    parser.add_argument(
+        "--workdir", type=local_path, default=Path("runs/compile_reports"), help="where the reports are kept"
+    )
     options = parser.parse_args(arguments)
     chosen = list(ROWS) if options.rows == "all" else options.rows.split(",")
     if unknown := [name for name in chosen if name not in ROWS]:

@@ -22,6 +22,7 @@ import tensorflow_datasets as tfds
 from rich.progress import track
 
 from rae_jax.data.sources import FolderSource, TfdsSource
+from rae_jax.files import local_path
 
 IMAGENET = {"train": 1_281_167, "validation": 50_000}
 CLASSES = 1000
@@ -108,9 +109,9 @@ def demand_imagenet(directory: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.prepare_imagenet", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--source", type=Path, help="the folder of images")
-    parser.add_argument("--output", type=Path, help="the TFDS data directory to write into")
-    parser.add_argument("--check", type=Path, help="a prepared directory, which is only checked")
+    parser.add_argument("--source", type=local_path, help="the folder of images")
+    parser.add_argument("--output", type=local_path, help="the TFDS data directory to write into")
+    parser.add_argument("--check", type=local_path, help="a prepared directory, which is only checked")
     parser.add_argument("--any", action="store_true", help="the data set is not ImageNet")
     options = parser.parse_args(arguments)
     if not options.check and not (options.source and options.output):

@@ -15,7 +15,7 @@ import pkgutil
 import sys
 from pathlib import Path
 
-from rae_jax.files import whole_file
+from rae_jax.files import local_path, whole_file
 from tools import findings
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "findings.md"
@@ -43,9 +43,12 @@ def with_section(document: str, name: str, section: str) -> str:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.reproduce", description=__doc__.split("\n\n")[0])
     parser.add_argument("name", choices=["list", *names()], help="the finding, or `list`")
-    parser.add_argument("--workdir", type=Path, help="where its runs are kept; runs/findings/<name> by default")
+    parser.add_argument("--workdir", type=local_path, help="where its runs are kept; runs/findings/<name> by default")
     parser.add_argument(
-        "--digits", type=Path, default=Path("runs/digits"), help="a finished working directory of configs/digits.py"
+        "--digits",
+        type=local_path,
+        default=Path("runs/digits"),
+        help="a finished working directory of configs/digits.py",
     )
     options = parser.parse_args(arguments)
     if options.name == "list":

@@ -24,6 +24,7 @@ from rae_jax.data.transforms import Transform
 from rae_jax.evaluation.frechet import Gaussian, Moments
 from rae_jax.evaluation.image_sets import ImageSet
 from rae_jax.training import sharding
+from rae_jax.training.stopping import leave_if_agreed
 
 Batch = dict[str, jax.Array]  # "mask": bool [B], which rows count, beside whatever is looked at: arrays [B, ...]
 Measure = Callable[[Any, Batch], dict[str, dict[str, jax.Array]]]
@@ -90,6 +91,7 @@ class Evaluator:
 
         Raises:
           ValueError: there are no batches, a feature is not finite, or one image is to have a covariance.
+          Interrupted: the run, which is training, was asked to stop.
         """
         gatherings = {name: _Gathering(needs) for name, needs in self._needs.items()}
         under_way = None
@@ -97,6 +99,7 @@ class Evaluator:
             measured, under_way = under_way, None if batch is None else self._run(params, batch)
             if measured is not None:
                 self._gather(*measured, gatherings, on_batch)
+                leave_if_agreed()
         return {name: gathering.summary() for name, gathering in gatherings.items()}
 
     def _gather(self, mask: jax.Array, measured: Any, gatherings: dict[str, "_Gathering"], on_batch: Any) -> None:

@@ -21,6 +21,7 @@ from rae_jax.data.sources import count_classes, count_images
 from rae_jax.data.transforms import transform
 from rae_jax.experiment import latent_cache
 from rae_jax.experiment.workdir import CONFIG, ConfigError, progress
+from rae_jax.files import local_path
 from rae_jax.flow.flow_map import jump_times
 from rae_jax.objectives.catalogue import OBJECTIVES, objective_of
 from rae_jax.objectives.objective import Objective
@@ -44,12 +45,13 @@ def resolved(config: ConfigDict, workdir: Path | None = None) -> ConfigDict:
     In the place of `flow.num_classes=-1` comes the number of classes, and where there are none, samples are
     unconditional. Every duration is in steps, after those that the run in `workdir` has made if there is one;
     `data.train_images` counts what an epoch is of, if one is in epochs. Both are those of that run, and of the data
-    otherwise.
+    otherwise. In paths, `~` is the home.
 
     Raises:
-      ValueError: there is neither a run nor data, or a duration cannot be resolved.
+      ValueError: a path is an address, there is neither a run nor data, or a duration cannot be resolved.
     """
     config = config.copy_and_resolve_references()
+    _make_local(config)
     data, path = config.data, workdir and workdir / CONFIG
     before = json.loads(path.read_text()) if path and path.exists() else {}
     if config.flow.num_classes == -1:
@@ -70,6 +72,15 @@ def resolved(config: ConfigDict, workdir: Path | None = None) -> ConfigDict:
             ) from error
     done = {stage: progress(workdir / stage) for stage in config.stages} if before else {}
     return durations.resolve(config, data.train_images, done)
+
+
+def _make_local(config: ConfigDict) -> None:
+    for section, fields in config.items():
+        if isinstance(fields, ConfigDict):
+            for field in ("path", "latents", "weights"):
+                if isinstance(value := fields.get(field), str) and value:
+                    where = str(local_path(value, f"{section}.{field}"))
+                    fields[field] = where if value.startswith("~") else value
 
 
 def check(config: ConfigDict, *, file: str, num_devices: int) -> None:

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import jax
 from absl import app, flags
+from jax._src import distributed  # its client, by which the processes can talk, has no public name
 from ml_collections import ConfigDict, config_flags
 
-from rae_jax.training import durations
+from rae_jax.files import local_path
+from rae_jax.training import durations, stopping
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: a file that defines get_config().")
 WORKDIR = flags.DEFINE_string("workdir", "", "Where the run keeps its files; runs/<config name> by default.")
@@ -40,14 +42,36 @@ def config_file() -> str:
 
 
 def workdir() -> Path:
-    """The working directory."""
-    return Path(WORKDIR.value or Path("runs") / re.sub(r"\.py:?", "_", Path(config_file()).name).strip("_"))
+    """The working directory.
+
+    Raises:
+      ValueError: it is an address, or checkpoints in it could not be read again.
+    """
+    if not WORKDIR.value:
+        return Path("runs") / re.sub(r"\.py:?", "_", Path(config_file()).name).strip("_")
+    path = local_path(WORKDIR.value, "--workdir")
+    if found := sorted(set(str(path.absolute())) & set("*?[]\\")):
+        raise ValueError(
+            f"--workdir={WORKDIR.value}: the storage below the checkpoints takes {' '.join(found)} in the path "
+            f"{path.absolute()} for a pattern, and would not find there what it has written; use other characters, "
+            "as in run(lr=1e-3)"
+        )
+    return path
 
 
 def connect() -> None:
     """Joins the processes of a run, if the flags say that there are several."""
     if DISTRIBUTED.value:
-        jax.distributed.initialize(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
+        jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM: `training/stopping.py`
+        jax.distributed.initialize(
+            COORDINATOR.value,
+            NUM_PROCESSES.value,
+            PROCESS_ID.value,
+            heartbeat_timeout_seconds=stopping.HEARTBEAT_SECONDS,
+        )
+        joined = distributed.global_state
+        if joined.num_processes > 1:
+            stopping.join(joined.client, joined.process_id, joined.num_processes)
 
 
 def parse(arguments: list[str]) -> list[str]:
@@ -69,4 +93,8 @@ def parse(arguments: list[str]) -> list[str]:
             known = sorted(str(p) for p in Path("configs").glob("*.py") if p.stem not in ("__init__", "base"))
             sys.exit(f"error: --config: there is no file {path}; the experiments are {', '.join(known)}")
         durations.give_way(CONFIG.value, config_flags.get_override_values(flags.FLAGS["config"]))
+        try:
+            workdir()
+        except ValueError as error:
+            sys.exit(f"error: {error}")
     return rest

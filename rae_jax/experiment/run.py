@@ -12,7 +12,7 @@ from rae_jax.evaluation.report import write_environment, write_report
 from rae_jax.experiment import dataset
 from rae_jax.experiment.configuration import check, resolved
 from rae_jax.experiment.stages import Stages, open_sources
-from rae_jax.experiment.workdir import locked, remember
+from rae_jax.experiment.workdir import check_shared, locked, remember
 from rae_jax.training import sharding
 from rae_jax.training.progress import RunLog, open_wandb
 
@@ -49,6 +49,7 @@ def open_run(
     sources = open_sources(config, workdir) if images else {}
     first = jax.process_index() == 0
     with locked(workdir) if first else contextlib.nullcontext():
+        check_shared(workdir)
         plain, changes = remember(config, workdir, file=file, write=first)
         if keep_programs and not jax.config.jax_compilation_cache_dir:
             jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / PROGRAMS))

@@ -4,19 +4,24 @@ import contextlib
 import fcntl
 import json
 import os
+import secrets
 import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from rae_jax.files import whole_file
+from rae_jax.training import sharding
 from rae_jax.training.checkpoint_weights import CHECKPOINTS, images_seen, is_of, steps_in
 from rae_jax.training.durations import DURATIONS
 
-LOCK, CONFIG, FINISHED = ".lock", "config.json", "finished.json"
+LOCK, CONFIG, FINISHED, SHARED = ".lock", "config.json", "finished.json", ".seen_by_all"
+SEEN_SECONDS = 10.0  # after which a file of one host has come to be seen by another
 # What may change between two starts of one run: where it runs, how long and how it is watched, not what is computed.
 MAY_CHANGE = (
     "mesh", "sampling", "evaluation", "data.num_workers", "data.path", "data.max_unreadable_share", "data.check_images",
@@ -74,6 +79,37 @@ def progress(stage: Path) -> tuple[int, int]:
     finished = stage / FINISHED
     left = json.loads(finished.read_text()) if finished.exists() else {}
     return (left["steps"], left["images"]) if "images" in left else (0, 0)
+
+
+def check_shared(workdir: Path) -> None:
+    """Checks that all processes of this run, on whichever hosts, see one working directory; all must call it.
+
+    Raises:
+      ValueError: some see another of that name, a disk of their host's own say.
+    """
+    if jax.process_count() == 1:
+        return
+    from jax.experimental import multihost_utils
+
+    token, path = sharding.of_first_process(secrets.randbits(30)), workdir / SHARED
+    if jax.process_index() == 0:
+        path.write_text(str(token))
+    sharding.barrier("token written")
+    deadline, seen = time.monotonic() + SEEN_SECONDS, False
+    while not seen and time.monotonic() < deadline:
+        with contextlib.suppress(OSError):
+            seen = path.read_text() == str(token)
+        if not seen:
+            time.sleep(0.2)
+    all_seen = multihost_utils.process_allgather(np.asarray(seen))
+    if jax.process_index() == 0:
+        path.unlink()
+    if not all_seen.all():
+        raise ValueError(
+            f"the working directory {workdir.absolute()} is not the same for all processes: number "
+            f"{', '.join(map(str, np.flatnonzero(~all_seen)))} do not see what number 0 wrote there. Name a directory "
+            "on a disk that all hosts have mounted at the same place"
+        )
 
 
 def remember(config: ConfigDict, workdir: Path, *, file: str, write: bool) -> tuple[dict[str, Any], list[str]]:

@@ -3,9 +3,8 @@
 It knows an objective only through `init` and `train_step`, so every stage of every paper runs through here.
 """
 
+import contextlib
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +12,6 @@ from typing import Any, NoReturn, Protocol
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from clu import parameter_overview
 from ml_collections import ConfigDict
 
@@ -22,6 +20,7 @@ from rae_jax.training.checkpoint import Checkpoints, structure_of
 from rae_jax.training.checkpoint_weights import CHECKPOINTS, About
 from rae_jax.training.progress import RunLog
 from rae_jax.training.state import TrainState, ema_decays
+from rae_jax.training.stopping import Interrupted, StopRequest
 
 PROFILED_STEPS = 3
 
@@ -38,44 +37,6 @@ class BatchStream(Protocol):
 
 class Diverged(RuntimeError):
     """The loss or the gradient is not finite step after step, or has passed a bound."""
-
-
-class Interrupted(SystemExit):
-    """The run was asked to stop and has saved a checkpoint; the exit status asks a scheduler to start it again."""
-
-    def __init__(self) -> None:
-        super().__init__(75)  # EX_TEMPFAIL
-
-
-class StopRequest:
-    """Turns SIGTERM and SIGINT into a flag while it is entered, so that a step is never cut in the middle.
-
-    A SIGINT after the first signal ends the process at once.
-    """
-
-    def __enter__(self) -> "StopRequest":
-        self._asked = False
-        self._previous = {}
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._previous[number] = signal.signal(number, self._ask)
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _ask(self, number: int, frame: Any) -> None:
-        self._asked = True
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-    def agreed(self) -> bool:
-        """Whether any process was asked to stop; every process must call it at the same step."""
-        if jax.process_count() == 1:
-            return self._asked
-        from jax.experimental import multihost_utils
-
-        return bool(np.any(multihost_utils.process_allgather(np.asarray(self._asked))))
 
 
 def fit(
@@ -147,11 +108,26 @@ def fit(
         log.say(f"{stage}: {parameter_overview.count_parameters(state.params):,} parameters")
         log.rewind(stage, step)
         state = state.replace(frozen=frozen)
-        with log.progress(stage, total_steps, step) as display, StopRequest() as stop:
+
+        def evaluated_at(step: int) -> bool:
+            return train.evaluate_every > 0 and (step % train.evaluate_every == 0 or step == total_steps)
+
+        def evaluate(step: int) -> dict[str, float]:
+            measured = on_evaluation(state)
+            log.metrics(stage, step, {f"evaluation/{name}": value for name, value in measured.items()})
+            shown = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in measured.items())
+            log.say(f"{stage}: held-out images at step {step}: {shown}")
+            return measured
+
+        with log.progress(stage, total_steps, step) as display, contextlib.ExitStack() as while_training:
             if step < total_steps:
                 began = time.monotonic()
                 compiled = lower_step(objective.train_step, state, example, mesh).compile()
                 log.metrics(stage, step, {"compile_seconds": time.monotonic() - began})
+            stop = while_training.enter_context(StopRequest())
+            due = restored is not None and evaluated_at(step)
+            if due and not sharding.of_first_process(log.has(stage, step, "evaluation/")):
+                evaluate(step)  # the run was stopped while it did
             window = _Window(step, batches, seconds_at_peak)
             watch = _Watch(objective, train, stage, step, log)
             while step < total_steps:
@@ -167,8 +143,8 @@ def fit(
                     log.say(f"{stage}: profile of {PROFILED_STEPS} steps in {directory / 'profile'}")
                 display.advance(step)
                 watch.see(metrics)
-                stopping = (jax.process_count() == 1 or step % train.log_every == 0) and stop.agreed()
-                evaluating = train.evaluate_every and (step % train.evaluate_every == 0 or step == total_steps)
+                stopping = stop.agreed()
+                evaluating = evaluated_at(step)
                 milestone = train.keep_every_steps and step % train.keep_every_steps == 0
                 periodic = milestone or step % train.checkpoint_every == 0
                 saving = stopping or evaluating or periodic or step == total_steps
@@ -184,15 +160,15 @@ def fit(
                 measured = {}
                 if evaluating:
                     began = time.monotonic()
-                    measured = on_evaluation(state)
-                    log.metrics(stage, step, {f"evaluation/{name}": value for name, value in measured.items()})
-                    shown = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in measured.items())
-                    log.say(f"{stage}: held-out images at step {step}: {shown}")
+                    try:
+                        measured = evaluate(step)
+                    except Interrupted:
+                        stopping = True
                     window.leave_out(time.monotonic() - began)
                 # After the step and before the next batch, so that state and data position agree.
                 if saving:
                     checkpoints.save(state, step, batches.state(), measured)
-                if stopping and step < total_steps:
+                if stopping and (step < total_steps or (evaluating and not measured)):
                     log.say(f"{stage}: asked to stop; saving step {step}. The same command continues from there")
                     raise Interrupted
                 if train.pictures_every and step % train.pictures_every == 0 and step < total_steps:

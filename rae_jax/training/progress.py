@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 from tensorboardX import SummaryWriter
 
 from rae_jax.files import whole_file
@@ -65,11 +66,15 @@ class RunLog:
 
     def say(self, text: str) -> None:
         """One line for the person watching."""
-        self._console.print(f"[dim]{self._clock()}[/] {text}", highlight=False)
+        self._print(text)
 
     def warn(self, text: str) -> None:
         """One line that should not be overlooked."""
-        self._console.print(f"[dim]{self._clock()}[/] [yellow]warning:[/] {text}", highlight=False)
+        self._print(("warning:", "yellow"), f" {text}")
+
+    def _print(self, *parts: str | tuple[str, str]) -> None:
+        # Not as markup: a path may have brackets.
+        self._console.print(Text.assemble((self._clock(), "dim"), " ", *parts))
 
     def metrics(self, stage: str, step: int, values: dict[str, float]) -> None:
         """Appends scalars to `metrics.jsonl` and TensorBoard."""
@@ -111,6 +116,16 @@ class RunLog:
         temporary.write_text("".join(line + "\n" for line in kept))
         os.replace(temporary, self._path)
 
+    def has(self, stage: str, step: int, group: str) -> bool:
+        """Whether a metric whose name begins with `group` is recorded of this step; False where nothing is recorded."""
+        if not self._active or not self._path.exists():
+            return False
+        records = filter(None, map(_parse, self._path.read_text().splitlines()))
+        return any(
+            record["stage"] == stage and record["step"] == step and any(name.startswith(group) for name in record)
+            for record in records
+        )
+
     def progress(self, stage: str, total: int, done: int) -> "StepDisplay":
         """The live display of one stage, as a context manager."""
         return StepDisplay(self._console, stage, total, done, lambda: self._picture)
@@ -145,7 +160,7 @@ class StepDisplay:
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
-            TextColumn("[dim]{task.fields[picture]}"),
+            TextColumn("{task.fields[picture]}", style="dim", markup=False),
             console=console,
             disable=not self._live,
         )

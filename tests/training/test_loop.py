@@ -23,9 +23,10 @@ from rae_jax.objectives.objective import Evaluation, Objective
 from rae_jax.training import sharding
 from rae_jax.training.checkpoint import NotSaved
 from rae_jax.training.checkpoint_weights import find
-from rae_jax.training.loop import Diverged, Interrupted, fit
+from rae_jax.training.loop import Diverged, fit
 from rae_jax.training.progress import RunLog
 from rae_jax.training.state import TrainState
+from rae_jax.training.stopping import Interrupted
 
 EXAMPLE = {"x": jax.ShapeDtypeStruct((4, 3), jnp.float32)}
 
@@ -406,7 +407,7 @@ def _with_ballast(state):
 SECOND_SIGINT = """
 import os, signal, sys, time
 from rae_jax.training.checkpoint import NotSaved
-from rae_jax.training.loop import StopRequest
+from rae_jax.training.stopping import StopRequest
 with StopRequest() as stop:
     os.kill(os.getpid(), signal.SIGINT)
     print("asked", stop.agreed(), flush=True)
