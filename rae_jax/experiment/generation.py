@@ -106,7 +106,7 @@ class Generation:
                 "weights": {name: self._weights.identity(name) for name in names},
             }
             shape = (self._count, self._size, self._size, 3)
-            partial = PartialSamples(path, shape, request) if first else None
+            partial = PartialSamples(path, shape, request, self._log.warn) if first else None
             done = sharding.of_first_process(partial.done if first else 0)
             if done:
                 self._log.say(f"{file.name}: continuing after {done} samples")

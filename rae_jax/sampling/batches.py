@@ -1,6 +1,9 @@
 """Sampling at scale: any number of images from trained weights, the same ones whatever the batch size or the mesh."""
 
+import io
 import json
+import math
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -73,30 +76,67 @@ class PartialSamples:
       path: of the file that they become.
       shape: `[N, H, W, 3]` of all of them.
       request: everything that decides what they are; rows made for another request are thrown away.
+      warn: told, in a line, of rows that were there and cannot be used.
+
+    Raises:
+      OSError: they cannot be written.
     """
 
-    def __init__(self, path: Path, shape: tuple[int, ...], request: dict[str, Any]):
+    def __init__(self, path: Path, shape: tuple[int, ...], request: dict[str, Any], warn: Callable[[str], None]):
         self._rows, self._progress = (path.with_suffix(f".partial.{end}") for end in ("npy", "json"))
-        self._request = json.loads(json.dumps(request))
-        self.done = self._continued(shape)
-        mode = "r+" if self.done else "w+"
-        self._rows.parent.mkdir(parents=True, exist_ok=True)
-        self.images = np.lib.format.open_memmap(self._rows, mode, np.uint8, None if self.done else shape)
+        self._shape, self._request = shape, json.loads(json.dumps(request))
+        header = io.BytesIO()
+        np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        self._header = header.getvalue()
+        try:
+            self.done = self._continued()
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            warn(f"{self._rows} and {self._progress.name} cannot be read ({error}); these samples are made anew")
+            self.done = 0
+        if not self.done:
+            self.remove()
+            self._rows.parent.mkdir(parents=True, exist_ok=True)
+            self._rows.write_bytes(self._header)
 
-    def _continued(self, shape: tuple[int, ...]) -> int:
+    def _continued(self) -> int:
+        """How many rows are there of these samples; a file cut short has fewer than its progress says."""
         if not (self._progress.exists() and self._rows.exists()):
             return 0
         kept = json.loads(self._progress.read_text())
-        fits = np.load(self._rows, mmap_mode="r").shape == shape
-        return kept["done"] if fits and kept["request"] == self._request else 0
+        with self._rows.open("rb") as file:
+            fits = file.read(len(self._header)) == self._header
+        if not fits or kept["request"] != self._request:
+            return 0
+        there = (self._rows.stat().st_size - len(self._header)) // math.prod(self._shape[1:])
+        return min(int(kept["done"]), there, self._shape[0])
 
     def append(self, images: np.ndarray) -> None:
-        """Adds the next rows; they are on disk before the count says so."""
-        self.images[self.done : self.done + len(images)] = images
-        self.images.flush()
+        """Adds the next rows; they are on disk before the count says so.
+
+        Raises:
+          OSError: they cannot be written, for want of space say; those before them are kept.
+        """
+        try:
+            # Not through a memory map: on a full disk that ends the process without a word.
+            with self._rows.open("r+b") as file:
+                file.seek(len(self._header) + self.done * math.prod(self._shape[1:]))
+                file.write(np.ascontiguousarray(images).data)
+                file.flush()
+                os.fsync(file.fileno())
+            with whole_file(self._progress) as file:
+                progress = {"done": self.done + len(images), "request": self._request}
+                file.write(json.dumps(progress).encode())
+        except OSError as error:
+            raise OSError(
+                f"samples could not be written to {self._rows} ({error.strerror}); the {self.done} before are kept. "
+                "Look at the space left there (df), then run the same command again"
+            ) from error
         self.done += len(images)
-        with whole_file(self._progress) as file:
-            file.write(json.dumps({"done": self.done, "request": self._request}).encode())
+
+    @property
+    def images(self) -> np.ndarray:
+        """All of them, once they are made, uint8 `[N, H, W, 3]`, as a memory map."""
+        return np.load(self._rows, mmap_mode="r")
 
     def remove(self) -> None:
         """Removes the files, once the samples are where they belong."""
