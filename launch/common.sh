@@ -81,6 +81,17 @@ quoted() {
   printf '%s' "${words# }"
 }
 
+# What an exit status says, to follow the name of what ended.
+how_ended() {
+  case $1 in
+    75) echo "was asked to stop, or lost another process, with status 75: start it again and it goes on" ;;
+    134) echo "was ended by JAX (signal 6), as when a process on another host is gone: start it again and it goes on" ;;
+    137) echo "was killed (signal 9), for want of memory or by somebody: start it again and it goes on" ;;
+    129 | 1[3-9]? | 2??) echo "was ended by signal $(($1 - 128)): start it again and it goes on" ;;
+    *) echo "ended with status $1, an error; it has said which" ;;
+  esac
+}
+
 # Runs a command, or prints it in a dry run.
 run() {
   if ((dry_run)); then

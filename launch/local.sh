@@ -8,8 +8,8 @@
 #   --gpus=0|1      whether to use GPUs; 0 by default
 #   --dry_run       print the commands and do nothing
 #
-# Ctrl-C or SIGTERM asks every process to save and stop; a second one kills them. The exit status is 75 if the run is to
-# be started again, as that of one process is.
+# Ctrl-C or SIGTERM asks every process to save and stop; a second one kills them. How each ended is said, and the exit
+# status is 75 if the run is to be started again: it was asked to stop, or a process was killed and the others left.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . launch/common.sh
@@ -46,13 +46,15 @@ for ((i = 0; i < processes; i++)); do
   if ((dry_run)); then run "${command[@]}"; else "${command[@]}" & started+=($!); fi
 done
 
-status=0
+status=0 number=0
 for process in ${started[@]+"${started[@]}"}; do
   while :; do
     ended=0
     wait "$process" || ended=$?
     kill -0 "$process" 2> /dev/null || break # a signal ends `wait`, not the process
   done
-  if ((ended && status != 75)); then status=$ended; fi
+  if ((ended)); then echo "process $number $(how_ended "$ended")" >&2; fi
+  if ((ended == 75 || ended > 128)); then ((status)) || status=75; elif ((ended)); then status=$ended; fi
+  number=$((number + 1))
 done
 exit "$status"

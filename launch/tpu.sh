@@ -15,8 +15,10 @@
 #   --spot=0|1                cheaper, and may be taken away; 0 by default
 #   --dry_run                 print the commands and do nothing
 #
-# The working directory must be on a disk that every host sees under the same name (Filestore, Cloud Storage FUSE).
-# The run is started again on its host as long as it ends in status 75 (asked to stop and saved), and continues.
+# The working directory must be on a disk that every host sees under the same name, and that renames directories:
+# Filestore (NFS), or with Cloud Storage FUSE a bucket made with a hierarchical namespace. A flat bucket refuses renames;
+# with --rename-dir-limit it makes them, but not at once, and a kill in between leaves half a checkpoint.
+# launch/again.sh starts the run again on its host as long as it ends as if preempted, and it continues.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . launch/common.sh
@@ -69,9 +71,10 @@ install() {
 
 start() {
   need_run
-  local loop
-  loop="while .venv/bin/python -m rae_jax.main --distributed $(quoted "${rest[@]}"); [ \$? = 75 ]; do sleep 10; done"
-  on_all_hosts "cd rae_jax && nohup sh -c $(quoted "$loop") > run.log 2>&1 < /dev/null &"
+  local word workdir=''
+  for word in "${rest[@]}"; do [[ $word != --workdir=* ]] || workdir=$word; done
+  on_all_hosts "cd rae_jax && nohup launch/again.sh $(quoted "$workdir") -- .venv/bin/python -m rae_jax.main \
+--distributed $(quoted "${rest[@]}") > run.log 2>&1 < /dev/null &"
 }
 
 up() {
@@ -86,8 +89,8 @@ case $action in
   create | copy | install | up) "$action" ;;
   run) start ;;
   logs) run gcloud compute tpus tpu-vm ssh "$name" "--zone=$zone" --worker=0 '--command=tail -n 100 -F rae_jax/run.log' ;;
-  # The loop around the run first, or it would start it again.
-  stop) on_all_hosts "pkill -f '^sh -c while' ; pkill -TERM -f '[r]ae_jax.main'" ;;
+  # What starts it again asks it to stop, and then does not.
+  stop) on_all_hosts "pkill -TERM -f 'launch/[a]gain.sh'" ;;
   delete) run gcloud compute tpus tpu-vm delete "$name" "--zone=$zone" --quiet ;;
   resume)
     need_run

@@ -39,7 +39,7 @@ def test_every_launcher_passes_shellcheck():
         env=os.environ | {"PATH": PATH},
     )  # fmt: skip
     assert check.returncode == 0, check.stdout
-    assert len(LAUNCHERS) == 6
+    assert len(LAUNCHERS) == 7
 
 
 @pytest.mark.parametrize("script", [path.stem for path in LAUNCHERS if path.stem != "common"])
@@ -62,10 +62,9 @@ def test_a_tpu_run_is_created_copied_installed_and_started_on_every_host():
     assert "requirements.txt" in install[8]
     # What the host's shell makes of it.
     host = start[8].removeprefix("--command=")
-    loop = shlex.split(host[: host.index(" > run.log")])[-1]
-    run = shlex.split(loop[: loop.index(";")])
-    assert run == ["while", ".venv/bin/python", "-m", "rae_jax.main", "--distributed", *RUN[1:]]
-    assert loop.endswith("[ $? = 75 ]; do sleep 10; done")
+    words = shlex.split(host[: host.index(" > run.log")])
+    assert words == ["cd", "rae_jax", "&&", "nohup", "launch/again.sh", RUN[2], "--", ".venv/bin/python", "-m",
+                     "rae_jax.main", "--distributed", *RUN[1:]]  # fmt: skip
 
 
 def test_a_preempted_tpu_slice_is_replaced_and_the_run_goes_on():
@@ -96,9 +95,46 @@ def test_a_slurm_job_asks_for_its_nodes_and_is_queued_again_when_it_was_stopped(
     words = shlex.split(srun.split("||")[0])
     assert words[words.index("rae_jax.main") :] == ["rae_jax.main", "--distributed", *RUN[1:]]
     # The shell runs it; srun ends as asked, scontrol says what it was asked.
-    stand_ins = "srun() { return 75; }\nscontrol() { echo scontrol $*; }\nSLURM_JOB_ID=7\n"
-    ended = subprocess.run(["bash", "-c", stand_ins + job], text=True, capture_output=True)
-    assert ended.returncode == 75 and ended.stdout == "scontrol requeue 7\n", ended
+    for status, restarts, queued in ((75, 0, True), (137, 99, True), (137, 100, False), (1, 0, False)):
+        stand_ins = f"srun() {{ return {status}; }}\nscontrol() {{ echo scontrol $*; }}\nSLURM_JOB_ID=7\n"
+        stand_ins += f"SLURM_RESTART_COUNT={restarts}\n"
+        ended = subprocess.run(["bash", "-c", stand_ins + job], text=True, capture_output=True)
+        assert ended.returncode == status and ended.stdout == queued * "scontrol requeue 7\n", ended
+
+
+# What stands in for a run: each start takes the next word, saves a checkpoint if it has a "+", and ends by the rest.
+FAKE_RUN = """
+cd "$0"; set -- $(cat ends); word=$1; shift; echo "$@" > ends; echo started >> starts
+case $word in *+*) mkdir -p flow/checkpoints/$(wc -l < starts) ;; esac
+case ${word#+} in KILL) kill -KILL $$ ;; ABRT) kill -ABRT $$ ;; *) exit ${word#+} ;; esac
+"""
+ENDS = {
+    "preemptions of all kinds, then the end": ("75 +KILL ABRT 0", 0, 4, "started again in 0 s"),
+    "an error": ("75 1 0", 1, 2, "ended with status 1, an error; it has said which; not started again"),
+    "the same again and again": ("KILL KILL KILL 0", 137, 3, "3 times in a row with nothing new saved"),
+    "progress in between": ("KILL KILL +KILL KILL KILL 0", 0, 6, "was killed (signal 9)"),
+}
+
+
+@pytest.mark.parametrize("case", ENDS)
+def test_a_run_is_started_again_as_long_as_its_end_looks_like_a_preemption_and_it_gets_on(case, tmp_path):
+    ends, status, starts, said = ENDS[case]
+    (tmp_path / "ends").write_text(ends)
+    flags = [f"--workdir={tmp_path}", "--attempts=3", "--pause=0", "--", "bash", "-c", FAKE_RUN, str(tmp_path)]
+    found, output = launch("again", *flags)
+    assert found == status and said in output, output
+    assert (tmp_path / "starts").read_text() == starts * "started\n"
+
+
+def test_a_run_that_is_asked_to_stop_is_not_started_again(tmp_path):
+    command = [runs.ROOT / "launch" / "again.sh", f"--workdir={tmp_path}", "--pause=0", "--", "bash", "-c"]
+    waiting = f"trap 'exit 75' TERM; echo >> {tmp_path}/started; while :; do sleep 0.05; done"
+    with subprocess.Popen([*command, waiting], text=True, stderr=subprocess.PIPE) as process:
+        while not (tmp_path / "started").exists():
+            time.sleep(0.02)
+        process.terminate()
+        assert process.wait(20) == 75 and "not started again" in process.stderr.read()
+    assert (tmp_path / "started").read_text() == "\n"
 
 
 def test_a_jobset_has_a_pod_for_every_host_of_the_slice():
