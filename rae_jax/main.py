@@ -59,32 +59,36 @@ TOPOLOGY = flags.DEFINE_string(
 def main(arguments: list[str]) -> None:
     if len(arguments) > 1:
         raise app.UsageError(f"unexpected argument {arguments[1]!r}; fields are set as --config.FIELD=VALUE")
-    answer_signals()
     try:
         run(experiment.config(), experiment.config_file())
-    except NotSaved as error:
-        end(f"error: {error}")
-        os._exit(1)  # threads of the storage library may wait minutes for what will not come
     except (ConfigError, Diverged, OSError, ValueError) as error:
-        end(f"error: {error}")
+        end(f"error: {error}", stopping.STATUS if lost_another(error) else 1)
+        if isinstance(error, NotSaved):
+            os._exit(1)  # threads of the storage library may wait minutes for what will not come
         sys.exit(1)
     except KeyboardInterrupt:
         end("interrupted; the same command goes on")
         sys.exit(128 + signal.SIGINT)
-    except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() == 1 or "RESOURCE_EXHAUSTED" in str(error):
-            raise
-        # On a CPU or a GPU, a collective fails when another process is no more.
-        end(f"another process of the run seems to have ended: {str(error).splitlines()[0]}", stopping.STATUS)
-    except Exception:
-        stopping.fail(1, traceback.format_exc())
+    except Exception as error:
+        if lost_another(error):
+            end(f"another process of the run seems to have ended: {str(error).splitlines()[0]}", stopping.STATUS)
+        if stopping.several():
+            end(traceback.format_exc().strip())
         raise
+
+
+def lost_another(error: BaseException | None) -> bool:
+    """Whether an error is, or comes from, that of a collective with a process that is no more, as on CPUs and GPUs."""
+    if error is None or not stopping.several():
+        return False
+    here = isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error)
+    return here or lost_another(error.__cause__ or error.__context__)
 
 
 def answer_signals() -> None:
     """What asks to stop does so now, between stages and while sampling, where there is nothing to save.
 
-    The training loop has its own answer. Called again when libraries have loaded that may have taken the signals.
+    The training loop has its own answer.
     """
     for number in stopping.signals_to_answer():
         if number != signal.SIGINT or stopping.several():
@@ -117,7 +121,7 @@ def run(config, file: str) -> None:
         raise ConfigError("--topology goes with --dry_run")
     experiment.connect()
     if not DRY_RUN.value:
-        jax.devices()  # so that what takes the signals has taken them
+        jax.devices()  # a TPU's library takes signals when it is loaded
     answer_signals()
     workdir = experiment.workdir()
     if DRY_RUN.value:

@@ -4,12 +4,15 @@ import json
 import subprocess
 import time
 
+import jax
 import numpy as np
 import pytest
 import runs
 from PIL import Image
 
+from rae_jax import main
 from rae_jax.experiment.workdir import locked
+from rae_jax.training import stopping
 
 
 @pytest.fixture(scope="module")
@@ -191,3 +194,20 @@ def test_a_second_run_in_a_working_directory_is_refused_and_a_killed_ones_lock_i
     first.communicate()
     with locked(workdir):
         pass
+
+
+def test_an_error_that_comes_from_a_collective_with_a_process_that_is_gone_is_told_from_others(monkeypatch):
+    def error(cause):
+        try:
+            try:
+                raise cause
+            except Exception as below:
+                raise OSError("a checkpoint could not be written") from below
+        except OSError as above:
+            return above
+
+    gone, full = (jax.errors.JaxRuntimeError(text) for text in ("Gloo: connection closed", "RESOURCE_EXHAUSTED: ..."))
+    assert not main.lost_another(error(gone))  # there is nobody to lose
+    monkeypatch.setattr(stopping, "several", lambda: True)
+    assert main.lost_another(error(gone)) and main.lost_another(gone)
+    assert not any(map(main.lost_another, (error(full), full, error(ValueError("bad")), ValueError("bad"))))

@@ -190,7 +190,8 @@ class Siblings:
             self._turn.notify_all()
         deadline = time.monotonic() + STEP_SECONDS
         while not self.leaving and not self._ended:
-            if time.monotonic() > deadline or not self.saving:
+            ended = saving and not self.saving  # the loop is over without the call that was agreed on
+            if ended or time.monotonic() > deadline:
                 self._leave(STATUS, "asked to stop; nothing more is saved. The same command goes on")
             time.sleep(POLL_SECONDS)
 
