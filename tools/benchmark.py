@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 
 from rae_jax.costs.model_flops import model_flops
 from rae_jax.experiment import flags as experiment
-from rae_jax.experiment.configuration import example_batch, resolved
+from rae_jax.experiment.configuration import example_batch, resolved, stage_of
 from rae_jax.files import whole_file
 from rae_jax.objectives.catalogue import OBJECTIVES
 from rae_jax.training import sharding
@@ -97,11 +97,12 @@ def _peak_bytes(mesh: jax.sharding.Mesh) -> int:
 def main(arguments: list[str]) -> None:
     del arguments
     config = experiment.config()
-    stage = STAGE.value or config.stages[-1]
-    if BATCH.value:
-        config[stage].train.batch_size = BATCH.value
     try:
-        result = benchmark(resolved(config), stage, steps=STEPS.value, latents=LATENTS.value)
+        stage = stage_of(config, STAGE.value)
+        if BATCH.value:
+            config[stage].train.batch_size = BATCH.value
+        config = resolved(config, experiment.workdir())
+        result = benchmark(config, stage, steps=STEPS.value, latents=LATENTS.value)
     except ValueError as error:
         sys.exit(f"error: {error}")
     print(json.dumps(result, indent=2))

@@ -17,7 +17,7 @@ from absl import app, flags
 
 from rae_jax.costs.compile_report import report, show
 from rae_jax.experiment import flags as experiment
-from rae_jax.experiment.configuration import resolved
+from rae_jax.experiment.configuration import resolved, stage_of
 from rae_jax.files import whole_file
 
 
@@ -27,8 +27,9 @@ def main(arguments: list[str]) -> None:
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_enable_compilation_cache", False)  # the compile time is part of the report
     try:
-        config = resolved(config)
-        result = report(config, TOPOLOGY.value, stage=STAGE.value, program=PROGRAM.value, latents=LATENTS.value)
+        config = resolved(config, experiment.workdir())
+        stage = stage_of(config, STAGE.value)
+        result = report(config, TOPOLOGY.value, stage=stage, program=PROGRAM.value, latents=LATENTS.value)
     except ValueError as error:
         sys.exit(f"error: {error}")
     show(result)

@@ -19,13 +19,14 @@ from rich.table import Table
 
 from rae_jax.costs.model_flops import costs
 from rae_jax.experiment import flags as experiment
+from rae_jax.experiment.configuration import resolved
 from rae_jax.files import whole_file
 
 
 def main(arguments: list[str]) -> None:
     del arguments
-    config = experiment.config()
     try:
+        config = resolved(experiment.config(), experiment.workdir())
         result = costs(config)
     except ValueError as error:
         sys.exit(f"error: {error}")

@@ -24,13 +24,13 @@ from rae_jax.data.decoding import decode_image
 from rae_jax.data.device import DeviceBatches, batch_rows
 from rae_jax.data.transforms import transform
 from rae_jax.experiment import flags as experiment
-from rae_jax.experiment.configuration import resolved
+from rae_jax.experiment.configuration import resolved, stage_of
 from rae_jax.experiment.stages import open_batches, open_sources
 from rae_jax.objectives.catalogue import OBJECTIVES
 from rae_jax.training import sharding
 
 DECODERS = flags.DEFINE_bool("decoders", False, "Compare JPEG decoders instead.")
-STAGE = flags.DEFINE_string("stage", "decoder", "The stage whose transform and batch are measured.")
+STAGE = flags.DEFINE_string("stage", "", "Whose transform and batch are measured; the config's first stage by default.")
 SECONDS = flags.DEFINE_float("seconds", 20.0, "How long to measure.")
 NEEDED = flags.DEFINE_float("needed", 0.0, "Images a second that this host has to feed.")
 
@@ -123,7 +123,8 @@ def main(arguments: list[str]) -> None:
         return
     config = experiment.config()
     try:
-        found = measure_pipeline(resolved(config), STAGE.value, SECONDS.value)
+        config = resolved(config, experiment.workdir())
+        found = measure_pipeline(config, stage_of(config, STAGE.value, otherwise=0), SECONDS.value)
     except ValueError as error:
         raise SystemExit(f"error: {error}") from None
     print(

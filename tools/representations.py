@@ -32,6 +32,7 @@ from rae_jax.evaluation.features import of_encoder
 from rae_jax.evaluation.linear_probe import linear_probe, probe_accuracy
 from rae_jax.experiment import flags as experiment
 from rae_jax.experiment.configuration import check, resolved
+from rae_jax.experiment.dataset import captioned, class_names
 from rae_jax.experiment.stages import Stages, open_sources
 from rae_jax.files import whole_file
 from rae_jax.flow import samplers
@@ -118,6 +119,8 @@ def latents(stages: Stages, space: LatentSpace) -> np.ndarray:
 def trajectories(stages: Stages, space: LatentSpace) -> np.ndarray:
     """States of the flow from noise to data, one row for each of the first classes."""
     config, told = stages.config, condition(stages.config)
+    if not told.num_classes:
+        raise ValueError("--show=trajectories draws a row a class, and the images have no classes")
     network, num_steps = velocity_network(config), max(config.sampling.num_steps, SHOWN)
     times = sampling_times(num_steps, shift=time_shift(config), grid=config.sampling.grid)
     names = [str(label) for label in range(min(told.num_classes, 10))]
@@ -135,7 +138,7 @@ def trajectories(stages: Stages, space: LatentSpace) -> np.ndarray:
     states = np.asarray(walk(stages.weights.load(network)))[chosen].swapaxes(0, 1)  # a row of states for each class
     coloured = token_colours(states.reshape(-1, *states.shape[2:]))
     rows = [(name, np.arange(i * SHOWN, (i + 1) * SHOWN)) for i, name in enumerate(names)]
-    return pictures.grouped_grid(coloured, rows)
+    return pictures.grouped_grid(coloured, captioned(rows, class_names(stages.workdir)))
 
 
 def main(arguments: list[str]) -> None:

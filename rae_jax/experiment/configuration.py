@@ -83,6 +83,26 @@ def _make_local(config: ConfigDict) -> None:
                     fields[field] = where if value.startswith("~") else value
 
 
+def stage_of(config: ConfigDict, name: str, *, otherwise: int = -1) -> str:
+    """The stage that a tool is to look at: `name`, or if it is empty the one at that place of the config's stages.
+
+    Raises:
+      ValueError: the config has no such stage.
+    """
+    sections = _sections(config)
+    if not name and not config.stages:
+        raise ValueError(f"the config has no stages; --stage may be one of {', '.join(sections)}")
+    if name and name not in sections:
+        raise ValueError(f"--stage={name}: the config has no such stage{nearest(name, sections)}; it describes "
+                         f"{', '.join(sections)}")  # fmt: skip
+    return name or config.stages[otherwise]
+
+
+def _sections(config: ConfigDict) -> list[str]:
+    """The names of the sections that describe a stage."""
+    return [name for name, value in config.items() if isinstance(value, ConfigDict) and "objective" in value]
+
+
 def check(config: ConfigDict, *, file: str, num_devices: int) -> None:
     """Raises `ConfigError` for the first thing in `config` that cannot work on `num_devices` devices."""
     try:
@@ -99,7 +119,7 @@ def _check(config: ConfigDict, *, file: str, num_devices: int) -> None:
     def refuse(text: str) -> None:
         raise ConfigError(f"{file}: {text}")
 
-    sections = [name for name, value in config.items() if isinstance(value, ConfigDict) and "objective" in value]
+    sections = _sections(config)
     for stage in config.stages:
         if stage not in sections:
             refuse(f"stages names {stage!r}, which is no section with an objective{nearest(stage, sections)}; "

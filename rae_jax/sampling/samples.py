@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import re
 import struct
 import zipfile
 import zlib
@@ -65,9 +66,15 @@ def write_samples(path: str | Path, images: np.ndarray, labels: np.ndarray | Non
 
 
 def write_png_folder(folder: str | Path, images: np.ndarray, labels: np.ndarray | None = None) -> None:
-    """Writes `images` (uint8 `[N, H, W, 3]`) as `000000.png`, `000001.png`, ... or, with `labels`, `000000_7.png`."""
+    """Writes `images` (uint8 `[N, H, W, 3]`) as `000000.png`, `000001.png`, ... or, with `labels`, `000000_7.png`.
+
+    Files of such names that were there before are removed first, so that the folder has no images of another set.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    for file in folder.iterdir():
+        if re.fullmatch(r"[0-9]{6,}(_[0-9]+)?\.png", file.name):
+            file.unlink()
 
     def write(i: int) -> None:
         end = "" if labels is None else f"_{labels[i]}"

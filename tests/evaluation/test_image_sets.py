@@ -113,3 +113,12 @@ def test_memory_does_not_grow_with_the_number_of_pairs(tmp_path):
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 5e6 < 2 * 100 * batch.nbytes
+
+
+def test_a_folder_of_pngs_keeps_none_of_another_set_and_nothing_else_is_touched(tmp_path):
+    images = np.zeros((5, 4, 4, 3), np.uint8)
+    write_png_folder(tmp_path, images, np.arange(5))
+    (tmp_path / "mine.png").touch()
+    (tmp_path / "notes.txt").touch()
+    write_png_folder(tmp_path, images[:2])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["000000.png", "000001.png", "mine.png", "notes.txt"]
