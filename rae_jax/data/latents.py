@@ -48,6 +48,7 @@ class Description:
       encoded_by: the settings that decide the latents of an image, by name (`experiment/latent_cache.py: settings`).
       weights: digests of the parameters that made them, by component.
       dtype: of the latents.
+      class_names: the classes in the order of their labels; empty if there are none, or nobody has kept them.
     """
 
     images: int
@@ -57,6 +58,7 @@ class Description:
     encoded_by: dict[str, Any]
     weights: dict[str, str]
     dtype: str = DTYPE.name
+    class_names: tuple[str, ...] = ()
 
     @property
     def record_bytes(self) -> int:
@@ -82,10 +84,15 @@ class Description:
 
 
 def describe(
-    images: int, classes: int, shape: tuple[int, int], encoded_by: dict[str, Any], weights: dict[str, str]
+    images: int,
+    classes: int,
+    shape: tuple[int, int],
+    encoded_by: dict[str, Any],
+    weights: dict[str, str],
+    class_names: tuple[str, ...] = (),
 ) -> Description:
     """The description of a cache to be written, with shards of about `SHARD_BYTES`."""
-    one = Description(images, classes, shape, 1, encoded_by, weights)
+    one = Description(images, classes, shape, 1, encoded_by, weights, class_names=class_names)
     return dataclasses.replace(one, images_a_shard=max(1, SHARD_BYTES // (2 * one.record_bytes)))
 
 
@@ -116,7 +123,8 @@ def read_description(directory: str | Path) -> Description:
 def _read(path: Path) -> Description:
     try:
         values = json.loads(path.read_text())
-        found = Description(**values | {"shape": tuple(values["shape"])})
+        lists = {"shape": tuple(values["shape"]), "class_names": tuple(values.get("class_names", ()))}
+        found = Description(**values | lists)
         if found.dtype != DTYPE.name or min(found.images, found.images_a_shard, *found.shape) < 1:
             raise ValueError(f"dtype {found.dtype}, images {found.images}, shape {found.shape}")
     except (ValueError, TypeError, KeyError, RecursionError) as error:

@@ -12,6 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from rae_jax.components.latent_spaces import latent_space
+from rae_jax.data.folders import printable
 from rae_jax.data.latents import Description, read_description
 from rae_jax.data.sources import Source
 from rae_jax.data.transforms import without_flip
@@ -76,7 +77,10 @@ def check_settings(config: ConfigDict, stage: str) -> None:
 
 
 def check_data(config: ConfigDict, source: Source) -> None:
-    """Raises ValueError unless `config.data.latents` has as many images and classes as the training data `source`."""
+    """Raises ValueError unless `config.data.latents` has as many images and the same labels as the data `source`.
+
+    A cache without the names of its classes is of the time when those of a folder were in the order of strings.
+    """
     found: Description = read_description(config.data.latents)
     for what, there, here in (
         ("images", found.images, len(source)),
@@ -87,6 +91,14 @@ def check_data(config: ConfigDict, source: Source) -> None:
                 f"data.latents={config.data.latents!r} is of {there} {what}, and the training data have {here}; make "
                 "another cache with tools.cache_latents, or give the data that it was made of"
             )
+    ours = tuple(source.class_names)
+    theirs = found.class_names or (tuple(sorted(ours)) if config.data.source == "folder" else ours)
+    if theirs != ours:
+        there, here = next(pair for pair in zip(theirs, ours, strict=True) if pair[0] != pair[1])
+        raise ValueError(
+            f"data.latents={config.data.latents!r} has another class under a label than the training data: "
+            f"{printable(there)!r}, not {printable(here)!r}; make another cache with tools.cache_latents"
+        )
 
 
 def check_weights(config: ConfigDict, component: str, params: Any) -> None:

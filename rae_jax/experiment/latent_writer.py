@@ -97,7 +97,8 @@ def write_cache(config: ConfigDict, file: str, workdir: Path, output: Path) -> D
         parts = {name: stored.load(component) for name, component in space.encoding.items()}
         weights = {name: latent_cache.digest(jax.device_get(params)) for name, params in parts.items()}
         source, settings = sources["train"], latent_cache.settings(config, fixed)
-        description = latents.describe(len(source), source.num_classes, space.shape, settings, weights)
+        counts, names = (len(source), source.num_classes), tuple(source.class_names)
+        description = latents.describe(*counts, space.shape, settings, weights, names)
         if latents.is_finished(output, description):
             return description
         sharding.barrier("looked at")

@@ -1,5 +1,6 @@
 """What a run keeps and says of its images."""
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -8,7 +9,8 @@ import pytest
 from PIL import Image
 
 from configs import digits
-from rae_jax.experiment import dataset
+from rae_jax.data.latents import describe
+from rae_jax.experiment import dataset, latent_cache
 from rae_jax.experiment.run import open_run
 from rae_jax.experiment.stages import open_sources
 
@@ -72,6 +74,18 @@ def test_a_run_that_began_before_labels_were_kept_keeps_the_order_of_strings(tmp
     assert open_sources(config, workdir)["test"].class_names == ("10", "2")
     dataset.record(workdir, config, open_sources(config, workdir))
     assert dataset.labelled(config, workdir) == ("10", "2")
+
+
+@pytest.mark.parametrize(("names", "fits"), [(("2", "10"), True), (("10", "2"), False), ((), False)])
+def test_cached_latents_with_another_class_under_a_label_are_refused(names, fits, tmp_path, monkeypatch):
+    config = config_of(write_images(tmp_path / "images", **{"2": 4, "10": 4}))
+    source, config.data.latents = open_sources(config)["train"], str(tmp_path / "latents")
+    cache = describe(len(source), 2, (4, 8), {}, {}, names)  # no names: of the time when the order was that of strings
+    monkeypatch.setattr(latent_cache, "read_description", lambda directory: cache)
+    with (
+        contextlib.nullcontext() if fits else pytest.raises(ValueError, match=r"another class .*: '10', not '2'; make")
+    ):
+        latent_cache.check_data(config, source)
 
 
 def test_names_stand_beside_labels_where_they_say_more():
