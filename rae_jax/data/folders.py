@@ -115,7 +115,7 @@ def printable(name: str, most: int = 60) -> str:
 
 def told(left_out: Mapping[str, int]) -> str:
     """What was left out, in one line."""
-    return ", ".join(f"{count} {reason}" for reason, count in left_out.items())
+    return ", ".join(f"{reason}: {count:,}" for reason, count in left_out.items())
 
 
 def former_labels(path: Path, split: str) -> tuple[str, ...]:

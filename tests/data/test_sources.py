@@ -138,7 +138,7 @@ def test_layouts_that_cannot_be_read_are_errors_that_show_the_right_one(tmp_path
         opened(tmp_path)
     (tmp_path / "empty" / "class").mkdir(parents=True)
     (tmp_path / "empty" / "class" / "readme.txt").write_text("no image")
-    with pytest.raises(ValueError, match=r"no images in .*; left out: 1 files ending in \.txt; expected one subfolder"):
+    with pytest.raises(ValueError, match=r"no images in .*; left out: files ending in \.txt: 1; expected one"):
         opened(tmp_path / "empty")
     write(tmp_path / "flat" / "a" / "0.png", 1)
     with pytest.raises(

@@ -44,7 +44,7 @@ def test_a_run_keeps_and_shows_its_classes_what_there_is_of_each_and_what_was_le
     said = " ".join(capsys.readouterr().out.split())
     assert f"training: 52 images of 2 classes in {folder}" in said and "held out: 13 images of 2 classes" in said
     assert "label, class and images: 0 2 (4), 1 10 (48)" in said
-    assert said.count("left out: 2 files ending in .txt") == 1
+    assert said.count("left out: files ending in .txt: 2") == 1
     assert "warning: classes are very unequal: 48 images of '10', 4 of '2'" in said
     assert dataset.class_names(tmp_path / "run") == ("2", "10")
     kept = json.loads((tmp_path / "run" / "data.json").read_text())
