@@ -1,6 +1,7 @@
 """What all tests share: a program compiled by one test, or by a process that it starts, is not compiled by another."""
 
 import os
+import signal
 import tempfile
 from collections.abc import Generator
 
@@ -11,6 +12,8 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 QUICK_TO_COMPILE = "--xla_cpu_use_fusion_emitters=false"
 if QUICK_TO_COMPILE not in os.environ.get("XLA_FLAGS", ""):  # workers inherit it
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK_TO_COMPILE}".strip()
+
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which tests send, and whoever started this may have ignored
 
 # Files of minutes go to the workers first, so that none is left with one when the others are done.
 LONGEST = (
