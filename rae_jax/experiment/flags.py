@@ -1,5 +1,6 @@
 """The flags that name an experiment, its working directory and its processes: of `main` and of the tools."""
 
+import importlib.util
 import re
 import sys
 from pathlib import Path
@@ -12,7 +13,9 @@ from ml_collections import ConfigDict, config_flags
 from rae_jax.files import local_path
 from rae_jax.training import durations, stopping
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: a file that defines get_config().")
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "The experiment: a file that defines get_config(), or the name of one that comes with the project."
+)
 WORKDIR = flags.DEFINE_string("workdir", "", "Where the run keeps its files; runs/<config name> by default.")
 DISTRIBUTED = flags.DEFINE_bool(
     "distributed",
@@ -74,10 +77,32 @@ def connect() -> None:
             stopping.join(joined.client, joined.process_id, joined.num_processes)
 
 
+def shipped() -> dict[str, Path]:
+    """The experiments that come with the project, by name, wherever it is installed."""
+    folder = Path(importlib.util.find_spec("configs").origin).parent
+    return {path.stem: path for path in sorted(folder.glob("*.py")) if path.stem not in ("__init__", "base")}
+
+
+def located(argument: str) -> str:
+    """A command-line argument; of `--config=digits`, and `--config=configs/digits.py` from elsewhere, the file's path.
+
+    A file of that name comes first.
+    """
+    flag, _, value = argument.partition("=")
+    path, colon, variant = value.partition(":")
+    if flag.lstrip("-") != "config" or Path(path).is_file():
+        return argument
+    found = shipped().get(path.removeprefix("configs/").removesuffix(".py"))
+    if found is None:
+        return argument
+    near = found.relative_to(Path.cwd()) if found.is_relative_to(Path.cwd()) else found
+    return f"{flag}={near}{colon}{variant}"
+
+
 def parse(arguments: list[str]) -> list[str]:
     """Reads the flags; a field that the config does not have is named, with the nearest one that it has."""
     try:
-        rest = flags.FLAGS(arguments)
+        rest = flags.FLAGS([located(argument) for argument in arguments])
     except flags.Error as error:
         sys.exit(f"error: {error}")
     except (AttributeError, KeyError) as error:
@@ -90,8 +115,10 @@ def parse(arguments: list[str]) -> list[str]:
     if CONFIG.present:
         path = Path(config_file().split(":")[0])
         if not path.is_file():
-            known = sorted(str(p) for p in Path("configs").glob("*.py") if p.stem not in ("__init__", "base"))
-            sys.exit(f"error: --config: there is no file {path}; the experiments are {', '.join(known)}")
+            sys.exit(
+                f"error: --config: there is no file {path}, and of the experiments that come with the project none has "
+                f"that name; they are {', '.join(shipped())}"
+            )
         durations.give_way(CONFIG.value, config_flags.get_override_values(flags.FLAGS["config"]))
         try:
             workdir()

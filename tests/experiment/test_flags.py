@@ -1,10 +1,13 @@
 """What the flags and fields that name places are taken for."""
 
+import tomllib
 from pathlib import Path
 
 import pytest
 from absl import flags
 from absl.testing import flagsaver
+from packaging.requirements import Requirement
+from runs import ROOT
 
 from configs import digits
 from rae_jax.experiment import flags as experiment
@@ -15,6 +18,27 @@ from rae_jax.files import NotLocal
 @pytest.fixture(autouse=True)
 def parsed():
     flags.FLAGS.mark_as_parsed()
+
+
+def test_an_experiment_of_the_project_is_found_from_anywhere_and_a_file_of_ones_own_comes_first(tmp_path, monkeypatch):
+    assert experiment.located("--config=digits:tiny") == "--config=configs/digits.py:tiny"
+    assert experiment.located("--config=configs/digits.py:tiny") == "--config=configs/digits.py:tiny"
+    monkeypatch.chdir(tmp_path)
+    whole = Path(digits.__file__).resolve()
+    for name in ("digits", "configs/digits.py"):
+        assert experiment.located(f"--config={name}:tiny") == f"--config={whole}:tiny"
+    Path("digits.py").touch()
+    assert experiment.located("--config=digits.py:tiny") == "--config=digits.py:tiny"
+    for argument in ("--config=nothing", "--config=base", "--workdir=digits", "--config.seed=1", "digits"):
+        assert experiment.located(argument) == argument
+
+
+def test_what_the_project_says_it_needs_can_be_read_by_an_installer_and_its_configs_and_tools_come_along():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    (name,) = next(each["file"] for each in project["tool"]["setuptools"]["dynamic"].values())
+    needed = [Requirement(line).name for line in (ROOT / name).read_text().splitlines()]
+    assert {"jax", "flax", "optax"} <= set(needed)
+    assert set(project["tool"]["setuptools"]["packages"]["find"]["include"]) == {"rae_jax*", "configs*", "tools*"}
 
 
 @pytest.mark.parametrize("name", ["run[lr=1e-3]", "[ab]/run", "sweep[/lr]", "a\\b", "what?", "all*"])
