@@ -128,6 +128,8 @@ def _check(config: ConfigDict, *, file: str, num_devices: int) -> None:
         if name not in OBJECTIVES:
             refuse(f"{stage}.objective={name!r} is unknown{nearest(name, list(OBJECTIVES))}; "
                    f"there are {sorted(OBJECTIVES)}")  # fmt: skip
+    if not 0 <= config.seed < 2**32:
+        refuse(f"seed={config.seed}; random numbers are drawn from seeds of 0 to {2**32 - 1}")
     if config.dtype not in PRECISIONS:
         refuse(f"dtype={config.dtype!r} is not one of {list(PRECISIONS)}")
     try:

@@ -45,6 +45,8 @@ BAD = [
     ({"flow__train__optimizer__shape": "cosin"}, 1, ["flow:", "cosin", "cosine"]),
     ({"flow__time_distribution": "unifrom"}, 1, ["flow:", "unifrom", "uniform"]),
     ({"decoder__noise_distribution": "gauss"}, 1, ["decoder:", "gauss", "half_normal"]),
+    ({"seed": -1}, 1, ["seed=-1", "0 to 4294967295"]),
+    ({"seed": 2**32}, 1, ["seed=4294967296", "0 to 4294967295"]),
     ({"dtype": "float16"}, 1, ["float16", "bfloat16"]),
     ({"encoder__train__evaluate_every": 5}, 1, ["encoder.train.evaluate_every=5", "set it to 0"]),
     ({"flow__train__best_metric": "fd_latent"}, 1, ["best_metric='fd_latent'", "set flow.train.evaluate_every"]),
