@@ -36,7 +36,10 @@ def test_the_pipeline_leaves_what_the_readme_promises(finished):
     report = (workdir / "report.html").read_text()
     assert "6 of 6 stages finished" in report and "label agreement" in report
     assert report.count("data:image/png;base64,") == 9  # a picture of five stages, three of samples, reconstructions
-    results = json.loads((workdir / "summary.json").read_text())["results"]
+    summary = json.loads((workdir / "summary.json").read_text())
+    results = summary["results"]
+    assert summary["samples"].keys() == {"samples", "samples_1step", "samples_2step"}
+    assert summary["samples"]["samples"]["sampling"]["num_steps"] == 4
     assert results.keys() >= {
         "psnr", "ssim", "rfd_encoder", "linear_probe_accuracy", "fd_encoder", "fd_encoder_train", "judge_accuracy",
         "label_agreement", "fd_encoder_1step", "label_agreement_1step", "fd_encoder_2step",

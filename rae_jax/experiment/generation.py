@@ -1,8 +1,10 @@
 """What a run generates: samples by the thousand as files, and seed grids, each with its picture."""
 
 import dataclasses
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,6 +17,7 @@ from rae_jax.components.latent_spaces import latent_space, stats
 from rae_jax.evaluation import pictures
 from rae_jax.experiment.dataset import captioned, class_names
 from rae_jax.experiment.weights import Weights
+from rae_jax.files import whole_file
 from rae_jax.sampling.batches import PartialSamples, sample_batches
 from rae_jax.sampling.generator import Generator, few_step_names, flow_map_generator, generator, guiding_component
 from rae_jax.sampling.samples import write_png_folder, write_samples
@@ -55,8 +58,7 @@ class Generation:
         self._seed, self._size = config.seed, config.data.image_size
         sampling = config.sampling
         self._count, self._batch_size, self._png = sampling.num_samples, sampling.batch_size, sampling.png
-        # Everything of the section that decides what a sample is.
-        self._asked = {k: v for k, v in sampling.to_dict().items() if k not in ("batch_size", "flow_map_times", "png")}
+        self._asked = settings(config)
         self._condition, self._class_names = condition(config), class_names(workdir)
         decoding = {"stats": stats(config), **latent_space(config).decoding}
         self._decoding = list(decoding)
@@ -117,7 +119,11 @@ class Generation:
                         partial.append(images)
                     display.advance(done)
             if first:
+                made = path.with_suffix(".json")
+                made.unlink(missing_ok=True)  # until it tells of the new samples
                 write_samples(path, partial.images, **arrays)
+                with whole_file(made) as written:
+                    written.write((json.dumps(request, indent=2) + "\n").encode())
                 if self._png:
                     write_png_folder(self._workdir / file.name, partial.images, **arrays)
                 pictures.save_png(path.with_suffix(".png"), self._picture(partial.images, asked))
@@ -168,6 +174,34 @@ class Generation:
             return pictures.image_grid(images[: PICTURED**2], columns=PICTURED)
         groups = [(caption, members[:PICTURED]) for caption, members in groups]
         return pictures.grouped_grid(images, captioned(groups, self._class_names))
+
+
+def settings(config: ConfigDict) -> dict[str, Any]:
+    """Everything of `config.sampling` that decides what a sample is."""
+    left_out = ("batch_size", "flow_map_times", "png")
+    return {name: value for name, value in config.sampling.to_dict().items() if name not in left_out}
+
+
+def samples_made(workdir: Path) -> dict[str, dict[str, Any]]:
+    """With which seed and `sampling` each file of samples in a working directory was made, by its name."""
+    found = {path.stem: path.with_suffix(".json") for path in sorted(workdir.glob("samples*.npz"))}
+    told = {name: json.loads(path.read_text()) for name, path in found.items() if path.exists()}
+    return {name: {"seed": made["seed"], "sampling": made["sampling"]} for name, made in told.items()}
+
+
+def made_otherwise(workdir: Path, config: ConfigDict) -> list[str]:
+    """A line for each file of samples that was made with other settings than those of `config`."""
+    now, lines = json.loads(json.dumps(settings(config))), []
+    for name, made in samples_made(workdir).items():
+        fields = sorted(now.keys() | made["sampling"].keys())
+        changes = [
+            f"sampling.{field}={made['sampling'].get(field)!r}, and not {now.get(field)!r}"
+            for field in fields
+            if made["sampling"].get(field) != now.get(field)
+        ]
+        if changes:
+            lines.append(f"{workdir / name}.npz was made with {'; '.join(changes)}: --mode=sample makes it anew")
+    return lines
 
 
 def rows(asked: Condition, which: slice | np.ndarray) -> Condition:

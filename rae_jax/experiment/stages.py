@@ -31,7 +31,7 @@ from rae_jax.evaluation import pictures
 from rae_jax.evaluation.evaluator import Batch, Evaluator, source_batches
 from rae_jax.evaluation.metrics import JUDGED, REFERENCE, computed, needed
 from rae_jax.experiment import dataset, latent_cache
-from rae_jax.experiment.generation import Generation
+from rae_jax.experiment.generation import Generation, made_otherwise, samples_made
 from rae_jax.experiment.results import Results, check_results
 from rae_jax.experiment.weights import Weights
 from rae_jax.experiment.workdir import progress
@@ -294,11 +294,14 @@ class Stages:
         )
 
     def evaluate(self) -> dict[str, float]:
-        """Evaluates what this working directory holds, and writes `summary.json`."""
+        """Evaluates what this working directory holds, and writes `summary.json`, which says how samples were made."""
         held_out = len(self.sources["test"])
+        for line in made_otherwise(self.workdir, self.config):
+            self.log.warn(line)
         results = Results(self.config, self.weights, self.images, held_out, self.mesh, self.workdir, self.log).measure()
         if jax.process_index() == 0:
-            summary = {"results": results, "stage_seconds": self.weights.seconds()}
+            summary = {"results": results, "samples": samples_made(self.workdir)}
+            summary["stage_seconds"] = self.weights.seconds()
             with whole_file(self.workdir / "summary.json") as file:
                 file.write((json.dumps(summary, indent=2) + "\n").encode())
         return results
