@@ -84,6 +84,11 @@ def _as_main(module: str, arguments: tuple[str, ...], variables: dict[str, str],
         atexit._run_exitfuncs()  # multiprocessing's processes end without them
 
 
+def shared_memory() -> set[str]:
+    """What lies in /dev/shm, but for the semaphores of joblib, which tests that run beside this one make."""
+    return {name for name in os.listdir("/dev/shm") if not name.startswith("sem.loky")}
+
+
 def start(workdir: Path, *options: str, devices: int = 1, config: str = "configs/digits.py:tiny") -> Process:
     return Process("rae_jax.main", *command(workdir, *options, config=config)[3:], devices=devices)
 

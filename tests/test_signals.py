@@ -72,7 +72,7 @@ def run(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_the_whole_group_saves_and_ends_with_status_75_in_20_seconds_without_a_traceback(number, run):
-    workers, before = run.workers(), set(os.listdir("/dev/shm"))
+    workers, before = run.workers(), runs.shared_memory()
     assert len(workers) == 8
     os.killpg(run.process.pid, number)
     output, _ = run.process.communicate(timeout=SECONDS)
@@ -82,7 +82,7 @@ def test_a_signal_to_the_whole_group_saves_and_ends_with_status_75_in_20_seconds
     saved = max(int(path.name) for path in (run.workdir / "encoder" / "checkpoints").iterdir() if path.name.isdigit())
     assert f"saving step {saved}." in output and saved == run.step()
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
-    assert set(os.listdir("/dev/shm")) <= before
+    assert runs.shared_memory() <= before
 
 
 @pytest.mark.slow

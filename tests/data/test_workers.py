@@ -67,7 +67,7 @@ def test_a_batch_is_not_overwritten_by_those_that_follow(workers):
 
 
 def test_closing_full_workers_takes_no_time_and_leaves_nothing():
-    before, files = set(os.listdir("/dev/shm")), len(os.listdir("/proc/self/fd"))
+    before, files = runs.shared_memory(), len(os.listdir("/proc/self/fd"))
     reader = Workers(Large(), LAYOUT, COUNT, 2)
     reader.start()
     next(reader)
@@ -76,7 +76,7 @@ def test_closing_full_workers_takes_no_time_and_leaves_nothing():
     reader.close()
     assert time.monotonic() - began < 5
     assert len(pids) == COUNT and not any(map(alive, pids))
-    assert set(os.listdir("/dev/shm")) <= before
+    assert runs.shared_memory() <= before
     del reader
     assert len(os.listdir("/proc/self/fd")) == files
 
@@ -230,9 +230,9 @@ def test_a_signal_to_the_whole_group_is_the_parents_to_answer(number, tmp_path):
 
 @pytest.mark.slow
 def test_workers_end_with_a_parent_that_is_killed_and_leave_nothing(tmp_path):
-    before = set(os.listdir("/dev/shm"))
+    before = runs.shared_memory()
     process, pids = program(tmp_path)
     process.kill()
     _, errors = process.communicate(timeout=SECONDS)
     wait_until(lambda: not any(map(alive, pids)))
-    assert errors == "" and set(os.listdir("/dev/shm")) <= before
+    assert errors == "" and runs.shared_memory() <= before
