@@ -189,8 +189,9 @@ def _files(root: Path, classes: tuple[str, ...], left_out: collections.Counter[s
     for folder, name in _images(root, list(found), left_out):
         found[folder].append(name)
     if classes:
-        with os.scandir(root) as entries:
-            loose = [entry.name for entry in entries if not _is_folder(entry)]
+        with os.scandir(root) as scanned:
+            entries = list(scanned)
+        loose = [entry.name for entry in entries if not _is_folder(entry)]
         inside = sum(map(len, found.values()))
         if (beside := sum(map(is_image, loose))) > inside:
             raise ValueError(
@@ -200,7 +201,7 @@ def _files(root: Path, classes: tuple[str, ...], left_out: collections.Counter[s
         left_out.update(_reason(name) if not is_image(name) else "images beside the class folders" for name in loose)
         if empty := sorted(_subfolders(root) - set(classes)):
             left_out[f"folders without images ({shown(empty)})"] += len(empty)
-        system = sum(1 for entry in os.scandir(root) if _is_folder(entry) and _is_hidden(entry.name))
+        system = sum(1 for entry in entries if _is_folder(entry) and _is_hidden(entry.name))
         left_out.update({"hidden and system files and folders": system} if system else {})
     kinds = [reason for reason in left_out if reason.startswith(_ENDING)]
     for reason in sorted(kinds, key=lambda reason: -left_out[reason])[_KINDS:]:

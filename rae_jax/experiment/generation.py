@@ -145,14 +145,14 @@ class Generation:
         except ValueError as error:
             raise ValueError(f"--seed_grid={','.join(names)}: {error}") from None
         indices = np.tile(np.arange(SEEDS), len(names))
-        groups = [(name, np.arange(i * SEEDS, (i + 1) * SEEDS)) for i, name in enumerate(names)]
+        rows_of_names = [(name, np.arange(i * SEEDS, (i + 1) * SEEDS)) for i, name in enumerate(names)]
+        groups = captioned(rows_of_names, self._class_names)
         for file in self._files:
             images = np.concatenate(list(self._images(file, asked, indices)))
             path = self._workdir / f"{file.name.replace('samples', 'seed_grid')}.png"
             if jax.process_index() == 0:
-                pictures.save_png(path, pictures.grouped_grid(images, captioned(groups, self._class_names)))
-            rows_are = ", ".join(caption for caption, _ in captioned(groups, self._class_names))
-            self._log.say(f"{path}: {rows_are}, a column a noise")
+                pictures.save_png(path, pictures.grouped_grid(images, groups))
+            self._log.say(f"{path}: {', '.join(caption for caption, _ in groups)}, a column a noise")
 
     def _images(self, file: Sampled, asked: Condition, indices: np.ndarray) -> Iterator[np.ndarray]:
         return sample_batches(
@@ -167,9 +167,7 @@ class Generation:
         )
 
     def _picture(self, images: np.ndarray, asked: Condition) -> np.ndarray:
-        groups = captioned(
-            self._condition.groups(asked)[:PICTURED], self._class_names
-        )  # more would not fit on a screen
+        groups = self._condition.groups(asked)[:PICTURED]  # more would not fit on a screen
         if not groups:
             return pictures.image_grid(images[: PICTURED**2], columns=PICTURED)
         groups = [(caption, members[:PICTURED]) for caption, members in groups]

@@ -5,7 +5,6 @@
 
 import contextlib
 import json
-import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
 
 from rae_jax.training import sharding
-from rae_jax.training.checkpoint_weights import About, about, steps_in
+from rae_jax.training.checkpoint_weights import About, about, goodness, steps_in
 from rae_jax.training.state import TrainState
 
 SAVED = ("step", "params", "ema_params", "more_ema", "opt_state", "discriminator")  # of a state
@@ -44,14 +43,14 @@ class Checkpoints:
         self._milestones = _Milestones(self._directory)
         # Apart from each other: a newest checkpoint that is not the best is still the one to continue from.
         kept = [policies.LatestN(keep), self._milestones]
-        goodness = None if about["best"] is None else _goodness(*about["best"])
-        if goodness is not None:
-            kept.append(policies.BestN(get_metric_fn=goodness, n=1, keep_checkpoints_without_metrics=False))
+        best = None if about["best"] is None else goodness(*about["best"])
+        if best is not None:
+            kept.append(policies.BestN(get_metric_fn=best, n=1, keep_checkpoints_without_metrics=False))
         self._manager = ocp.CheckpointManager(
             self._directory,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policies.AnyPreservationPolicy(kept),
-                best_fn=goodness,  # without it the metrics of checkpoints made before this start are not read
+                best_fn=best,  # without it the metrics of checkpoints made before this start are not read
                 enable_async_checkpointing=True,
                 cleanup_tmp_directories=True,  # what a killed process had not finished
             ),
@@ -191,16 +190,6 @@ class _Milestones(policies.PreservationPolicy):
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: policies.PreservationContext) -> list[bool]:
         return [checkpoint.step in self.steps for checkpoint in checkpoints]
-
-
-def _goodness(metric: str, better: str) -> Callable[[dict[str, float]], float]:
-    """What is largest for the best checkpoint; one that was not evaluated is worse than any."""
-
-    def goodness(metrics: dict[str, float]) -> float:
-        value = metrics.get(metric, math.nan)
-        return -math.inf if math.isnan(value) else value if better == "higher" else -value
-
-    return goodness
 
 
 def _trained_parts(state: TrainState) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -202,16 +202,22 @@ def _best(folder: Path, steps: list[int]) -> int:
     best = about(folder / str(steps[-1])).get("best")
     if best is None:
         raise ValueError(f"{folder} has no best checkpoint: the stage has no train.best_metric")
-    metric, better = best
-    found = {}
-    for step in steps:
-        file = folder / str(step) / "metrics" / "metrics"
-        value = json.loads(file.read_text()).get(metric, math.nan) if file.is_file() else math.nan
-        if not math.isnan(value):
-            found[step] = value if better == "higher" else -value
-    if not found:
+    files = {step: folder / str(step) / "metrics" / "metrics" for step in steps}
+    good = goodness(*best)
+    found = {step: good(json.loads(file.read_text())) for step, file in files.items() if file.is_file()}
+    if not any(value > -math.inf for value in found.values()):
         raise ValueError(f"{folder} has no best checkpoint: none was evaluated yet")
     return max(found, key=lambda step: (found[step], step))
+
+
+def goodness(metric: str, better: str) -> Callable[[dict[str, float]], float]:
+    """What is largest for the best checkpoint; one that was not evaluated is worse than any."""
+
+    def goodness(metrics: dict[str, float]) -> float:
+        value = metrics.get(metric, math.nan)
+        return -math.inf if math.isnan(value) else value if better == "higher" else -value
+
+    return goodness
 
 
 def _average(decay: float, first: float) -> tuple[str, ...]:
