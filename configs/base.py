@@ -232,7 +232,8 @@ def get_config() -> ConfigDict:
     config.sampling.num_samples = 50_000
     config.sampling.batch_size = 256
     config.sampling.png = False  # also a folder of PNG files
-    config.sampling.labels = "equal"  # numbers of each class, "random", or "unconditional": all null
+    # "permuted": equal numbers of each class, in an order that the seed fixes; "random"; or "unconditional": all null.
+    config.sampling.labels = "permuted"
     config.sampling.method = "euler"  # "euler", "heun", or "euler_maruyama"
     config.sampling.num_steps = 50  # network evaluations of an Euler sampler; 0: only the flow map is sampled
     config.sampling.grid = "full"  # "full" ends at t = 0; "released" is the reference's, which ends just above

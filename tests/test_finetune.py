@@ -27,7 +27,7 @@ def test_the_classes_are_those_of_the_folder_and_without_any_samples_are_uncondi
     config.data.path, config.data.held_out_share = str(tmp_path / "images"), 0.2
     config = resolved(config, tmp_path / "run")
     assert config.flow.num_classes == count
-    assert config.sampling.labels == ("equal" if count else "unconditional")
+    assert config.sampling.labels == ("permuted" if count else "unconditional")
     check(config, file="configs/finetune.py", num_devices=1)
     sources = open_sources(config)
     assert len(sources["train"]) == 10 * len(classes) and len(sources["test"]) == 2 * len(classes)
@@ -54,7 +54,7 @@ def test_a_model_of_fewer_classes_than_the_images_have_is_refused_unless_it_lear
 def test_samples_of_classes_are_refused_where_there_are_none():
     config = finetune.get_config("tiny")
     config.flow.num_classes = 0
-    with pytest.raises(ValueError, match=r"sampling\.labels='equal', but there are no classes"):
+    with pytest.raises(ValueError, match=r"sampling\.labels='permuted', but there are no classes"):
         check(config, file="configs/finetune.py", num_devices=1)
 
 

@@ -49,7 +49,7 @@ DIT_DH = GENERATOR | under(
     "flow.model", **XL, head_width=2048, head_depth=2, head_num_heads=16, qk_norm=False, absolute_positions=True
 )
 # The sampler's 50 points end at t = 0.001: 49 evaluations on the grid "released".
-DIT_DH_SAMPLING = under("sampling", method="euler", guidance_scale=1.0, num_samples=50_000, labels="equal")
+DIT_DH_SAMPLING = under("sampling", method="euler", guidance_scale=1.0, num_samples=50_000, labels="permuted")
 
 MID_TRAINING = (
     IMAGES

@@ -16,7 +16,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 Condition = Any
-CHOICES = ("equal", "random", "unconditional")
+CHOICES = ("permuted", "random", "unconditional")
 SHOWN_CLASSES, SHOWN_OF_EACH, SHOWN_UNCONDITIONAL = 10, 8, 32  # samples in a picture that is taken while training
 
 
@@ -33,16 +33,17 @@ class ClassCondition:
 
     Attributes:
       num_classes: classes beside the null; 0 if the images have none.
-      choice: the classes that samples are asked for. "equal": in order of class, as many of each as divide evenly (the
-        first classes get the rest). "random": each fixed by (seed, sample index). "unconditional": none.
-      seed: of the random choice.
+      choice: the classes that samples are asked for. "permuted": as many of each as divide evenly (the first classes
+        get the rest), in an order that the seed fixes, so that any part of the samples is of all classes, as the
+        published inception scores have it. "random": each fixed by (seed, sample index). "unconditional": none.
+      seed: of the order, and of the random choice.
 
     Raises:
       ValueError: `choice` is none of these, or there are no classes to choose from.
     """
 
     num_classes: int
-    choice: str = "equal"
+    choice: str = "permuted"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -75,8 +76,9 @@ class ClassCondition:
 
     def chosen(self, num_samples: int) -> np.ndarray:
         """What samples `[num_samples]` are asked for, on the host."""
-        if self.choice == "equal":
-            return np.sort(np.arange(num_samples) % self.num_classes).astype(np.int32)
+        if self.choice == "permuted":
+            order = np.random.RandomState(self.seed)  # whose numbers NumPy keeps the same in every version
+            return order.permutation(np.arange(num_samples) % self.num_classes).astype(np.int32)
         if self.unconditional:
             return np.full(num_samples, self.num_classes, np.int32)
         key = jax.random.fold_in(jax.random.key(self.seed), zlib.crc32(b"labels"))

@@ -3,10 +3,20 @@
 import numpy as np
 
 
+def in_random_order(rows: np.ndarray) -> np.ndarray:
+    """The rows of `[N, ...]` in an order that only N decides, so that consecutive ones are not of one class.
+
+    Published scores are of samples whose labels were permuted. In order of class each split of 5,000 would see 100 of
+    ImageNet's 1,000 classes, and its score would be of those.
+    """
+    return rows[np.random.RandomState(0).permutation(len(rows))]
+
+
 def inception_score(logits: np.ndarray, *, split_size: int = 5000) -> float:
     """`exp(E_x KL(p(y|x) || p(y)))` of `logits: [N, C]`, averaged over consecutive splits (Salimans et al., 2016).
 
-    As ADM's evaluator: splits of `split_size`, the last one possibly smaller, all of equal weight.
+    As ADM's evaluator: splits of `split_size`, the last one possibly smaller, all of equal weight. The order of the
+    rows counts, see `in_random_order`.
     """
     if logits.ndim != 2 or len(logits) == 0:
         raise ValueError(f"logits have shape {logits.shape}; the inception score needs [N, C] with at least one row")

@@ -9,7 +9,7 @@ lpips, lpips_vgg16              LPIPS 0.1 through AlexNet, or VGG16; mean over p
 fid                             Fréchet distance of inception.pool (Heusel et al., 2017)    samples -> images, moments
 sfid                            the same of inception.spatial (Nash et al., 2021)           samples -> images, moments
 rfid                            Fréchet distance of inception.pool                          reconstructions -> originals
-is                              inception score of inception.logits                         samples
+is                              inception score of inception.logits, in random order        samples
 precision, recall               of inception.pool (Kynkäänniemi et al., 2019)               samples -> images
 fd_encoder                      Fréchet distance of encoder.mean_token, the mean of the     samples -> images
                                 tokens of the experiment's encoder
@@ -41,7 +41,7 @@ from rae_jax.evaluation import precision_recall
 from rae_jax.evaluation.evaluator import Needs, Summary
 from rae_jax.evaluation.frechet import frechet_distance, require_samples
 from rae_jax.evaluation.image_quality import psnr, ssim
-from rae_jax.evaluation.inception_score import inception_score
+from rae_jax.evaluation.inception_score import in_random_order, inception_score
 from rae_jax.evaluation.linear_probe import linear_probe, probe_accuracy
 
 Params = dict[str, Any]  # of components, by name
@@ -100,6 +100,12 @@ def _probe(name: str, trained_on: str, applied_to: str) -> Metric:
     return Metric(name, "higher", compute, rows=tuple(dict.fromkeys((trained_on, applied_to, "label"))))
 
 
+def _inception_score(judged: Summary, reference: Summary) -> float:
+    del reference
+    return inception_score(in_random_order(judged.rows[_LOGITS]))
+
+
+_LOGITS = "inception.logits"
 _ENCODER, _ORIGINAL = "encoder.mean_token", "original_encoder.mean_token"
 METRICS = {
     metric.name: metric
@@ -111,8 +117,7 @@ METRICS = {
         _frechet("fid", "inception.pool"),
         _frechet("sfid", "inception.spatial"),
         _frechet("rfid", "inception.pool"),
-        Metric("is", "higher", lambda judged, reference: inception_score(judged.rows["inception.logits"]),
-               rows=("inception.logits",), alone=True),
+        Metric("is", "higher", _inception_score, rows=(_LOGITS,), alone=True),
         _of_manifolds("precision", precision_recall.precision, "inception.pool"),
         _of_manifolds("recall", precision_recall.recall, "inception.pool"),
         _frechet("fd_encoder", _ENCODER),

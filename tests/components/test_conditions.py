@@ -8,9 +8,15 @@ import pytest
 from rae_jax.components.conditions import ClassCondition, drop
 
 
-def test_equal_labels_are_in_order_and_as_even_as_can_be():
-    assert ClassCondition(3).chosen(7).tolist() == [0, 0, 0, 1, 1, 2, 2]
-    assert np.bincount(ClassCondition(1000).chosen(50_000)).tolist() == [50] * 1000
+def test_permuted_labels_are_as_even_as_can_be_in_an_order_that_the_seed_fixes():
+    assert sorted(ClassCondition(3).chosen(7).tolist()) == [0, 0, 0, 1, 1, 2, 2]
+    labels = ClassCondition(1000).chosen(50_000)
+    assert np.bincount(labels).tolist() == [50] * 1000
+    for part in labels.reshape(10, 5000):  # of which the inception score is computed
+        assert len(np.unique(part)) > 980  # 994.8 expected; in order of class it would be 100
+    np.testing.assert_array_equal(labels, ClassCondition(1000).chosen(50_000))
+    assert (ClassCondition(1000, seed=1).chosen(50_000) != labels).any()
+    assert ClassCondition(10).chosen(10).tolist() == [2, 8, 4, 9, 1, 6, 7, 3, 0, 5]  # the same for ever
 
 
 def test_a_random_label_is_fixed_by_seed_and_index_alone():
@@ -32,8 +38,8 @@ def test_unconditional_samples_are_all_of_the_null_label_and_say_nothing_of_it()
     ("arguments", "message"),
     [
         ((10, "even"), r"sampling\.labels='even' is not one of"),
-        ((0, "equal"), "there are no classes; set it to 'unconditional'"),
-        ((-1, "equal"), r"flow\.num_classes=-1 is neither"),
+        ((0, "permuted"), "there are no classes; set it to 'unconditional'"),
+        ((-1, "permuted"), r"flow\.num_classes=-1 is neither"),
     ],
 )
 def test_another_choice_is_refused_by_name(arguments, message):

@@ -2,7 +2,9 @@ import numpy as np
 import pytest
 from golden import cases
 
+from rae_jax.evaluation.evaluator import Summary
 from rae_jax.evaluation.inception_score import inception_score
+from rae_jax.evaluation.metrics import METRICS, computed
 
 
 @cases("metrics")
@@ -36,3 +38,23 @@ def test_splits_are_of_5000_unless_asked_otherwise():
     parts = [inception_score(logits[:5000], split_size=7000), inception_score(logits[5000:], split_size=7000)]
     assert inception_score(logits) == pytest.approx(np.mean(parts), rel=1e-12)
     assert abs(inception_score(logits, split_size=7000) / np.mean(parts) - 1) > 1e-3
+
+
+def test_the_metric_is_that_of_permuted_labels_in_whatever_order_the_samples_come():
+    """In order of class a split sees a tenth of the classes, and the score of the file as it is shows that."""
+    rng, classes, count = np.random.default_rng(0), 200, 50_000
+    labels = np.repeat(np.arange(classes), count // classes)
+    logits = 2 * rng.normal(size=(count, classes)).astype(np.float32)
+    logits[np.arange(count), labels] += 9
+
+    def by_numpy(rows):
+        p = np.exp(rows.astype(np.float64)) / np.exp(rows.astype(np.float64)).sum(1, keepdims=True)
+        return np.mean([np.exp(np.mean(np.sum(q * np.log(q / q.mean(0)), 1))) for q in np.split(p, 10)])
+
+    permuted = logits[rng.permutation(count)]
+    expected = by_numpy(permuted)
+    for rows in (logits, permuted):
+        found = computed([METRICS["is"]], Summary(count=count, rows={"inception.logits": rows}), Summary())
+        assert found["is"] == pytest.approx(expected, rel=5e-3)
+    assert inception_score(logits) == pytest.approx(by_numpy(logits)) and by_numpy(logits) < 0.3 * expected
+    assert inception_score(permuted) == pytest.approx(expected)  # of the same order, ADM's number exactly
