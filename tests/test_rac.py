@@ -21,7 +21,7 @@ def test_samples_and_reconstructions_are_the_coders_and_the_teachers_when_asked(
     status, output = runs.run(tmp_path / "run", *SHORT, config=CONFIG)
     assert status == 0, output
     results = json.loads((tmp_path / "run" / "summary.json").read_text())["results"]
-    assert {"psnr", "label_agreement", "fd_encoder"} <= results.keys()
+    assert {"psnr", "label_agreement", "fd_encoder_20"} <= results.keys()
     with np.load(tmp_path / "run" / "samples.npz") as samples:
         coders = samples["arr_0"]
         assert coders.shape == (20, 32, 32, 3) and coders.dtype == np.uint8

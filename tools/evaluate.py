@@ -11,10 +11,12 @@ Metrics (`rae_jax/evaluation/metrics.py` has their definitions): fid, sfid, is, 
 rfid (FID to the reference's images, never to statistics stored in the file; --inception), psnr, ssim, lpips (AlexNet),
 lpips_vgg16 (image by image), fd_encoder, rfd_encoder, precision_encoder, recall_encoder (in the mean token of any
 encoder; --encoder_config). A run's `reconstructions.npz` holds its reference, the originals. What is computed of a
-reference is kept in --cache.
+reference is kept in --cache. The name of a number that depends on how many images are judged ends in their count unless
+that is 50,000: `fid_5000`.
 """
 
 import argparse
+import dataclasses
 import importlib.util
 import json
 import sys
@@ -38,6 +40,7 @@ from rae_jax.evaluation.metrics import (
     Metric,
     OfImages,
     OfPairs,
+    against,
     check_counts,
     computed,
     measured,
@@ -84,7 +87,7 @@ def main(arguments: list[str] | None = None) -> None:
     except (ValueError, ImportError) as error:
         sys.exit(f"error: {error}")
     for name, value in results.items():
-        Console().print(f"{name:18} {value:.4f}", highlight=False)
+        Console().print(f"{name:24} {value:.4f}", highlight=False)
     if options.output:
         with whole_file(options.output) as file:
             file.write((json.dumps(results, indent=2) + "\n").encode())
@@ -98,14 +101,13 @@ def evaluate(options: argparse.Namespace) -> dict[str, float]:
     """
     metrics = _asked_for(options)
     judged, reference, stored = _opened(options, metrics)
-    by_statistics = [metric for metric in metrics if stored and metric.name in STATISTICS]
-    by_images = [metric for metric in metrics if metric not in by_statistics]
+    metrics = [against(m, Summary(gaussians=stored)) if stored and m.name in STATISTICS else m for m in metrics]
     paired = any(metric.values for metric in metrics)
     if paired:
         check_pairs(judged, reference)
     mesh = sharding.make_mesh({"data": -1, "fsdp": 1, "tensor": 1})
     params, features, identities = _networks(options, metrics, mesh)
-    _check_enough(by_images, by_statistics, judged, reference, params, features)
+    _check_enough(metrics, judged, reference, params, features)
     pairs = PIXELS | {name: _lpips(network, name) for network, name in LPIPS.items() if name in params}
 
     def gathered(sets: dict[str, ImageSet], needs: dict[str, Needs], what: str) -> dict[str, Summary]:
@@ -119,19 +121,16 @@ def evaluate(options: argparse.Namespace) -> dict[str, float]:
 
     needs = needed(metrics)
     if paired:  # both at once, since every pair is looked at together
-        needs[REFERENCE] = needed(by_images)[REFERENCE]
         found = gathered({JUDGED: judged, REFERENCE: reference}, needs, "pairs")
         of_judged, of_reference = found[JUDGED], found[REFERENCE]
     else:
         of_judged, of_reference = gathered({JUDGED: judged}, {JUDGED: needs[JUDGED]}, "samples")[JUDGED], Summary()
-        if (wanted := needed(by_images)[REFERENCE]) != Needs():
+        if (wanted := needs[REFERENCE]) != Needs():
             of_reference = summary_once(
                 reference, wanted, identities, options.cache,
                 lambda missing: gathered({REFERENCE: reference}, {REFERENCE: missing}, "reference")[REFERENCE],
             )  # fmt: skip
-    results = computed(by_images, of_judged, of_reference)
-    results |= computed(by_statistics, of_judged, Summary(gaussians=stored))
-    return {metric.name: results[metric.name] for metric in metrics}
+    return computed(metrics, of_judged, of_reference)
 
 
 def _asked_for(options: argparse.Namespace) -> list[Metric]:
@@ -221,8 +220,8 @@ def _lpips(network: str, component: str) -> OfPairs:
 
 
 def _check_enough(
-    by_images: list[Metric], by_statistics: list[Metric], judged: ImageSet, reference: ImageSet | None,
-    params: dict[str, Any], features: dict[str, OfImages],
+    metrics: list[Metric], judged: ImageSet, reference: ImageSet | None, params: dict[str, Any],
+    features: dict[str, OfImages],
 ) -> None:  # fmt: skip
     """Raises ValueError unless every set has more images than any feature whose covariance is needed of it."""
     image = jax.ShapeDtypeStruct((1, *judged.shape[1:]), jnp.uint8)
@@ -231,9 +230,10 @@ def _check_enough(
         for network, of_images in features.items()
         for feature, rows in jax.eval_shape(of_images, params, image).items()
     }
-    for metrics, images in ((by_images + by_statistics, judged), (by_images, reference)):
+    as_reference = [dataclasses.replace(metric, alone=False) for metric in metrics]  # as many are asked of the judged
+    for each, images in ((as_reference, judged), (metrics, reference)):
         if images is not None:
-            check_counts(metrics, sizes, judged=len(images), reference=len(images), where=str(images.path))
+            check_counts(each, sizes, judged=len(images), reference=len(images), where=str(images.path))
 
 
 def _tracked(batches: Iterator[Any], name: str, total: int) -> Iterator[Any]:

@@ -23,6 +23,7 @@ CATALOGUE: dict[str, Callable[[ConfigDict], Component]] = {
     "mid_training": functools.partial(generators.flow_map, name="mid_training"),
     "flow_map": generators.flow_map,
     "lpips": critics.lpips,
+    "lpips_alexnet": critics.lpips_alexnet,
     "inception": critics.inception,
     "discriminator": critics.discriminator,
 }

@@ -1,4 +1,4 @@
-"""Networks that look at images and judge them: the perceptual distance, rFID's Inception, the discriminator."""
+"""Networks that look at images and judge them: the perceptual distance, FID's Inception, the discriminator."""
 
 from ml_collections import ConfigDict
 
@@ -10,13 +10,23 @@ from rae_jax.models.lpips import LPIPS
 
 def lpips(config: ConfigDict) -> Component:
     """The perceptual distance of two images."""
-    network, images = config.lpips.network, spec(64, 64, 3)  # no parameter depends on the size
-    return of_module(config, "lpips", lambda dtype: LPIPS(network), images, images, kind="lpips",
-                     described_by="config.lpips.network")  # fmt: skip
+    return _lpips(config, "lpips", config.lpips.network, "config.lpips.network")
+
+
+def lpips_alexnet(config: ConfigDict) -> Component:
+    """The perceptual distance that is reported, whatever network the loss has."""
+    return _lpips(config, "lpips_alexnet", "alexnet", "AlexNet, as config.lpips_alexnet always is")
+
+
+def _lpips(config: ConfigDict, name: str, network: str, described_by: str) -> Component:
+    images = spec(64, 64, 3)  # no parameter depends on the size
+    return of_module(
+        config, name, lambda dtype: LPIPS(network), images, images, kind="lpips", described_by=described_by
+    )
 
 
 def inception(config: ConfigDict) -> Component:
-    """The network whose features define rFID."""
+    """The network whose features define FID and rFID."""
     images = spec(IMAGE_SIZE, IMAGE_SIZE, 3)
     return of_module(config, "inception", lambda dtype: Inception(), images, kind="inception_fid")
 

@@ -25,12 +25,14 @@ from rae_jax.evaluation.metrics import (
     OfImages,
     OfPairs,
     Params,
+    against,
     check_counts,
     lpips_name,
     measured,
     needed,
     of_lpips,
 )  # fmt: skip
+from rae_jax.evaluation.reference import read_statistics
 from rae_jax.files import whole_file
 from rae_jax.models.inception import Inception
 
@@ -104,27 +106,51 @@ def of_encoder(config: ConfigDict, *metrics: Metric, name: str = "encoder") -> I
     )
 
 
-def of_latents(config: ConfigDict) -> Instruments:
-    """The Fréchet distance of latents."""
+def of_samples(config: ConfigDict) -> Instruments:
+    """What samples are measured by while a generator trains: the Fréchet distance of latents, and FID if there is one.
+
+    Raises:
+      ValueError: see `of_fid`.
+    """
     space = latent_space(config)
-    return Instruments(
+    of_latents = Instruments(
         metrics=(METRICS["fd_latent"],),
         parts=space.encoding,
         features={"latent": mean_token(space.encode)},
         sizes={"latent.mean_token": space.shape[1]},
     )
+    return of_latents | of_fid(config)
+
+
+def of_fid(config: ConfigDict) -> Instruments:
+    """FID, if the Inception network has weights: to the statistics in `config.inception.reference`, or else to images.
+
+    Raises:
+      ValueError: the file cannot be read, or holds no statistics of the pooled features.
+    """
+    if not config.inception.weights:
+        return Instruments()
+    fid = METRICS["fid"]
+    if file := config.inception.reference:
+        if not Path(file).is_file():
+            raise ValueError(f"config.inception.reference: there is no file {file}")
+        stored = read_statistics(file)
+        if missing := set(fid.moments) - stored.keys():
+            raise ValueError(f"config.inception.reference={file!r} holds no {' and '.join(missing)} (mu, sigma)")
+        fid = against(fid, Summary(gaussians=stored))
+    return Instruments((fid,), {"inception": critics.inception(config)}, {"inception": of_inception}, sizes=INCEPTION)
 
 
 def of_reconstructions(config: ConfigDict) -> list[Instruments]:
-    """What reconstructions are measured by: PSNR and SSIM; LPIPS, if it has weights; and a Fréchet distance.
+    """What reconstructions are measured by: PSNR and SSIM; LPIPS by each network with weights; a Fréchet distance.
 
     That is rFID if the Inception network has weights, otherwise that in the features of the encoder, if there is one.
     """
     instruments = [Instruments((METRICS["psnr"], METRICS["ssim"]), pairs=PIXELS)]
-    if config.lpips.weights:
-        part, name = critics.lpips(config), lpips_name(config.lpips.network)
-        distance = of_lpips(lambda params, a, b: part.apply(params["lpips"], a, b))
-        instruments.append(Instruments((METRICS[name],), {"lpips": part}, pairs={name: distance}))
+    of_networks = [part for part in (critics.lpips_alexnet(config), critics.lpips(config)) if part.weights]
+    for name, part in {lpips_name(part.module.network): part for part in of_networks}.items():
+        distance = of_lpips(lambda params, a, b, part=part: part.apply(params[part.name], a, b))
+        instruments.append(Instruments((METRICS[name],), {part.name: part}, pairs={name: distance}))
     if config.inception.weights:
         network = {"inception": critics.inception(config)}
         instruments.append(Instruments((METRICS["rfid"],), network, {"inception": of_inception}, {}, INCEPTION))

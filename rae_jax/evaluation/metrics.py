@@ -27,7 +27,8 @@ label_agreement                 it sees the class that was asked for            
 
 Published numbers are fid, sfid, is, precision, recall, rfid, psnr, ssim and lpips. Those of an encoder or a latent
 compare runs that share it, and no others. Ends of names tell which set is judged where a run has several: `_1step`,
-`_2step` the samples of a flow map, `_train` the training images.
+`_2step` the samples of a flow map, `_train` the training images. A number whose expectation depends on how many images
+are judged ends in that count, unless it is the 50,000 of published ones: `fid_5000` (`named`).
 """
 
 import dataclasses
@@ -48,6 +49,7 @@ Params = dict[str, Any]  # of components, by name
 OfPairs = Callable[[Params, jax.Array, jax.Array], jax.Array]  # (params, judged, reference) -> values [B]
 OfImages = Callable[[Params, jax.Array], dict[str, jax.Array]]  # (params, images) -> {feature: [B, D]}
 JUDGED, REFERENCE = "judged", "reference"
+PUBLISHED = 50_000  # images that published numbers are of
 HELD_BYTES = 4 * 2**30  # of the features or pixels that one metric may hold in memory
 
 
@@ -63,6 +65,7 @@ class Metric:
       moments: features whose means and covariances are needed of both sets.
       rows: quantities that are needed of every image of both sets, which are held in memory.
       alone: nothing is needed of a reference.
+      biased: its expectation depends on how many images are judged.
     """
 
     name: str
@@ -72,6 +75,7 @@ class Metric:
     moments: tuple[str, ...] = ()
     rows: tuple[str, ...] = ()
     alone: bool = False
+    biased: bool = False
 
 
 def mean_of_pairs(name: str, better: str) -> Metric:
@@ -82,14 +86,14 @@ def _frechet(name: str, feature: str) -> Metric:
     def compute(judged: Summary, reference: Summary) -> float:
         return frechet_distance(judged.gaussians[feature], reference.gaussians[feature])
 
-    return Metric(name, "lower", compute, moments=(feature,))
+    return Metric(name, "lower", compute, moments=(feature,), biased=True)
 
 
 def _of_manifolds(name: str, share: Callable[..., float], feature: str) -> Metric:
     def compute(judged: Summary, reference: Summary) -> float:
         return share(reference.rows[feature], judged.rows[feature])
 
-    return Metric(name, "higher", compute, rows=(feature,))
+    return Metric(name, "higher", compute, rows=(feature,), biased=True)
 
 
 def _probe(name: str, trained_on: str, applied_to: str) -> Metric:
@@ -117,7 +121,7 @@ METRICS = {
         _frechet("fid", "inception.pool"),
         _frechet("sfid", "inception.spatial"),
         _frechet("rfid", "inception.pool"),
-        Metric("is", "higher", _inception_score, rows=(_LOGITS,), alone=True),
+        Metric("is", "higher", _inception_score, rows=(_LOGITS,), alone=True, biased=True),
         _of_manifolds("precision", precision_recall.precision, "inception.pool"),
         _of_manifolds("recall", precision_recall.recall, "inception.pool"),
         _frechet("fd_encoder", _ENCODER),
@@ -137,6 +141,20 @@ METRICS = {
 def lpips_name(network: str) -> str:
     """The metric of LPIPS through `network`: plain "lpips" is AlexNet's, as its authors recommend."""
     return "lpips" if network == "alexnet" else f"lpips_{network}"
+
+
+def named(metric: Metric, count: int, end: str = "") -> str:
+    """What the value of `metric` over `count` judged images is called; `end` tells which of several sets they are.
+
+    A biased one of other than `PUBLISHED` images ends in their number, so that it is not taken for what it cannot be
+    compared with: of fewer images a Fréchet distance is larger, and precision, recall and inception score are others.
+    """
+    return f"{metric.name}{end}" + (f"_{count}" if metric.biased and count != PUBLISHED else "")
+
+
+def against(metric: Metric, stored: Summary) -> Metric:
+    """`metric` to a reference of which what it takes is `stored`: nothing is needed of another."""
+    return dataclasses.replace(metric, compute=lambda judged, _: metric.compute(judged, stored), alone=True)
 
 
 PIXELS: dict[str, OfPairs] = {"psnr": lambda params, a, b: psnr(a, b), "ssim": lambda params, a, b: ssim(a, b)}
@@ -188,9 +206,9 @@ def measured(
     return found
 
 
-def computed(metrics: Iterable[Metric], judged: Summary, reference: Summary) -> dict[str, float]:
-    """The value of each metric."""
-    return {metric.name: float(metric.compute(judged, reference)) for metric in metrics}
+def computed(metrics: Iterable[Metric], judged: Summary, reference: Summary, end: str = "") -> dict[str, float]:
+    """The value of each metric, by its name over so many images; see `named`."""
+    return {named(metric, judged.count, end): float(metric.compute(judged, reference)) for metric in metrics}
 
 
 def check_counts(
@@ -208,7 +226,7 @@ def check_counts(
     """
     for metric in metrics:
         for feature in metric.moments:
-            if feature in sizes:
+            if feature in sizes and not metric.alone:
                 require_samples(reference, sizes[feature], f"{where}: {metric.name}")
             if judged < 2:
                 raise ValueError(f"{where}: {metric.name} needs a covariance, and so at least 2 images; got {judged}")

@@ -77,7 +77,7 @@ def resolved(config: ConfigDict, workdir: Path | None = None) -> ConfigDict:
 def _make_local(config: ConfigDict) -> None:
     for section, fields in config.items():
         if isinstance(fields, ConfigDict):
-            for field in ("path", "latents", "weights"):
+            for field in ("path", "latents", "weights", "reference"):
                 if isinstance(value := fields.get(field), str) and value:
                     where = str(local_path(value, f"{section}.{field}"))
                     fields[field] = where if value.startswith("~") else value

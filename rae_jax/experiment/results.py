@@ -27,7 +27,7 @@ from rae_jax.evaluation.evaluator import (
     Summary,
     image_batches,
 )  # fmt: skip
-from rae_jax.evaluation.features import Instruments, of_encoder, of_reconstructions
+from rae_jax.evaluation.features import Instruments, of_encoder, of_fid, of_reconstructions
 from rae_jax.evaluation.image_sets import open_images, stream_pairs
 from rae_jax.evaluation.judge import Judge, train_judge
 from rae_jax.evaluation.metrics import (
@@ -98,6 +98,9 @@ class Results:
         probes = PROBES[:1] if self._tuned_by in (None, "encoder") else PROBES
         self._probes = probes if self._wanted.linear_probe else []
         self._distance = of_encoder(config, DISTANCE) if self._wanted.frechet else Instruments()
+        # Of samples, that in the Inception network's features too, where there is one.
+        fid = [of_fid(config)] if self._wanted.frechet else []
+        self._of_generated = self._distance | self._usable("samples", fid, config.sampling.num_samples)
         self._encoder = self._distance | (of_encoder(config, *self._probes) if self._probes else Instruments())
         if PROBES[-1] in self._probes:  # the encoder as it was before that stage looks too
             self._encoder |= of_encoder(config, name=ORIGINAL)
@@ -114,7 +117,9 @@ class Results:
             of_train = self._of_training_images()
         if self._wanted.judge and self._first:
             judge = train_judge(of_train.rows["image"], of_train.rows["label"])
-        reconstruction = self._reconstruction() if self._wanted.reconstruction else None
+        reconstruction = None
+        if self._wanted.reconstruction:
+            reconstruction = self._usable("reconstructions", of_reconstructions(self._config), self._held_out)
         found = self._of_held_out_images(reconstruction, judge)
         if self._wanted.frechet or self._wanted.judge:
             of_samples = {
@@ -128,27 +133,28 @@ class Results:
             results |= computed(reconstruction.metrics, found[JUDGED], found[REFERENCE])
         results |= computed(self._probes, found[HELD_OUT], of_train)
         if self._wanted.frechet:
-            for end, each in {"_train": of_train, **of_samples}.items():
-                results[f"{DISTANCE.name}{end}"] = DISTANCE.compute(each, found[HELD_OUT])
+            results |= computed([DISTANCE], of_train, found[HELD_OUT], "_train")
+            for end, each in of_samples.items():
+                results |= computed(self._of_generated.metrics, each, found[HELD_OUT], end)
         if judge:
             results |= computed([ACCURACY], found[HELD_OUT], of_train)
             for end, each in of_samples.items():
                 if AGREEMENT.name in each.means:
-                    results[f"{AGREEMENT.name}{end}"] = AGREEMENT.compute(each, of_train)
+                    results |= computed([AGREEMENT], each, of_train, end)
         return results
 
-    def _reconstruction(self) -> Instruments:
-        """What can be measured of reconstructions with the images and the weights that there are."""
+    def _usable(self, what: str, among: list[Instruments], judged: int) -> Instruments:
+        """What can be measured of `judged` images with the held-out images and the weights that there are."""
         usable, count = Instruments(), self._held_out
-        for instruments in of_reconstructions(self._config):
+        for instruments in among:
             names = ", ".join(metric.name for metric in instruments.metrics)
             missing = [name for name in instruments.parts if not self._weights.available(name)]
             try:
-                instruments.check(judged=count, reference=count, where=f"{count} held-out images")
+                instruments.check(judged=judged, reference=count, where=f"{count} held-out images")
             except ValueError as error:
                 missing.append(str(error))
             if missing:
-                self._log.say(f"reconstructions: {names} left out, for want of {' and '.join(missing)}")
+                self._log.say(f"{what}: {names} left out, for want of {' and '.join(missing)}")
             else:
                 usable |= instruments
         return usable
@@ -166,8 +172,8 @@ class Results:
 
     def _of_held_out_images(self, reconstruction: Instruments | None, judge: Judge | None) -> dict[str, Summary]:
         """What the metrics need of the held-out images, and of their reconstructions, which are written."""
-        needs, space = {HELD_OUT: needed(self._encoder.metrics)[REFERENCE]}, latent_space(self._config)
-        looking, parts = self._encoder, {}
+        looking, parts, space = self._encoder | self._of_generated, {}, latent_space(self._config)
+        needs = {HELD_OUT: needed(looking.metrics)[REFERENCE]}
         if reconstruction:
             needs |= needed(reconstruction.metrics)
             looking, parts = looking | reconstruction, space.encoding | space.decoding
@@ -208,7 +214,7 @@ class Results:
 
     def _of_samples(self, path: Path, judge: Judge | None) -> Summary:
         """What the metrics need of a file of samples; whether the judge agrees, if they were asked for by class."""
-        needs = needed(self._distance.metrics)[JUDGED]
+        needs = needed(self._of_generated.metrics)[JUDGED]
         with open_npz(path) as file:
             labels = file["labels"] if self._wanted.judge and "labels" in file else None
         if labels is not None:
@@ -216,7 +222,7 @@ class Results:
         seen = 0
 
         def measure(params: Params, batch: Batch) -> dict[str, dict[str, jax.Array]]:
-            found = self._distance.measure(params, {JUDGED: batch[JUDGED]}, {JUDGED: needs})
+            found = self._of_generated.measure(params, {JUDGED: batch[JUDGED]}, {JUDGED: needs})
             return found if labels is None else {JUDGED: found[JUDGED] | {"image": batch[JUDGED]}}
 
         def on_batch(rows: Rows) -> Rows:
@@ -228,7 +234,7 @@ class Results:
             return {JUDGED: {AGREEMENT.name: judge.agrees(images, labels[first:seen])}}
 
         batches = image_batches({JUDGED: open_images(path)}, self._mesh, batch_size=self._batch_size)
-        return self._evaluated(batches, measure, {JUDGED: needs}, self._distance, on_batch=on_batch)[JUDGED]
+        return self._evaluated(batches, measure, {JUDGED: needs}, self._of_generated, on_batch=on_batch)[JUDGED]
 
     def _evaluated(
         self,

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from rae_jax.components.conditions import condition
 from rae_jax.components.latent_spaces import latent_space, stats
-from rae_jax.evaluation.features import of_latents, of_reconstructions
+from rae_jax.evaluation.features import of_reconstructions, of_samples
 from rae_jax.evaluation.metrics import JUDGED, REFERENCE
 from rae_jax.models.autoencoder import to_uint8
 from rae_jax.objectives.objective import Batch, Evaluation, to_float
@@ -49,15 +49,17 @@ def reconstruction_evaluation(
 def sample_evaluation(config: ConfigDict, stage: str, generate: Generator) -> Evaluation | None:
     """A sample for each held-out image, of its condition and always from the same noise, against these images.
 
+    FID may be to a file of statistics instead: `config.inception.reference`.
+
     None if `config` does not ask for it.
 
     Raises:
-      ValueError: there are to be too few images for a covariance.
+      ValueError: there are to be too few images for a covariance, or see `of_fid`.
     """
     space, train, told, seed = latent_space(config), config[stage].train, condition(config), config.seed
     if not train.evaluate_every:
         return None
-    instruments, count = of_latents(config), train.evaluation_images
+    instruments, count = of_samples(config), train.evaluation_images
     instruments.check(judged=count, reference=count, where=f"{stage}.train.evaluation_images")
 
     def measure(state: TrainState, batch: Batch) -> dict[str, dict[str, jax.Array]]:

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypedDict
@@ -211,10 +212,14 @@ def _best(folder: Path, steps: list[int]) -> int:
 
 
 def goodness(metric: str, better: str) -> Callable[[dict[str, float]], float]:
-    """What is largest for the best checkpoint; one that was not evaluated is worse than any."""
+    """What is largest for the best checkpoint; one that was not evaluated is worse than any.
+
+    The name of a metric may end in the number of images that were judged, as in `fid_5000`.
+    """
+    name = re.compile(rf"{re.escape(metric)}(_\d+)?")
 
     def goodness(metrics: dict[str, float]) -> float:
-        value = metrics.get(metric, math.nan)
+        value = next((value for found, value in metrics.items() if name.fullmatch(found)), math.nan)
         return -math.inf if math.isnan(value) else value if better == "higher" else -value
 
     return goodness

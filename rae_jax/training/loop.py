@@ -115,7 +115,7 @@ def fit(
         def evaluate(step: int) -> dict[str, float]:
             measured = on_evaluation(state)
             log.metrics(stage, step, {f"evaluation/{name}": value for name, value in measured.items()})
-            shown = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in measured.items())
+            shown = ", ".join(f"{name.replace('_', ' ')} = {value:.4g}" for name, value in measured.items())
             log.say(f"{stage}: held-out images at step {step}: {shown}")
             return measured
 

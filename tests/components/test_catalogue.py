@@ -5,7 +5,7 @@ import pytest
 from configs import base, digits, digits_rac, digits_rpiae
 from rae_jax.components.catalogue import component, described
 
-CRITICS = {"lpips", "inception", "discriminator"}
+CRITICS = {"lpips", "lpips_alexnet", "inception", "discriminator"}
 FLOWS = {"flow", "guide", "mid_training", "flow_map"}
 
 

@@ -19,17 +19,20 @@ from known_evaluation import drawn, evaluated
 from rae_jax.data.sources import ArraySource
 from rae_jax.data.transforms import transform
 from rae_jax.evaluation import metrics
-from rae_jax.evaluation.evaluator import Evaluator, Needs, image_batches, source_batches
+from rae_jax.evaluation.evaluator import Evaluator, Needs, Summary, image_batches, source_batches
+from rae_jax.evaluation.frechet import Moments, frechet_distance
 from rae_jax.evaluation.image_sets import images_of
 from rae_jax.evaluation.metrics import (
     METRICS,
     PIXELS,
+    against,
     check_classes,
     check_counts,
     check_memory,
     computed,
     lpips_name,
     measured,
+    named,
     needed,
 )  # fmt: skip
 from rae_jax.training import sharding
@@ -46,7 +49,7 @@ def by_numpy(count):
     pairs = list(zip(images, halves, strict=True))
     return {
         "psnr": np.mean([skimage.peak_signal_noise_ratio(x, y) for x, y in pairs]),
-        "rfd_encoder": np.sum((a.mean(0) - b.mean(0)) ** 2) + np.trace(np.cov(a.T) + np.cov(b.T) - 2 * root),
+        f"rfd_encoder_{count}": np.sum((a.mean(0) - b.mean(0)) ** 2) + np.trace(np.cov(a.T) + np.cov(b.T) - 2 * root),
     }
 
 
@@ -221,3 +224,30 @@ def test_only_what_is_needed_is_measured_of_each_set():
         "reference": {"inception.pool"},
     }
     assert computed([], None, None) == {}
+
+
+def test_a_number_that_depends_on_how_many_images_are_judged_says_so_in_its_name():
+    biased = {name for name, metric in METRICS.items() if metric.biased}
+    assert biased == {
+        "fid", "sfid", "rfid", "is", "precision", "recall", "fd_encoder", "rfd_encoder", "precision_encoder",
+        "recall_encoder", "fd_latent",
+    }  # fmt: skip
+    assert named(METRICS["fid"], 5000) == "fid_5000" and named(METRICS["fid"], 50_000) == "fid"
+    assert named(METRICS["fd_encoder"], 1000, "_2step") == "fd_encoder_2step_1000"
+    assert named(METRICS["psnr"], 5000) == "psnr"
+    logits = np.random.default_rng(0).normal(size=(70, 5))
+    (name,) = computed([METRICS["is"]], Summary(count=70, rows={"inception.logits": logits}), Summary())
+    assert name == "is_70"
+
+
+def test_a_reference_that_is_stored_needs_no_images():
+    """And the distance is to it, whatever else is given."""
+    rng = np.random.default_rng(0)
+    a, b, c = (Moments.of(rng.normal(i, 1, (30, 4))).gaussian() for i in range(3))
+    metric = against(METRICS["fid"], Summary(gaussians={"inception.pool": b}))
+    assert needed([metric]) == {"judged": Needs(moments=frozenset({"inception.pool"})), "reference": Needs()}
+    found = computed([metric], Summary(30, gaussians={"inception.pool": a}), Summary(gaussians={"inception.pool": c}))
+    assert found == {"fid_30": pytest.approx(frechet_distance(a, b))}
+    check_counts([metric], {"inception.pool": 4}, judged=2, reference=0, where="here")
+    with pytest.raises(ValueError, match="at least 2 images"):
+        check_counts([metric], {"inception.pool": 4}, judged=1, reference=0, where="here")

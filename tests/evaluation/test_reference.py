@@ -16,7 +16,9 @@ def test_fid_to_stored_statistics_is_the_one_adm_reports(case, names, tmp_path):
     np.savez(tmp_path / "statistics.npz", **dict(zip(names, reference, strict=True)))
     stored = read_statistics(tmp_path / "statistics.npz")
     assert stored.keys() == {"inception.pool"}
-    judged = Summary(gaussians={"inception.pool": Moments.of(call.inputs["sample activations"]).gaussian()})
+    judged = Summary(
+        count=50_000, gaussians={"inception.pool": Moments.of(call.inputs["sample activations"]).gaussian()}
+    )
     found = computed([METRICS["fid"]], judged, Summary(gaussians=stored))
     case.assert_close([found["fid"]], call.outputs["fid"])
 

@@ -1,5 +1,7 @@
 """The evaluation of stages in training: decoders against scikit-image and SciPy, generators as a user runs them."""
 
+import einops
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -7,14 +9,17 @@ import runs
 import scipy.linalg
 
 from configs import digits
+from rae_jax.components import critics
 from rae_jax.components.encoders import encoder, tokens_of
 from rae_jax.data.sources import ArraySource
 from rae_jax.data.transforms import transform
-from rae_jax.evaluation import metrics
+from rae_jax.evaluation import features, metrics
 from rae_jax.evaluation.evaluator import Evaluator, source_batches
 from rae_jax.evaluation.metrics import JUDGED, REFERENCE, computed, needed
+from rae_jax.models.inception import InceptionFeatures
 from rae_jax.models.lpips import NETWORKS
-from rae_jax.objectives.quality import reconstruction_evaluation
+from rae_jax.objectives.quality import reconstruction_evaluation, sample_evaluation
+from rae_jax.sampling.generator import sample_keys
 from rae_jax.training import sharding
 from rae_jax.training.state import TrainState
 
@@ -53,9 +58,10 @@ def evaluated(reconstruct):
 
 def test_a_perfect_decoder_has_no_distance():
     _, evaluation, found = evaluated(lambda images: images + 0.1 / 255)  # truncation to 8 bits takes it away again
-    assert found.keys() == evaluation.better.keys() == {"psnr", "ssim", "lpips_small", "rfd_encoder"}
+    assert evaluation.better.keys() == {"psnr", "ssim", "lpips_small", "rfd_encoder"}
+    assert found.keys() == {"psnr", "ssim", "lpips_small", "rfd_encoder_64"}
     assert found["psnr"] == 100 and found["ssim"] == pytest.approx(1)
-    assert found["lpips_small"] == pytest.approx(0, abs=1e-9) and found["rfd_encoder"] == pytest.approx(0, abs=1e-8)
+    assert found["lpips_small"] == pytest.approx(0, abs=1e-9) and found["rfd_encoder_64"] == pytest.approx(0, abs=1e-8)
 
 
 def test_the_metrics_are_those_of_the_images_in_8_bits():
@@ -71,7 +77,7 @@ def test_the_metrics_are_those_of_the_images_in_8_bits():
     a, b = (np.asarray(tokens(params, x / np.float32(255)), np.float64).mean(axis=1) for x in (images, decoded))
     root = scipy.linalg.sqrtm(np.cov(a.T) @ np.cov(b.T)).real
     distance = np.sum((a.mean(0) - b.mean(0)) ** 2) + np.trace(np.cov(a.T) + np.cov(b.T) - 2 * root)
-    assert found["rfd_encoder"] == pytest.approx(distance, rel=1e-2)
+    assert found["rfd_encoder_64"] == pytest.approx(distance, rel=1e-2)
 
 
 def test_inception_weights_make_it_the_rfid_and_too_few_images_are_refused():
@@ -88,16 +94,84 @@ def test_inception_weights_make_it_the_rfid_and_too_few_images_are_refused():
     assert reconstruction_evaluation(config, "decoder", None) is None
 
 
+class SmallInception(nn.Module):
+    """Stands in for the network of FID: its features are those of four patches of the image."""
+
+    @nn.compact
+    def __call__(self, images):
+        x = nn.Conv(5, (16, 16), (16, 16), name="conv")(images / 255.0)
+        return InceptionFeatures(x.mean((1, 2)), x[..., 0].reshape(len(x), -1), x.mean((1, 2)))
+
+
+@pytest.mark.parametrize("stored", [False, True], ids=["held-out images", "a file of statistics"])
+def test_inception_weights_give_a_generators_fid_to(stored, monkeypatch, tmp_path):
+    monkeypatch.setattr(features, "Inception", SmallInception)
+    monkeypatch.setattr(critics, "Inception", SmallInception)
+    monkeypatch.setattr(features, "INCEPTION", {"inception.pool": 5})
+    rng, config = np.random.default_rng(1), configured()
+    config.inception.weights = "inception.pth"
+    config.flow.train.update(evaluate_every=1, evaluation_images=40)
+    if stored:
+        reference = rng.normal(size=5), np.cov(rng.normal(size=(5, 30)))
+        np.savez(tmp_path / "statistics.npz", mu=reference[0], sigma=reference[1])
+        config.inception.reference = str(tmp_path / "statistics.npz")
+
+    def generate(params, frozen, keys, labels):
+        return jax.vmap(lambda key: jax.random.uniform(key, (32, 32, 3)))(keys) * (labels[:, None, None, None] / 40)
+
+    evaluation = sample_evaluation(config, "flow", generate)
+    assert evaluation.better == {"fd_latent": "lower", "fid": "lower"}
+    frozen = {name: sharding.unbox(jax.jit(part.init)(jax.random.key(0))) for name, part in evaluation.needs.items()}
+    state = TrainState(step=0, params={}, ema_params={}, opt_state={}, frozen=frozen)
+    images, labels = rng.integers(0, 256, (64, 32, 32, 3), dtype=np.uint8), np.arange(64, dtype=np.int32)
+    mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1})
+    source = ArraySource(images, labels, [str(i) for i in range(64)])
+    batches = source_batches(source, mesh, batch_size=24, transform=transform("center_crop", 32), count=40)
+    found = Evaluator(mesh, evaluation.measure, needed(evaluation.metrics))(state, batches)
+    results = computed(evaluation.metrics, found[JUDGED], found[REFERENCE])
+    assert results.keys() == {"fd_latent_40", "fid_40"}
+
+    def pooled(images):
+        kernel, bias = (np.asarray(frozen["inception"]["conv"][name], np.float64) for name in ("kernel", "bias"))
+        patches = einops.rearrange(images / 255.0, "b (y h) (x w) c -> b (y x) (h w c)", h=16, w=16).mean(1)
+        return patches @ kernel.reshape(-1, 5) + bias
+
+    drawn = np.asarray(generate(None, None, sample_keys(config.seed, np.arange(40)), labels[:40]))
+    x = pooled((drawn * 255).astype(np.uint8))
+    if not stored:
+        of_images = pooled(images[:40])
+        reference = of_images.mean(0), np.cov(of_images.T)
+    root = scipy.linalg.sqrtm(np.cov(x.T) @ reference[1]).real
+    distance = np.sum((x.mean(0) - reference[0]) ** 2) + np.trace(np.cov(x.T) + reference[1] - 2 * root)
+    assert results["fid_40"] == pytest.approx(distance, rel=1e-3)
+
+
+def test_a_reference_without_statistics_for_fid_is_refused_by_its_field(tmp_path):
+    config = configured()
+    config.inception.weights = "inception.pth"
+    config.flow.train.update(evaluate_every=1, evaluation_images=40)
+    with pytest.raises(ValueError, match=r"flow\.train\.evaluation_images: fid over 2048 features"):
+        sample_evaluation(config, "flow", None)
+    config.inception.reference = str(tmp_path / "images.npz")
+    with pytest.raises(ValueError, match=r"config\.inception\.reference: there is no file .*images\.npz"):
+        sample_evaluation(config, "flow", None)
+    np.savez(config.inception.reference, arr_0=np.zeros((2, 4, 4, 3), np.uint8))
+    with pytest.raises(ValueError, match=r"inception\.reference=.*images\.npz' holds no inception\.pool \(mu, sigma\)"):
+        sample_evaluation(config, "flow", None)
+    np.savez(config.inception.reference, mu=np.zeros(2048), sigma=np.eye(2048))
+    assert sample_evaluation(config, "flow", None).better["fid"] == "lower"  # of as few samples as one likes
+
+
 @pytest.mark.slow
 def test_a_flow_records_the_frechet_distance_of_its_averaged_weights_and_keeps_the_best(tmp_path):
     options = [f"--config.flow.train.{field}" for field in ("evaluate_every=8", "best_metric=fd_latent",
                "keep_checkpoints=1", "checkpoint_every=100", "evaluation_images=300")]  # fmt: skip
     status, output = runs.run(tmp_path, runs.WITHOUT_FLOW_MAP, *options)
     assert status == 0, output
-    distances = runs.metrics(tmp_path, "flow", "evaluation/fd_latent")
+    distances = runs.metrics(tmp_path, "flow", "evaluation/fd_latent_300")
     assert list(distances) == [8, 16, 20] and min(distances.values()) > 0
     assert len(set(distances.values())) == 3
     best = min(distances, key=distances.get)
     kept = {int(path.name) for path in (tmp_path / "flow" / "checkpoints").iterdir() if path.name.isdigit()}
     assert kept == {best, 20}
-    assert "held-out images at step 8: fd latent" in output
+    assert "held-out images at step 8: fd latent 300 = " in output

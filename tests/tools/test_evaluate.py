@@ -62,15 +62,15 @@ def test_encoder_metrics_are_numpys_of_the_encoders_features_from_a_file_or_a_fo
     a, b = features["a"], features["b"]
     cov_a, cov_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
     expected = np.sum((a.mean(0) - b.mean(0)) ** 2) + np.trace(cov_a + cov_b - 2 * sqrtm(cov_a @ cov_b).real)
-    assert results["fd_encoder"] == pytest.approx(expected, rel=1e-3)
+    assert results["fd_encoder_45"] == pytest.approx(expected, rel=1e-3)
 
     def inside(points, manifold):
         radii = NearestNeighbors(n_neighbors=4).fit(manifold).kneighbors(manifold)[0][:, 3]
         distances = np.linalg.norm(points[:, None] - manifold[None], axis=-1)
         return np.mean((distances <= radii).any(axis=1))
 
-    assert results["precision_encoder"] == pytest.approx(inside(a, b), abs=1.5 / len(a))
-    assert results["recall_encoder"] == pytest.approx(inside(b, a), abs=1.5 / len(b))
+    assert results["precision_encoder_45"] == pytest.approx(inside(a, b), abs=1.5 / len(a))
+    assert results["recall_encoder_45"] == pytest.approx(inside(b, a), abs=1.5 / len(b))
     assert evaluated(folder, "a.npz", "b", metrics, *options) == pytest.approx(results, rel=1e-6)
 
 
@@ -87,7 +87,7 @@ def test_what_is_computed_of_the_reference_is_kept_and_used_again(sets):
         changed["mean"] = changed["mean"] + 10
         np.savez(file, **changed)
     after = evaluated(folder, "a.npz", "b.npz", "fd_encoder", *options)
-    assert kept and after["fd_encoder"] > before["fd_encoder"] + 1000
+    assert kept and after["fd_encoder_45"] > before["fd_encoder_45"] + 1000
     for file, content in kept.items():
         file.write_bytes(content)
 
@@ -121,7 +121,7 @@ def test_a_runs_reconstructions_hold_their_reference_and_one_command_gives_all_n
     assert together == pytest.approx(apart, rel=1e-4) and together["lpips"] > 0
     main([str(tmp_path / "decoded.npz"), "--metrics=fd_encoder", f"--reference={tmp_path / 'reconstructions.npz'}",
           f"--cache={tmp_path / 'cache'}", f"--output={output}", *options])  # fmt: skip
-    assert json.loads(output.read_text())["fd_encoder"] == pytest.approx(apart["rfd_encoder"], rel=1e-4)
+    assert json.loads(output.read_text())["fd_encoder_20"] == pytest.approx(apart["rfd_encoder_20"], rel=1e-4)
 
 
 def test_images_are_paired_by_their_names_and_others_are_refused(tmp_path):

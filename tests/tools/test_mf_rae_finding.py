@@ -22,9 +22,9 @@ def cells(monkeypatch, tmp_path):
         records = [{"stage": "flow_map", "step": i, "gradient_norm": 10.0**i} for i in (1, 2, 3)]
         (workdir / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
         results = {
-            f"{name}_{end}": value
+            name.format(end): value
             for end in ("1step", "2step")
-            for name, value in (("label_agreement", 0.9 + 0.02 * seed), ("fd_encoder", 0.25 + seed))
+            for name, value in (("label_agreement_{}", 0.9 + 0.02 * seed), ("fd_encoder_{}_1000", 0.25 + seed))
         }
         stopped = "flow_map: loss became non-finite" if "from_random" in str(workdir) else ""
         return Run(workdir, {} if stopped else results, stopped)

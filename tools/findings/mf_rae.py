@@ -16,6 +16,7 @@ from configs import digits as digits_config
 from rae_jax.components.generators import flow_map as flow_map_network
 from rae_jax.components.generators import time_shift
 from rae_jax.components.latent_spaces import latent_space
+from rae_jax.evaluation.metrics import METRICS, named
 from rae_jax.files import whole_file
 from rae_jax.flow.path import interpolate, velocity_target
 from rae_jax.flow.times import shift_times
@@ -134,9 +135,10 @@ def _quality(runs: Sequence[Run], end: str) -> tuple[str, str]:
     """Label agreement and Fréchet distance of the samples whose name ends in `end`."""
     if any(r.stopped for r in runs):
         return "diverged", "diverged"
+    distance = named(METRICS["fd_encoder"], digits_config.get_config().sampling.num_samples, end)
     return (
         _spread([100 * r.results[f"label_agreement{end}"] for r in runs], "{:.1f} %"),
-        _spread([r.results[f"fd_encoder{end}"] for r in runs], "{:.3f}"),
+        _spread([r.results[distance] for r in runs], "{:.3f}"),
     )
 
 
