@@ -26,6 +26,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 from rich.console import Console
 from rich.progress import track
 
@@ -83,6 +84,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--output", type=local_path, help="a JSON file for the numbers")
     options = parser.parse_args(arguments)
     try:
+        if options.encoder_config:
+            options.encoder_config = _read_config(options.encoder_config)
         results = evaluate(options)
     except (ValueError, ImportError) as error:
         sys.exit(f"error: {error}")
@@ -96,10 +99,12 @@ def main(arguments: list[str] | None = None) -> None:
 def evaluate(options: argparse.Namespace) -> dict[str, float]:
     """The metrics that `options` (of `main`) ask for; whatever is wrong with them is found before anything is computed.
 
+    `options.encoder_config` is the config, not its file.
+
     Raises:
       ValueError: see the messages.
     """
-    metrics = _asked_for(options)
+    metrics = asked_for(options)
     judged, reference, stored = _opened(options, metrics)
     metrics = [against(m, Summary(gaussians=stored)) if stored and m.name in STATISTICS else m for m in metrics]
     paired = any(metric.values for metric in metrics)
@@ -133,7 +138,12 @@ def evaluate(options: argparse.Namespace) -> dict[str, float]:
     return computed(metrics, of_judged, of_reference)
 
 
-def _asked_for(options: argparse.Namespace) -> list[Metric]:
+def asked_for(options: argparse.Namespace) -> list[Metric]:
+    """The metrics that `options` name, which have what they need.
+
+    Raises:
+      ValueError: there are none of that name, or they need an option that is missing.
+    """
     names = options.metrics.split(",")
     if unknown := [name for name in names if name not in OFFERED]:
         raise ValueError(f"--metrics: there are no {unknown}; there are {', '.join(OFFERED)}")
@@ -197,18 +207,21 @@ def _networks(
     return sharding.place(params, sharding.replicated(mesh)), features, identities
 
 
-def _encoder(config_file: str, weights: Path | None) -> tuple[Any, OfImages, str]:
-    """The mean token of an experiment's encoder, images resized as the experiment does."""
+def _read_config(config_file: str) -> ConfigDict:
     file, _, variant = config_file.partition(":")
     if not Path(file).is_file():
         raise ValueError(f"--encoder_config: there is no file {file}")
     spec = importlib.util.spec_from_file_location("experiment", file)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    config = module.get_config(*([variant] if variant else []))
+    return module.get_config(*([variant] if variant else []))
+
+
+def _encoder(config: ConfigDict, weights: Path | None) -> tuple[Any, OfImages, str]:
+    """The mean token of an experiment's encoder, images resized as the experiment does."""
     source = weights or config.encoder.weights
     if not source:
-        raise ValueError(f"{file} names no encoder weights; give --encoder=DIRECTORY")
+        raise ValueError("--encoder_config names no encoder weights; give --encoder=DIRECTORY")
     instruments = of_encoder(config)
     (part,) = instruments.parts.values()
     identity = f"{fingerprint(source)} {config.encoder.to_json_best_effort()}"

@@ -89,6 +89,21 @@ class Generation:
                 "or set weights in their sections of the config"
             )
 
+    def requests(self) -> dict[str, dict[str, Any]]:
+        """Of each file of samples, by its name, everything that decides what is in it.
+
+        Raises:
+          ValueError: see `Weights.place`.
+        """
+        return {
+            file.name: {
+                "seed": self._seed,
+                "sampling": self._asked,
+                "weights": {name: self._weights.identity(name) for name in (file.network.name, *file.beside)},
+            }
+            for file in self._files
+        }
+
     def write_samples(self) -> None:
         """Writes the files of samples, each with a picture of some; with `config.sampling.png` also a folder of PNGs.
 
@@ -99,14 +114,9 @@ class Generation:
         """
         self.require_weights()
         first, asked = jax.process_index() == 0, self._condition.chosen(self._count)
-        arrays = self._condition.arrays(asked)
+        arrays, requests = self._condition.arrays(asked), self.requests()
         for file in self._files:
-            path, names = self._workdir / f"{file.name}.npz", (file.network.name, *file.beside)
-            request = {
-                "seed": self._seed,
-                "sampling": self._asked,
-                "weights": {name: self._weights.identity(name) for name in names},
-            }
+            path, request = self._workdir / f"{file.name}.npz", requests[file.name]
             shape = (self._count, self._size, self._size, 3)
             partial = PartialSamples(path, shape, request, self._log.warn) if first else None
             done = sharding.of_first_process(partial.done if first else 0)

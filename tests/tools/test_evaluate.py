@@ -5,6 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
+import small_inception
 from PIL import Image
 from scipy.linalg import sqrtm
 from sklearn.neighbors import NearestNeighbors
@@ -16,6 +17,7 @@ from rae_jax.evaluation.image_sets import open_images, stream_pairs
 from rae_jax.interop.weights import save_weights
 from rae_jax.sampling.samples import write_png_folder, write_samples
 from rae_jax.training import sharding
+from tools import evaluate
 from tools.evaluate import main
 
 CONFIG = "configs/digits.py:tiny"
@@ -221,3 +223,22 @@ def test_fewer_samples_than_features_are_refused(sets, tmp_path):
     with pytest.raises(SystemExit, match=r"few\.npz: fd_encoder over 16 features needs more than 16 samples"):
         main([str(tmp_path / "few.npz"), f"--reference={folder / 'b.npz'}", "--metrics=fd_encoder",
               f"--encoder_config={CONFIG}", f"--encoder={folder / 'encoder'}"])  # fmt: skip
+
+
+def test_statistics_without_images_give_the_distance_to_them(sets, tmp_path, monkeypatch):
+    """With a small network in Inception's place: the samples' moments by NumPy, the distance by SciPy."""
+    small_inception.install(monkeypatch)
+    network = small_inception.SmallInception()
+    images = open_images(sets[0] / "a.npz")
+    params = jax.jit(network.init)(jax.random.key(0), np.zeros((1, 32, 32, 3), np.uint8))["params"]
+    monkeypatch.setattr(evaluate, "Inception", lambda: network)
+    monkeypatch.setattr(evaluate, "read_tensors", lambda path: {})
+    monkeypatch.setattr(evaluate, "import_inception", lambda tensors, like: params)
+    (tmp_path / "inception.pth").touch()
+    rng = np.random.default_rng(0)
+    stored = rng.normal(size=5), np.cov(rng.normal(size=(5, 30)))
+    np.savez(tmp_path / "statistics.npz", mu=stored[0], sigma=stored[1])
+    results = evaluated(sets[0], "a.npz", tmp_path / "statistics.npz", "fid", f"--inception={tmp_path}/inception.pth")
+    (whole,) = images.batches(len(images))
+    expected = small_inception.distance(small_inception.moments(params, whole), stored)
+    assert results == {"fid_45": pytest.approx(expected, rel=1e-4)}
