@@ -49,6 +49,14 @@ def sets(tmp_path_factory):
     return folder, features
 
 
+def inside(points, manifold):
+    """The share of `points` that lie no further from one of the manifold's than its third neighbour there."""
+    points, manifold = np.asarray(points), np.asarray(manifold)
+    radii = NearestNeighbors(n_neighbors=4).fit(manifold).kneighbors(manifold)[0][:, 3]
+    distances = np.linalg.norm(points[:, None] - manifold[None], axis=-1)
+    return np.mean((distances <= radii).any(axis=1))
+
+
 def evaluated(folder, samples, reference, metrics, *options):
     output, paths = folder / "numbers.json", [str(folder / samples), f"--reference={folder / reference}"]
     common = [f"--metrics={metrics}", f"--cache={folder / 'cache'}", f"--output={output}", "--batch_size=16"]
@@ -65,11 +73,6 @@ def test_encoder_metrics_are_numpys_of_the_encoders_features_from_a_file_or_a_fo
     cov_a, cov_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
     expected = np.sum((a.mean(0) - b.mean(0)) ** 2) + np.trace(cov_a + cov_b - 2 * sqrtm(cov_a @ cov_b).real)
     assert results["fd_encoder_45"] == pytest.approx(expected, rel=1e-3)
-
-    def inside(points, manifold):
-        radii = NearestNeighbors(n_neighbors=4).fit(manifold).kneighbors(manifold)[0][:, 3]
-        distances = np.linalg.norm(points[:, None] - manifold[None], axis=-1)
-        return np.mean((distances <= radii).any(axis=1))
 
     assert results["precision_encoder_45"] == pytest.approx(inside(a, b), abs=1.5 / len(a))
     assert results["recall_encoder_45"] == pytest.approx(inside(b, a), abs=1.5 / len(b))
@@ -225,7 +228,7 @@ def test_fewer_samples_than_features_are_refused(sets, tmp_path):
               f"--encoder_config={CONFIG}", f"--encoder={folder / 'encoder'}"])  # fmt: skip
 
 
-def test_statistics_without_images_give_the_distance_to_them(sets, tmp_path, monkeypatch):
+def test_statistics_without_images_give_fid_and_adms_file_all_of_a_published_table(sets, tmp_path, monkeypatch):
     """With a small network in Inception's place: the samples' moments by NumPy, the distance by SciPy."""
     small_inception.install(monkeypatch)
     network = small_inception.SmallInception()
@@ -238,7 +241,22 @@ def test_statistics_without_images_give_the_distance_to_them(sets, tmp_path, mon
     rng = np.random.default_rng(0)
     stored = rng.normal(size=5), np.cov(rng.normal(size=(5, 30)))
     np.savez(tmp_path / "statistics.npz", mu=stored[0], sigma=stored[1])
-    results = evaluated(sets[0], "a.npz", tmp_path / "statistics.npz", "fid", f"--inception={tmp_path}/inception.pth")
+    inception = f"--inception={tmp_path / 'inception.pth'}"
+    results = evaluated(sets[0], "a.npz", tmp_path / "statistics.npz", "fid", inception)
     (whole,) = images.batches(len(images))
     expected = small_inception.distance(small_inception.moments(params, whole), stored)
     assert results == {"fid_45": pytest.approx(expected, rel=1e-4)}
+
+    # ADM's file: statistics that are not those of its images, which are for precision and recall alone.
+    (of_b,) = open_images(sets[0] / "b.npz").batches(37)
+    spatial = rng.normal(size=4), np.cov(rng.normal(size=(4, 30)))
+    np.savez(tmp_path / "adm.npz", arr_0=of_b, mu=stored[0], sigma=stored[1], mu_s=spatial[0], sigma_s=spatial[1])
+    found = evaluated(sets[0], "a.npz", tmp_path / "adm.npz", "recall,sfid,fid,is,precision", inception)
+    assert list(found) == ["recall_45", "sfid_45", "fid_45", "is_45", "precision_45"]
+    assert found["fid_45"] == results["fid_45"]
+    a, b = (jax.jit(network.apply)({"params": params}, x) for x in (whole, of_b))
+    rows = np.asarray(a.spatial, np.float64)
+    of_samples = rows.mean(0), np.cov(rows.T)
+    assert found["sfid_45"] == pytest.approx(small_inception.distance(of_samples, spatial), rel=1e-4)
+    assert found["precision_45"] == pytest.approx(inside(a.pool, b.pool), abs=1.5 / 45)
+    assert found["recall_45"] == pytest.approx(inside(b.pool, a.pool), abs=1.5 / 37)
