@@ -99,13 +99,30 @@ def architecture(
         "num_heads": num_heads or NUM_HEADS[width],
         "mlp_dim": tensors["decoder_layers.0.output.dense.weight"].shape[1],
         "qkv_bias": f"decoder_layers.0.{NAMES[source].query}.bias" in tensors,
+        "trained_tables": moved(tensors, width),
         **spacing,
     }
+
+
+def moved(tensors: Mapping[str, np.ndarray], width: int) -> bool:
+    """Whether the positions in an official file are others than the sine-cosine table: they have been trained."""
+    if POSITIONS not in tensors:
+        return False
+    table = np.asarray(tensors[POSITIONS], np.float32)
+    fixed = sincos_table(math.isqrt(table.shape[1] - 1), width, class_token=True)[None]
+    return table.shape == fixed.shape and not np.allclose(table, fixed, atol=1e-5)
+
+
+def carried_names(architecture: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Patterns of what an official file, whose names start with `prefix`, holds and `ViTDecoder` computes."""
+    return [] if architecture.get("trained_tables") else [re.escape(prefix + POSITIONS)]
 
 
 def rules(source: str, architecture: Mapping[str, Any]) -> list[Rule]:
     """The rules of one decoder; `source` is `official` or `diffusers`."""
     result = [Rule("trainable_cls_token", "cls_token", without_leading(1))]
+    if architecture.get("trained_tables"):
+        result.append(Rule(POSITIONS, "positions/table", without_leading(1)))
     for official, ours in (("decoder_embed", "embedding"), ("decoder_pred", "pixels")):
         result.append(Rule(f"{official}.weight", f"{ours}/kernel", LINEAR))
         result.append(Rule(f"{official}.bias", f"{ours}/bias", IDENTITY))
@@ -123,28 +140,20 @@ def import_decoder(
     """`(arguments of ViTDecoder, its parameters with unrolled blocks, carried tensors)`.
 
     Raises:
-      ValueError: as `architecture` and `layout.import_params` do; or the position table is not the fixed one, which is
-        the only one that `ViTDecoder` computes.
+      ValueError: as `architecture` and `layout.import_params` do.
     """
     found = architecture(tensors, grid_size, num_heads)
-    params, carried = import_params(tensors, rules(identify(tensors), found), (POSITIONS,), like)
-    if POSITIONS in carried:
-        check_positions(carried, found)
+    params, carried = import_params(tensors, rules(identify(tensors), found), carried_names(found), like)
     return found, params, carried
 
 
 def positions(architecture: Mapping[str, Any], prefix: str = "") -> Tensors:
-    """The fixed position table of an official file, whose names start with `prefix`."""
+    """The position table of an official file, whose names start with `prefix`, if it is fixed."""
+    if architecture.get("trained_tables"):
+        return {}
     spacing = architecture.get("position_spacing", 1.0)
     table = sincos_table(architecture["grid_size"], architecture["width"], spacing=spacing, class_token=True)
     return {f"{prefix}{POSITIONS}": table[None]}
-
-
-def check_positions(tensors: Mapping[str, np.ndarray], architecture: Mapping[str, Any], prefix: str = "") -> None:
-    """Raises a ValueError unless the table in `tensors` is the one that `ViTDecoder` computes."""
-    ((name, table),) = positions(architecture, prefix).items()
-    if not np.allclose(tensors[name], table, atol=1e-5):
-        raise ValueError(f"{name} is not the sine-cosine table of a {architecture['grid_size']}-patch grid")
 
 
 def export_decoder(
@@ -161,6 +170,8 @@ def export_decoder(
       ValueError: diffusers would give this decoder other positions than it was trained with.
     """
     grid_size, spacing = architecture["grid_size"], architecture.get("position_spacing", 1.0)
+    if source == "diffusers" and architecture.get("trained_tables"):
+        raise ValueError("diffusers computes positions, but this decoder has trained ones; export it as 'official'")
     if source == "diffusers" and not math.isclose(grid_size * spacing, DIFFUSERS_POSITION_RANGE):
         raise ValueError(
             f"diffusers computes positions {DIFFUSERS_POSITION_RANGE / grid_size} apart for a grid of {grid_size}, "

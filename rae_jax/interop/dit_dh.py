@@ -8,7 +8,7 @@ import numpy as np
 
 from rae_jax.interop import lightning_dit
 from rae_jax.interop.layout import Rule, Tensors, export_params, import_params, require
-from rae_jax.interop.lightning_dit import CARRIED, POSITIONS
+from rae_jax.interop.lightning_dit import POSITIONS
 from rae_jax.interop.model import Model
 from rae_jax.models.dit_dh import HEAD
 from rae_jax.models.embeddings import sincos_table
@@ -56,6 +56,7 @@ def architecture(tensors: Mapping[str, np.ndarray], head_depth: int | None = Non
         "head_num_heads": head_width // tensors[head_table].shape[1],
         "patch_size": patch_size,
         "absolute_positions": POSITIONS in tensors,
+        "trained_tables": lightning_dit.moved(tensors, width),
         **lightning_dit.block_options(tensors, {"blocks.0.": width, f"blocks.{depth}.": head_width}),
     }
 
@@ -64,7 +65,7 @@ def rules(architecture: Mapping[str, Any]) -> list[Rule]:
     """The rules of one model; `architecture` as from the function of that name."""
     options = {name: architecture[name] for name in ("qk_norm", "swiglu", "rms_norm")}
     depth, patch_size = architecture["depth"], architecture["patch_size"]
-    result = lightning_dit.conditioning(architecture["flow_map"])
+    result = lightning_dit.conditioning(architecture["flow_map"]) + lightning_dit.position_rules(architecture)
     result += lightning_dit.patches("s_embedder", "patch_embedding", patch_size)
     result += lightning_dit.patches("x_embedder", "head_patch_embedding", patch_size)
     if architecture["width"] != architecture["head_width"]:
@@ -81,7 +82,8 @@ def rules(architecture: Mapping[str, Any]) -> list[Rule]:
 def tables(architecture: Mapping[str, Any]) -> Tensors:
     """The fixed tables of the official file."""
     side = architecture["grid_size"] // architecture["patch_size"]
-    result = {POSITIONS: sincos_table(side, architecture["width"])[None]} if architecture["absolute_positions"] else {}
+    fixed = architecture["absolute_positions"] and not architecture.get("trained_tables")
+    result = {POSITIONS: sincos_table(side, architecture["width"])[None]} if fixed else {}
     for table, width, heads in ((BACKBONE_TABLE, "width", "num_heads"), (HEAD_TABLE, "head_width", "head_num_heads")):
         result |= lightning_dit.official_rotary_table(table, side, architecture[width] // architecture[heads])
     return result
@@ -96,7 +98,7 @@ def import_dit_dh(
       ValueError: as `architecture` and `layout.import_params` do; or a fixed table is not what the model computes.
     """
     found = architecture(tensors, head_depth)
-    params, carried = import_params(tensors, rules(found), CARRIED, like)
+    params, carried = import_params(tensors, rules(found), lightning_dit.carried_names(found["trained_tables"]), like)
     lightning_dit.check_tables(carried, tables(found))
     return found, params, carried
 

@@ -20,6 +20,7 @@ from rae_jax.interop.layout import (
     patch_embedding,
     stacked,
     to_heads,
+    without_leading,
 )
 from rae_jax.interop.model import Model
 from rae_jax.models.embeddings import rotary_table, sincos_table
@@ -27,8 +28,7 @@ from rae_jax.models.lightning_dit import BLOCK_MODULATION, FINAL_MODULATION, SIZ
 
 POSITIONS = "pos_embed"
 ROTARY_TABLE = "feat_rope"
-# Fixed tables, which the file holds and our modules compute.
-CARRIED = (r"pos_embed", r"(\w+_)?feat_rope\.freqs_(cos|sin)")
+ROTARY_TABLES = r"(\w+_)?feat_rope\.freqs_(cos|sin)"
 
 
 def architecture(tensors: Mapping[str, np.ndarray], num_heads: int | None = None) -> dict[str, Any]:
@@ -52,9 +52,29 @@ def architecture(tensors: Mapping[str, np.ndarray], num_heads: int | None = None
         "num_heads": num_heads or width // head_width(tensors, "blocks.0.", ROTARY_TABLE, width),
         "patch_size": patch_size,
         "rope": any(name.startswith(f"{ROTARY_TABLE}.") for name in tensors),
+        "trained_tables": moved(tensors, width),
         "learn_sigma": tensors[final].shape[0] == 2 * in_channels * patch_size**2,
         **block_options(tensors, {"blocks.0.": width}),
     }
+
+
+def moved(tensors: Mapping[str, np.ndarray], width: int) -> bool:
+    """Whether the positions in the file are others than the sine-cosine table: they have been trained."""
+    if POSITIONS not in tensors:
+        return False
+    table = np.asarray(tensors[POSITIONS], np.float32)
+    fixed = sincos_table(math.isqrt(table.shape[1]), width)[None]
+    return table.shape == fixed.shape and not np.allclose(table, fixed, atol=1e-4)
+
+
+def carried_names(trained_tables: bool) -> list[str]:
+    """Patterns of the fixed tables, which the file holds and our modules compute."""
+    return [ROTARY_TABLES] if trained_tables else [ROTARY_TABLES, POSITIONS]
+
+
+def position_rules(architecture: Mapping[str, Any]) -> list[Rule]:
+    """The positions, where they are parameters."""
+    return [Rule(POSITIONS, "positions/table", without_leading(1))] if architecture.get("trained_tables") else []
 
 
 def require(tensors: Mapping[str, np.ndarray], *names: str) -> None:
@@ -203,7 +223,7 @@ def final_rules(rms_norm: bool) -> list[Rule]:
 def rules(architecture: Mapping[str, Any]) -> list[Rule]:
     """The rules of one model; `architecture` as from the function of that name."""
     options = {name: architecture[name] for name in ("rope", "qk_norm", "swiglu", "rms_norm")}
-    result = conditioning(architecture["flow_map"])
+    result = conditioning(architecture["flow_map"]) + position_rules(architecture)
     result += patches("x_embedder", "patch_embedding", architecture["patch_size"])
     for i in range(architecture["depth"]):
         result += block_rules(f"blocks.{i}.", f"blocks_{i}", architecture["num_heads"], **options)
@@ -219,7 +239,7 @@ def official_rotary_table(name: str, side: int, head_dim: int) -> Tensors:
 def tables(architecture: Mapping[str, Any]) -> Tensors:
     """The fixed tables of the official file."""
     side = architecture["grid_size"] // architecture["patch_size"]
-    result = {POSITIONS: sincos_table(side, architecture["width"])[None]}
+    result = {} if architecture.get("trained_tables") else {POSITIONS: sincos_table(side, architecture["width"])[None]}
     if architecture["rope"]:
         result |= official_rotary_table(ROTARY_TABLE, side, architecture["width"] // architecture["num_heads"])
     return result
@@ -249,7 +269,7 @@ def import_lightning_dit(
       ValueError: as `architecture` and `layout.import_params` do; or a fixed table is not what the model computes.
     """
     found = architecture(tensors, num_heads)
-    params, carried = import_params(tensors, rules(found), CARRIED, like)
+    params, carried = import_params(tensors, rules(found), carried_names(found["trained_tables"]), like)
     check_tables(carried, tables(found))
     return found, params, carried
 

@@ -4,7 +4,6 @@ Stage I: the encoder under training, the frozen encoder it is pivoted on, the de
 bridge, decoder. A checkpoint of RAE, encoder and decoder alone, has the same form.
 """
 
-import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -87,8 +86,7 @@ def import_rpiae(
     encoder, which is built as the encoder is.
 
     Raises:
-      ValueError: as `architecture` and `layout.import_params` do; or the position table is not the fixed one, which is
-        the only one that `ViTDecoder` computes.
+      ValueError: as `architecture` and `layout.import_params` do.
     """
     found = architecture(tensors, encoder_heads, decoder_heads, bridge_heads)
     family, version = identify(tensors)
@@ -99,8 +97,9 @@ def import_rpiae(
         for pattern in vit.carried_names(family, version, found["encoder"], prefix + ENCODER[family])
     ]
     every_rule = rules(found, family, version, pivot)
-    params, carried = import_params(tensors, every_rule, (*unused, re.escape(DECODER + decoder.POSITIONS)), like)
-    decoder.check_positions(carried, found["decoder"], DECODER)
+    params, carried = import_params(
+        tensors, every_rule, (*unused, *decoder.carried_names(found["decoder"], DECODER)), like
+    )
     return found, params, carried
 
 

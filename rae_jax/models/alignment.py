@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from rae_jax.models.layers import dense
+from rae_jax.models.layers import Dense
 from rae_jax.models.lightning_dit import Block
 
 
@@ -24,9 +24,9 @@ class AlignmentProjector(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = nn.silu(dense(self.hidden, ("embed", "mlp"), dtype=self.dtype, name="layer_0")(x))
-        x = nn.silu(dense(self.hidden, ("mlp", None), dtype=self.dtype, name="layer_1")(x))
-        return dense(self.features, (None, "embed"), dtype=jnp.float32, name="layer_2")(x)
+        x = nn.silu(Dense(self.hidden, ("embed", "mlp"), dtype=self.dtype, name="layer_0")(x))
+        x = nn.silu(Dense(self.hidden, ("mlp", None), dtype=self.dtype, name="layer_1")(x))
+        return Dense(self.features, (None, "embed"), dtype=jnp.float32, name="layer_2")(x)
 
 
 def alignment_loss(projected: jax.Array, tokens: jax.Array) -> jax.Array:

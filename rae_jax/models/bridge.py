@@ -9,11 +9,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rae_jax.models.layers import Attention, LayerNorm, apply_blocks, dense, gelu_exact
+from rae_jax.models.layers import PYTORCH, XAVIER, ZEROS, Attention, Dense, LayerNorm, Start, apply_blocks, gelu_exact
 from rae_jax.models.posterior import DiagonalGaussian
 from rae_jax.models.vit import Block
 
 NORM_EPSILON = 1e-5
+# Attention starts as PyTorch's own layer: queries, keys and values as one matrix, and no bias at first.
+OUT, QKV = Start(PYTORCH.kernel), XAVIER
 
 
 def default_heads(width: int) -> int:
@@ -42,15 +44,23 @@ class BridgeEncoder(nn.Module):
     @nn.compact
     def __call__(self, features: jax.Array) -> DiagonalGaussian:
         width = features.shape[-1]
-        attention = Attention(heads_of(width, self.num_heads), dtype=self.dtype, name="attention")
-        skip = dense(width, ("embed", None), dtype=self.dtype, name="skip")
-        up = dense(self.mlp_dim or width, ("embed", "mlp"), dtype=self.dtype, name="up")
+        attention = Attention(
+            heads_of(width, self.num_heads),
+            start=OUT,
+            qkv_start=QKV,
+            dtype=self.dtype,
+            name="attention",
+        )
+        skip = Dense(width, ("embed", None), start=PYTORCH, dtype=self.dtype, name="skip")
+        up = Dense(self.mlp_dim or width, ("embed", "mlp"), start=PYTORCH, dtype=self.dtype, name="up")
         # The feed-forward branch starts at zero.
-        down = dense(width, ("mlp", "embed"), init=nn.initializers.zeros, dtype=self.dtype, name="down")
+        down = Dense(width, ("mlp", "embed"), start=ZEROS, dtype=self.dtype, name="down")
 
         x = skip(features).astype(jnp.float32) + attention(self.norm("attention_norm")(features))
         x = x + down(gelu_exact(up(self.norm("mlp_norm")(x))))
-        moments = dense(2 * self.latent_channels, ("embed", "patch"), dtype=jnp.float32, name="moments")(x)
+        moments = Dense(2 * self.latent_channels, ("embed", "patch"), start=PYTORCH, dtype=jnp.float32, name="moments")(
+            x
+        )
         return DiagonalGaussian.from_moments(moments)
 
     def norm(self, name: str) -> LayerNorm:
@@ -80,7 +90,7 @@ class BridgeDecoder(nn.Module):
 
     @nn.compact
     def __call__(self, z: jax.Array) -> jax.Array:
-        x = dense(self.width, ("patch", "embed"), dtype=self.dtype, name="embedding")(z)
+        x = Dense(self.width, ("patch", "embed"), start=PYTORCH, dtype=self.dtype, name="embedding")(z)
         x = apply_blocks(
             Block,
             x.astype(jnp.float32),
@@ -90,9 +100,12 @@ class BridgeDecoder(nn.Module):
             num_heads=heads_of(self.width, self.num_heads),
             mlp_dim=4 * self.width,
             norm_epsilon=NORM_EPSILON,
+            mlp_start=PYTORCH,
+            attention_start=OUT,
+            qkv_start=QKV,
             dtype=self.dtype,
         )
-        return dense(self.width, ("embed", None), dtype=jnp.float32, name="features")(x)
+        return Dense(self.width, ("embed", None), start=PYTORCH, dtype=jnp.float32, name="features")(x)
 
 
 def heads_of(width: int, num_heads: int | None) -> int:

@@ -17,7 +17,7 @@ from einops import rearrange, reduce, repeat
 from rae_jax.flow import both_ways
 from rae_jax.flow.samplers import VelocityFunction
 from rae_jax.models.kl_vae import ConvDecoder, to_map
-from rae_jax.models.layers import dense
+from rae_jax.models.layers import Dense, Start
 
 PADDING = 0.5  # the value of channels that carry nothing
 
@@ -140,8 +140,8 @@ class RectifiedCoder(nn.Module):
             dtype=self.dtype,
         )
         if self.learned_projector:
-            self.projector = dense(
-                self.latent_channels, ("patch", None), init=self._average_pooling, dtype=jnp.float32, name=None
+            self.projector = Dense(
+                self.latent_channels, ("patch", None), start=Start(self._average_pooling), dtype=jnp.float32, name=None
             )
 
     def velocity(self, state: jax.Array, t: jax.Array) -> jax.Array:

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from rae_jax.models.embeddings import sincos_table
-from rae_jax.models.layers import LayerNorm, apply_blocks, dense, named
-from rae_jax.models.vit import Block, trunc_normal
+from rae_jax.models.embeddings import SinCosPositions
+from rae_jax.models.layers import PYTORCH, Dense, LayerNorm, apply_blocks, named
+from rae_jax.models.vit import Block
 
 SIZES = {
     "b": {"width": 768, "depth": 12, "num_heads": 12, "mlp_dim": 3072},
@@ -37,6 +37,7 @@ class ViTDecoder(nn.Module):
       position_spacing: distance of neighbouring patches in the sine-cosine positions. diffusers' decoders have
         `16 / grid_size`, which is 1 for 256-pixel images.
       norm_epsilon: of every LayerNorm, 1e-12 in the published configuration.
+      trained_tables: whether the positions are trained, as in `DiTDH`.
       dtype: of matrix products, except the last: pixels rounded to bfloat16 would show in 8-bit images.
       scan, remat: as in `layers.apply_blocks`.
     """
@@ -52,19 +53,23 @@ class ViTDecoder(nn.Module):
     qkv_bias: bool = True
     position_spacing: float = 1.0
     norm_epsilon: float = 1e-12
+    trained_tables: bool = False
     dtype: Any = jnp.float32
     scan: bool = False
     remat: str = "none"
 
     @nn.compact
     def __call__(self, z: jax.Array) -> jax.Array:
-        x = dense(self.width, ("patch", "embed"), init=trunc_normal, dtype=self.dtype, name="embedding")(z)
+        x = Dense(self.width, ("patch", "embed"), start=PYTORCH, dtype=self.dtype, name="embedding")(z)
         x = resample_tokens(x.astype(jnp.float32), self.grid_size)
-        token = self.param("cls_token", named(trunc_normal, None, "embed"), (1, self.width))
+        token = self.param("cls_token", named(nn.initializers.zeros, None, "embed"), (1, self.width))
         x = jnp.concatenate([jnp.broadcast_to(token, (x.shape[0], *token.shape)), x], axis=1)
+        positions = SinCosPositions(
+            self.grid_size, self.width, True, self.position_spacing, self.trained_tables, name="positions"
+        )
         x = apply_blocks(
             Block,
-            x + sincos_table(self.grid_size, self.width, spacing=self.position_spacing, class_token=True),
+            x + positions(),
             depth=self.depth,
             scan=self.scan,
             remat=self.remat,
@@ -72,10 +77,12 @@ class ViTDecoder(nn.Module):
             mlp_dim=self.mlp_dim,
             qkv_bias=self.qkv_bias,
             norm_epsilon=self.norm_epsilon,
+            mlp_start=PYTORCH,
+            attention_start=PYTORCH,
             dtype=self.dtype,
         )
         x = LayerNorm(epsilon=self.norm_epsilon, name="norm")(x[:, 1:])
-        x = dense(3 * self.patch_size**2, ("embed", "patch"), init=trunc_normal, dtype=jnp.float32, name="pixels")(x)
+        x = Dense(3 * self.patch_size**2, ("embed", "patch"), start=PYTORCH, dtype=jnp.float32, name="pixels")(x)
         return rearrange(x, "b (h w) (p q c) -> b (h p) (w q) c", h=self.grid_size, p=self.patch_size, c=3)
 
 

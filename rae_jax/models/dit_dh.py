@@ -10,8 +10,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rae_jax.models.embeddings import LabelEmbedding, linear_default, sincos_table, time_embedding
-from rae_jax.models.layers import Initializer, apply_blocks, dense
+from rae_jax.models.embeddings import LabelEmbedding, SinCosPositions, time_embedding
+from rae_jax.models.layers import PYTORCH, Dense, Start, apply_blocks
 from rae_jax.models.lightning_dit import SIZES as BACKBONES
 from rae_jax.models.lightning_dit import Block, FinalLayer, patchify, rotary, unpatchify
 
@@ -19,10 +19,10 @@ HEAD = {"head_width": 2048, "head_depth": 2, "head_num_heads": 16}
 SIZES = {name: backbone | HEAD for name, backbone in BACKBONES.items()}
 
 
-def kernel_init(parts: int) -> Initializer:
-    """How kernels start: the released DiT^DH leaves them at PyTorch's default, where fusing makes no difference."""
+def start(parts: int) -> Start:
+    """How linear layers start: the released DiT^DH leaves them at PyTorch's default, where fusing changes nothing."""
     del parts
-    return linear_default
+    return PYTORCH
 
 
 class DiTDH(nn.Module):
@@ -45,6 +45,9 @@ class DiTDH(nn.Module):
       rms_norm: RMSNorm, rather than LayerNorm without parameters.
       absolute_positions: sine-cosine positions at the backbone's input, beside the rotary ones everywhere.
       flow_map: condition on t - r too.
+      trained_tables: whether the sine-cosine positions and the Fourier frequencies are parameters like others. RAE's
+        trainer of December 2025 makes them so, by thawing everything after construction; October's and MF-RAE's do not.
+        Here they stay what their names say, unless asked for or found moved in an official file.
       fused_attention: as in `attention.attend`.
       dtype: of matrix products.
       scan, remat: as in `layers.apply_blocks`; backbone and head are separate stacks.
@@ -66,6 +69,7 @@ class DiTDH(nn.Module):
     rms_norm: bool = True
     absolute_positions: bool = True
     flow_map: bool = False
+    trained_tables: bool = False
     fused_attention: bool = True
     dtype: Any = jnp.float32
     scan: bool = False
@@ -73,24 +77,24 @@ class DiTDH(nn.Module):
 
     @nn.compact
     def __call__(self, z: jax.Array, t: jax.Array, condition: jax.Array, r: jax.Array | None = None) -> jax.Array:
-        time = time_embedding(t, r, width=self.width, flow_map=self.flow_map)
+        time = time_embedding(
+            t, r, width=self.width, flow_map=self.flow_map, bias=PYTORCH.bias, trained=self.trained_tables
+        )
         # The blocks apply SiLU to their condition once more.
         told = nn.silu(time + LabelEmbedding(self.num_classes, self.width, name="label_embedding")(condition))
 
         side = self.grid_size // self.patch_size
         patches = patchify(z, self.grid_size, self.patch_size)
-        s = dense(self.width, ("patch", "embed"), dtype=self.dtype, name="patch_embedding")(patches)
+        s = Dense(self.width, ("patch", "embed"), dtype=self.dtype, name="patch_embedding")(patches)
         s = s.astype(jnp.float32)
         if self.absolute_positions:
-            s = s + sincos_table(side, self.width)
+            s = s + SinCosPositions(side, self.width, trained=self.trained_tables, name="positions")()
         s = self.stack(s, told, side, depth=self.depth, num_heads=self.num_heads, name="blocks")
         s = nn.silu(time[:, None] + s)
         if self.head_width != self.width:
-            s = dense(self.head_width, ("embed", "mlp"), init=kernel_init(1), dtype=self.dtype, name="head_projection")(
-                s
-            )
+            s = Dense(self.head_width, ("embed", "mlp"), start=PYTORCH, dtype=self.dtype, name="head_projection")(s)
 
-        x = dense(self.head_width, ("patch", "embed"), dtype=self.dtype, name="head_patch_embedding")(patches)
+        x = Dense(self.head_width, ("patch", "embed"), dtype=self.dtype, name="head_patch_embedding")(patches)
         x = x.astype(jnp.float32)
         x = self.stack(x, s, side, depth=self.head_depth, num_heads=self.head_num_heads, name="head_blocks")
         final = FinalLayer(patches.shape[-1], self.rms_norm, self.dtype, name="final")
@@ -114,7 +118,7 @@ class DiTDH(nn.Module):
             qk_norm=self.qk_norm,
             swiglu=self.swiglu,
             rms_norm=self.rms_norm,
-            kernel_init=kernel_init,
+            start=start,
             fused_attention=self.fused_attention,
             dtype=self.dtype,
         )

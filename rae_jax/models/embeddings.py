@@ -1,16 +1,14 @@
 """What tells a diffusion transformer where and when it is: position tables, and embeddings of time and class label."""
 
 import math
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rae_jax.models.layers import Initializer, named
-
-# What PyTorch gives a linear layer: uniform within 1 / sqrt(in) of zero.
-linear_default = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+from rae_jax.models.layers import PYTORCH, ZEROS, Dense, Initializer, Start, named
 
 
 def sincos_table(grid_size: int, width: int, *, spacing: float = 1.0, class_token: bool = False) -> np.ndarray:
@@ -53,34 +51,50 @@ def rotary_table(grid_size: int, head_dim: int) -> tuple[np.ndarray, np.ndarray]
     return np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
 
 
+class SinCosPositions(nn.Module):
+    """`sincos_table` of a square grid `[side^2, width]`; with `trained`, the parameter `table` that starts there."""
+
+    side: int
+    width: int
+    class_token: bool = False
+    spacing: float = 1.0
+    trained: bool = False
+
+    @nn.compact
+    def __call__(self) -> jax.Array:
+        table = jnp.asarray(sincos_table(self.side, self.width, spacing=self.spacing, class_token=self.class_token))
+        return self.param("table", named(lambda key: table, "tokens", "embed")) if self.trained else table
+
+
+TIME_START = Start(nn.initializers.normal(0.02))
+
+
 class TimeEmbedding(nn.Module):
     """Gaussian Fourier features of a time, then an MLP: `t: [B] -> [B, width]`, float32 always.
 
-    The features are the sines, then the cosines, of `2 pi t w` for 256 frequencies w drawn once from N(0, 1) and never
-    trained.
+    The features are the sines, then the cosines, of `2 pi t w` for 256 frequencies w drawn once from N(0, 1), and
+    trained only if `trained`.
     """
 
     width: int
     num_frequencies: int = 256
-    kernel_init: Initializer = nn.initializers.normal(0.02)
+    start: Start = TIME_START
+    trained: bool = False
 
     @nn.compact
     def __call__(self, t: jax.Array) -> jax.Array:
         frequencies = self.param("frequencies", named(nn.initializers.normal(1.0), None), (self.num_frequencies,))
-        angle = t.astype(jnp.float32)[:, None] * jax.lax.stop_gradient(frequencies) * (2 * math.pi)
+        if not self.trained:
+            frequencies = jax.lax.stop_gradient(frequencies)
+        angle = t.astype(jnp.float32)[:, None] * frequencies * (2 * math.pi)
         features = jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
         hidden = self.dense(axes=(None, "mlp"), name="hidden")(features)
         return self.dense(axes=("mlp", "embed"), name="out")(nn.silu(hidden))
 
-    def dense(self, axes: tuple[str | None, str], name: str) -> nn.Dense:
+    def dense(self, axes: tuple[str | None, str], name: str) -> Dense:
         """A linear layer in true float32: TPUs would otherwise round the factors of the product to bfloat16."""
-        return nn.Dense(
-            self.width,
-            precision=jax.lax.Precision.HIGHEST,
-            kernel_init=named(self.kernel_init, *axes),
-            bias_init=named(nn.initializers.zeros, None),
-            name=name,
-        )
+        precision = jax.lax.Precision.HIGHEST
+        return Dense(self.width, axes, jnp.float32, start=self.start, collect=False, precision=precision, name=name)
 
 
 class LabelEmbedding(nn.Module):
@@ -98,8 +112,20 @@ class LabelEmbedding(nn.Module):
         return nn.Embed(self.num_classes + 1, self.width, embedding_init=init, name="table")(labels)
 
 
-def time_embedding(t: jax.Array, r: jax.Array | None, *, width: int, flow_map: bool) -> jax.Array:
+def time_embedding(
+    t: jax.Array,
+    r: jax.Array | None,
+    *,
+    width: int,
+    flow_map: bool,
+    bias: Callable[[int], Initializer] = ZEROS.bias,
+    trained: bool = False,
+) -> jax.Array:
     """`[B, width]`: the embedding of `t`, plus that of `t - r` in a flow map, inside the calling compact module.
+
+    Args:
+      bias: how the biases of the embedding of `t` start.
+      trained: whether the frequencies are.
 
     Raises:
       ValueError: a flow map without `r`, or `r` given to a velocity model.
@@ -109,8 +135,9 @@ def time_embedding(t: jax.Array, r: jax.Array | None, *, width: int, flow_map: b
             "a flow map needs both times, r <= t; r is missing" if flow_map else "a velocity model takes t only, not r"
         )
         raise ValueError(f"flow_map={flow_map}: {what}")
-    embedded = TimeEmbedding(width, name="time_embedding")(t)
+    start = TIME_START._replace(bias=bias)
+    embedded = TimeEmbedding(width, start=start, trained=trained, name="time_embedding")(t)
     if flow_map:
         # The released mean-flow models leave this embedder at PyTorch's default initialisation.
-        embedded += TimeEmbedding(width, kernel_init=linear_default, name="duration_embedding")(t - r)
+        embedded += TimeEmbedding(width, start=PYTORCH, trained=trained, name="duration_embedding")(t - r)
     return embedded

@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from rae_jax.models.embeddings import linear_default
-from rae_jax.models.layers import Attention, dense, named
+from rae_jax.models.layers import PYTORCH, Attention, Dense, Start, named
 from rae_jax.models.posterior import DiagonalGaussian
 
 NORM_EPSILON = 1e-6
+START = Start(PYTORCH.kernel)  # as the convolutions, with biases of zero
 
 # Arguments of `KLVAE` for Stable Diffusion 1.x and 2.x, `stabilityai/sd-vae-ft-ema` and `-mse` among them.
 STABLE_DIFFUSION = {"channels": (128, 256, 512, 512), "latent_channels": 4, "scaling_factor": 0.18215}
@@ -30,7 +30,7 @@ def conv(features: int, axes: tuple[str | None, str | None], *, dtype: Any, name
         features,
         (3, 3),
         dtype=dtype,
-        kernel_init=named(linear_default, None, None, *axes),
+        kernel_init=named(START.kernel, None, None, *axes),
         bias_init=named(nn.initializers.zeros, None),
         name=name,
         **options,
@@ -64,7 +64,7 @@ class ResidualBlock(nn.Module):
         y = nn.silu(group_norm(self.num_groups, self.dtype, "norm_1")(y))
         y = conv(self.channels, ("mlp", "embed"), dtype=self.dtype, name="conv_1")(y)
         if x.shape[-1] != self.channels:
-            x = dense(self.channels, ("embed", None), init=linear_default, dtype=self.dtype, name="shortcut")(x)
+            x = Dense(self.channels, ("embed", None), start=START, dtype=self.dtype, name="shortcut")(x)
         return x + y
 
 
@@ -77,7 +77,7 @@ class AttentionBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         tokens = rearrange(group_norm(self.num_groups, self.dtype, "norm")(x), "b h w c -> b (h w) c")
-        y = Attention(1, kernel_init=linear_default, dtype=self.dtype, name="attention")(tokens)
+        y = Attention(1, start=START, dtype=self.dtype, name="attention")(tokens)
         return x + y.reshape(x.shape)
 
 
@@ -250,11 +250,11 @@ class KLVAE(nn.Module):
         self.decoder = ConvDecoder(
             out_channels=self.out_channels, attention_levels=self.decoder_attention_levels, **shared
         )
-        pointwise = {"axes": ("patch", None), "init": linear_default, "dtype": jnp.float32, "name": None}
+        pointwise = {"axes": ("patch", None), "start": START, "dtype": jnp.float32, "name": None}
         if self.quant:
-            self.quant_linear = dense(moments, **pointwise)
+            self.quant_linear = Dense(moments, **pointwise)
         if self.post_quant:
-            self.post_quant_linear = dense(self.latent_channels, **pointwise)
+            self.post_quant_linear = Dense(self.latent_channels, **pointwise)
 
     def encode(self, images: jax.Array) -> DiagonalGaussian:
         """The posterior of the latent `[B, N, C]`, row-major over the grid, of images `[B, H, W, 3]` in [0, 1]."""

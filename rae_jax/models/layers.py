@@ -17,7 +17,7 @@ Parameters are float32 and carry logical axis names, which `training/sharding.py
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -29,7 +29,6 @@ from rae_jax.models.attention import Rotary, attend
 
 Initializer = Callable[..., Any]
 
-xavier_uniform = nn.initializers.xavier_uniform()
 REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -41,35 +40,52 @@ def named(init: Initializer, *axes: str | None) -> Initializer:
     return nn.with_logical_partitioning(init, axes)
 
 
-def dense(
-    features: int,
-    axes: tuple[str | None, str | None],
-    *,
-    dtype: Any,
-    name: str,
-    init: Initializer = xavier_uniform,
-    bias_init: Initializer = nn.initializers.zeros,
-    use_bias: bool = True,
-    collect: bool = True,
-) -> nn.Dense:
+class Start(NamedTuple):
+    """How a linear layer starts.
+
+    Attributes:
+      kernel: initializer of its matrix `[in, out]`.
+      bias: number of its inputs -> initializer of its bias.
+    """
+
+    kernel: Initializer
+    bias: Callable[[int], Initializer] = lambda fan_in: nn.initializers.zeros
+
+
+def _pytorch_bias(fan_in: int) -> Initializer:
+    bound = fan_in**-0.5
+    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+# Uniform within 1 / sqrt(in) of zero, weight and bias: what PyTorch gives a linear layer.
+PYTORCH = Start(nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"), _pytorch_bias)
+XAVIER = Start(nn.initializers.xavier_uniform())
+TRUNC_NORMAL = Start(nn.initializers.truncated_normal(0.02))
+ZEROS = Start(nn.initializers.zeros)
+
+
+class Dense(nn.Module):
     """Linear layer `[..., in] -> [..., features]`; `axes` names the kernel's two sides.
 
     With `collect` the kernel is `collected`; for a few rows it moves less to leave it divided and bring the rows to it.
     """
 
-    def promote(x: jax.Array, kernel: jax.Array, bias: jax.Array | None, *, dtype: Any) -> list[jax.Array]:
-        x, kernel, bias = promote_dtype(x, kernel, bias, dtype=dtype)
-        return x, collected(kernel, axes) if collect else kernel, bias
+    features: int
+    axes: tuple[str | None, str | None]
+    dtype: Any
+    start: Start = XAVIER
+    use_bias: bool = True
+    collect: bool = True
+    precision: Any = None
 
-    return nn.Dense(
-        features,
-        use_bias=use_bias,
-        dtype=dtype,
-        kernel_init=named(init, *axes),
-        bias_init=named(bias_init, None),
-        promote_dtype=promote,
-        name=name,
-    )
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        fan_in = x.shape[-1]
+        kernel = self.param("kernel", named(self.start.kernel, *self.axes), (fan_in, self.features))
+        bias = self.param("bias", named(self.start.bias(fan_in), None), (self.features,)) if self.use_bias else None
+        x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
+        y = jnp.matmul(x, collected(kernel, self.axes) if self.collect else kernel, precision=self.precision)
+        return y if bias is None else y + bias
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
@@ -148,19 +164,20 @@ class ToHeads(nn.Module):
     num_heads: int
     bias: bool
     key_bias: bool
-    kernel_init: Initializer
+    start: Start
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         width = x.shape[-1]
         axes = ("head_channels", None)
-        init = named(drawn_as_matrix(self.kernel_init), *axes)
+        init = named(drawn_as_matrix(self.start.kernel), *axes)
         kernel = collected(self.param("kernel", init, (3 * width, width)).astype(self.dtype), axes)
         y = jnp.einsum("bnd,fd->bfn", x.astype(self.dtype), kernel)
         if self.bias:
             shape = (self.num_heads, 2 + self.key_bias, width // self.num_heads)
-            bias = self.param("bias", named(nn.initializers.zeros, "heads", None, None), shape).astype(self.dtype)
+            init = named(self.start.bias(width), "heads", None, None)
+            bias = self.param("bias", init, shape).astype(self.dtype)
             if not self.key_bias:
                 bias = jnp.insert(bias, 1, 0, axis=1)
             y = y + bias.reshape(-1, 1)
@@ -170,7 +187,7 @@ class ToHeads(nn.Module):
 class FromHeads(nn.Module):
     """Linear layer out of attention heads, `[B, K, E, N] -> [B, N, D]`, with a bias; `kernel: [K * E, D]`."""
 
-    kernel_init: Initializer
+    start: Start
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -179,9 +196,9 @@ class FromHeads(nn.Module):
         width = num_heads * head_dim
         axes = ("head_channels", None)
         kernel = collected(
-            self.param("kernel", named(self.kernel_init, *axes), (width, width)).astype(self.dtype), axes
+            self.param("kernel", named(self.start.kernel, *axes), (width, width)).astype(self.dtype), axes
         )
-        bias = self.param("bias", named(nn.initializers.zeros, None), (width,))
+        bias = self.param("bias", named(self.start.bias(width), None), (width,))
         kernel = kernel.reshape(num_heads, head_dim, width)
         return jnp.einsum("bken,ked->bnd", x.astype(self.dtype), kernel) + bias.astype(self.dtype)
 
@@ -193,8 +210,8 @@ class Attention(nn.Module):
 
     Attributes:
       qkv_bias, key_bias: whether queries, keys and values have a bias, and keys too.
-      kernel_init: of matrices `[in, out]`.
-      qkv_init: of the matrix of all three; three matrices of `kernel_init` by default.
+      start: of the layer out of the heads, and of queries, keys and values as three layers.
+      qkv_start: of these as one layer instead.
       fused: as in `attention.attend`.
     """
 
@@ -202,22 +219,22 @@ class Attention(nn.Module):
     qkv_bias: bool = True
     key_bias: bool = True
     qk_norm: Callable[..., nn.Module] | None = None
-    kernel_init: Initializer = xavier_uniform
-    qkv_init: Initializer | None = None
+    start: Start = XAVIER
+    qkv_start: Start | None = None
     fused: bool = False
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, rotary: Rotary | None = None) -> jax.Array:
-        init = self.qkv_init or drawn_apart(self.kernel_init, 3)
-        qkv = ToHeads(self.num_heads, self.qkv_bias, self.key_bias, init, self.dtype, name="qkv")(x)  # [B, K, 3, E, N]
+        start = self.qkv_start or self.start._replace(kernel=drawn_apart(self.start.kernel, 3))
+        qkv = ToHeads(self.num_heads, self.qkv_bias, self.key_bias, start, self.dtype, name="qkv")(x)  # [B, K, 3, E, N]
         if self.qk_norm is not None:
             query, key = (
                 self.qk_norm(dtype=self.dtype, name=f"{name}_norm")(qkv[:, :, i].swapaxes(-1, -2)).swapaxes(-1, -2)
                 for i, name in enumerate(("query", "key"))
             )
             qkv = jnp.stack([query, key, qkv[:, :, 2]], axis=2)
-        return FromHeads(self.kernel_init, self.dtype, name="out")(attend(qkv, rotary, fused=self.fused))
+        return FromHeads(self.start, self.dtype, name="out")(attend(qkv, rotary, fused=self.fused))
 
 
 class MLP(nn.Module):
@@ -225,13 +242,13 @@ class MLP(nn.Module):
 
     hidden: int
     activation: Callable[[jax.Array], jax.Array]
-    kernel_init: Initializer = xavier_uniform
+    start: Start = XAVIER
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        up = dense(self.hidden, ("embed", "mlp"), init=self.kernel_init, dtype=self.dtype, name="up")(x)
-        down = dense(x.shape[-1], ("mlp", "embed"), init=self.kernel_init, dtype=self.dtype, name="down")
+        up = Dense(self.hidden, ("embed", "mlp"), start=self.start, dtype=self.dtype, name="up")(x)
+        down = Dense(x.shape[-1], ("mlp", "embed"), start=self.start, dtype=self.dtype, name="down")
         return down(self.activation(up))
 
 
@@ -239,16 +256,16 @@ class SwiGLU(nn.Module):
     """Gated feed-forward `down(silu(gate(x)) * up(x))`, all three with a bias."""
 
     hidden: int
-    kernel_init: Initializer = xavier_uniform
-    gate_up_init: Initializer | None = None
+    start: Start = XAVIER
+    gate_up_start: Start | None = None
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        first = self.gate_up_init or self.kernel_init
-        gate = dense(self.hidden, ("embed", "mlp"), init=first, dtype=self.dtype, name="gate")(x)
-        up = dense(self.hidden, ("embed", "mlp"), init=first, dtype=self.dtype, name="up")(x)
-        down = dense(x.shape[-1], ("mlp", "embed"), init=self.kernel_init, dtype=self.dtype, name="down")
+        first = self.gate_up_start or self.start
+        gate = Dense(self.hidden, ("embed", "mlp"), start=first, dtype=self.dtype, name="gate")(x)
+        up = Dense(self.hidden, ("embed", "mlp"), start=first, dtype=self.dtype, name="up")(x)
+        down = Dense(x.shape[-1], ("mlp", "embed"), start=self.start, dtype=self.dtype, name="down")
         return down(nn.silu(gate) * up)
 
 

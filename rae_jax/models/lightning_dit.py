@@ -14,26 +14,31 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from rae_jax.models.embeddings import LabelEmbedding, rotary_table, sincos_table, time_embedding
+from rae_jax.models.embeddings import LabelEmbedding, SinCosPositions, rotary_table, time_embedding
 from rae_jax.models.layers import (
     MLP,
+    ZEROS,
     Attention,
-    Initializer,
+    Dense,
     LayerNorm,
     RMSNorm,
+    Start,
     SwiGLU,
     apply_blocks,
-    dense,
     divided_by_batch,
     gelu_tanh,
 )
 
-# Backbones of the RAE paper.
+# Backbones of the RAE paper (Table 13).
 SIZES = {
     "S": {"width": 384, "depth": 12, "num_heads": 6},
     "B": {"width": 768, "depth": 12, "num_heads": 12},
     "L": {"width": 1024, "depth": 24, "num_heads": 16},
     "XL": {"width": 1152, "depth": 28, "num_heads": 16},
+    "XXL": {"width": 1280, "depth": 32, "num_heads": 16},
+    "H": {"width": 1536, "depth": 32, "num_heads": 16},
+    "G": {"width": 2048, "depth": 40, "num_heads": 16},
+    "T": {"width": 2688, "depth": 40, "num_heads": 21},
 }
 
 # What the condition gives a block and the final layer, in the order in which the official checkpoints stack them.
@@ -41,14 +46,14 @@ BLOCK_MODULATION = ("attention_shift", "attention_scale", "attention_gate", "mlp
 FINAL_MODULATION = ("shift", "scale")
 
 
-def fused_xavier_uniform(parts: int) -> Initializer:
+def fused_xavier(parts: int) -> Start:
     """Xavier uniform for one of `parts` equal matrices `[in, out]` that the reference keeps and draws as one."""
 
     def init(key: jax.Array, shape: tuple[int, int], dtype: Any = jnp.float32) -> jax.Array:
         limit = (6 / (shape[0] + parts * shape[1])) ** 0.5
         return jax.random.uniform(key, shape, dtype, -limit, limit)
 
-    return init
+    return Start(init)
 
 
 def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
@@ -77,10 +82,10 @@ class Modulation(nn.Module):
         each_token = condition.ndim == 3
         condition = nn.silu(condition.astype(jnp.float32))
         linear = functools.partial(
-            dense,
+            Dense,
             condition.shape[-1],
             ("embed", "mlp"),
-            init=nn.initializers.zeros,
+            start=ZEROS,
             dtype=self.dtype if each_token else jnp.float32,
             collect=each_token,
         )
@@ -93,7 +98,7 @@ class Block(nn.Module):
     `x: [B, N, D]`, `condition: [B, D]` or `[B, N, D]` -> `[B, N, D]` float32.
 
     Attributes:
-      kernel_init: number of matrices that the reference fuses into one -> initializer of each.
+      start: number of matrices that the reference fuses into one -> how each starts.
       fused_attention: as in `attention.attend`.
     """
 
@@ -102,7 +107,7 @@ class Block(nn.Module):
     qk_norm: bool
     swiglu: bool
     rms_norm: bool
-    kernel_init: Callable[[int], Initializer]
+    start: Callable[[int], Start]
     fused_attention: bool
     dtype: Any = jnp.float32
 
@@ -124,8 +129,8 @@ class Block(nn.Module):
         return Attention(
             self.num_heads,
             qk_norm=qk_norm if self.qk_norm else None,
-            kernel_init=self.kernel_init(1),
-            qkv_init=self.kernel_init(1),  # drawn as one matrix
+            start=self.start(1),
+            qkv_start=self.start(1),  # drawn as one matrix
             fused=self.fused_attention,
             dtype=self.dtype,
             name="attention",
@@ -134,11 +139,11 @@ class Block(nn.Module):
     def feed_forward(self, width: int) -> nn.Module:
         hidden = int(width * self.mlp_ratio)
         if not self.swiglu:
-            return MLP(hidden, gelu_tanh, kernel_init=self.kernel_init(1), dtype=self.dtype, name="mlp")
+            return MLP(hidden, gelu_tanh, start=self.start(1), dtype=self.dtype, name="mlp")
         return SwiGLU(
             int(2 / 3 * hidden),
-            kernel_init=self.kernel_init(1),
-            gate_up_init=self.kernel_init(2),
+            start=self.start(1),
+            gate_up_start=self.start(2),
             dtype=self.dtype,
             name="mlp",
         )
@@ -155,7 +160,7 @@ class FinalLayer(nn.Module):
     def __call__(self, x: jax.Array, condition: jax.Array) -> jax.Array:
         shift, scale = Modulation(FINAL_MODULATION, self.dtype, name="modulation")(condition)
         x = modulate(make_norm(self.rms_norm, "norm")(x), shift, scale)
-        linear = dense(self.features, ("embed", "patch"), init=nn.initializers.zeros, dtype=jnp.float32, name="linear")
+        linear = Dense(self.features, ("embed", "patch"), start=ZEROS, dtype=jnp.float32, name="linear")
         return linear(x)
 
 
@@ -211,6 +216,7 @@ class LightningDiT(nn.Module):
       rope: rotary positions, beside the sine-cosine ones at the input.
       learn_sigma: predict twice the channels and drop the second half, as the original DiT.
       flow_map: condition on t - r too.
+      trained_tables: as in `DiTDH`.
       fused_attention: as in `attention.attend`.
       dtype: of matrix products.
       scan, remat: as in `layers.apply_blocks`.
@@ -230,6 +236,7 @@ class LightningDiT(nn.Module):
     rope: bool = True
     learn_sigma: bool = False
     flow_map: bool = False
+    trained_tables: bool = False
     fused_attention: bool = True
     dtype: Any = jnp.float32
     scan: bool = False
@@ -237,13 +244,13 @@ class LightningDiT(nn.Module):
 
     @nn.compact
     def __call__(self, z: jax.Array, t: jax.Array, condition: jax.Array, r: jax.Array | None = None) -> jax.Array:
-        time = time_embedding(t, r, width=self.width, flow_map=self.flow_map)
+        time = time_embedding(t, r, width=self.width, flow_map=self.flow_map, trained=self.trained_tables)
         told = time + LabelEmbedding(self.num_classes, self.width, name="label_embedding")(condition)
 
         side = self.grid_size // self.patch_size
         patches = patchify(z, self.grid_size, self.patch_size)
-        x = dense(self.width, ("patch", "embed"), dtype=self.dtype, name="patch_embedding")(patches)
-        x = x + sincos_table(side, self.width)
+        x = Dense(self.width, ("patch", "embed"), dtype=self.dtype, name="patch_embedding")(patches)
+        x = x + SinCosPositions(side, self.width, trained=self.trained_tables, name="positions")()
         x = apply_blocks(
             Block,
             x,
@@ -257,7 +264,7 @@ class LightningDiT(nn.Module):
             qk_norm=self.qk_norm,
             swiglu=self.swiglu,
             rms_norm=self.rms_norm,
-            kernel_init=fused_xavier_uniform,
+            start=fused_xavier,
             fused_attention=self.fused_attention,
             dtype=self.dtype,
         )

@@ -13,18 +13,19 @@ from einops import rearrange
 from rae_jax.models.embeddings import sincos_table
 from rae_jax.models.layers import (
     MLP,
+    TRUNC_NORMAL,
     Attention,
+    Dense,
     LayerNorm,
+    Start,
     SwiGLU,
     apply_blocks,
-    dense,
     divided_by_batch,
     gelu_exact,
     gelu_tanh,
     named,
 )
 
-trunc_normal = nn.initializers.truncated_normal(0.02)
 FEED_FORWARD = {
     "gelu": functools.partial(MLP, activation=gelu_exact),
     "gelu_tanh": functools.partial(MLP, activation=gelu_tanh),
@@ -44,7 +45,8 @@ class Block(nn.Module):
     """Pre-norm transformer block `x: [B, N, D] -> [B, N, D]` of Vision Transformers.
 
     `activation` is `gelu`, `gelu_tanh` or `swiglu`; `layer_scale` multiplies each branch by a learned vector. `rotary`
-    is as in `attention.attend`.
+    is as in `attention.attend`. Linear layers start by `mlp_start` and, as in `Attention`, by `attention_start` and
+    `qkv_start`.
     """
 
     num_heads: int
@@ -54,6 +56,9 @@ class Block(nn.Module):
     qkv_bias: bool = True
     key_bias: bool = True
     norm_epsilon: float = 1e-6
+    mlp_start: Start = TRUNC_NORMAL
+    attention_start: Start = TRUNC_NORMAL
+    qkv_start: Start | None = None
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -71,12 +76,13 @@ class Block(nn.Module):
             self.num_heads,
             qkv_bias=self.qkv_bias,
             key_bias=self.key_bias,
-            kernel_init=trunc_normal,
+            start=self.attention_start,
+            qkv_start=self.qkv_start,
             dtype=self.dtype,
             name="attention",
         )
         feed_forward = choice("activation", self.activation, FEED_FORWARD)
-        mlp = feed_forward(self.mlp_dim, kernel_init=trunc_normal, dtype=self.dtype, name="mlp")
+        mlp = feed_forward(self.mlp_dim, start=self.mlp_start, dtype=self.dtype, name="mlp")
         x = x + scaled(attention(norm("attention_norm")(x), rotary), "attention_scale")
         return x + scaled(mlp(norm("mlp_norm")(x)), "mlp_scale")
 
@@ -108,7 +114,7 @@ class Embedding(nn.Module):
             )
         grid = (height // self.patch_size, width // self.patch_size)
         patches = rearrange(images, "b (h p) (w q) c -> b (h w) (p q c)", p=self.patch_size, q=self.patch_size)
-        x = dense(self.width, ("patch", "embed"), init=trunc_normal, dtype=self.dtype, name="patch")(patches)
+        x = Dense(self.width, ("patch", "embed"), start=TRUNC_NORMAL, dtype=self.dtype, name="patch")(patches)
         class_position, patch_positions = self.position_table(grid)
         # Float32 from here on: so is the residual stream.
         x = x.astype(jnp.float32) + patch_positions
@@ -119,10 +125,10 @@ class Embedding(nn.Module):
             return jnp.concatenate([jnp.broadcast_to(token, (batch, *token.shape)), x], axis=1)
 
         if self.num_registers:
-            tokens = named(trunc_normal, None, "embed")
+            tokens = named(TRUNC_NORMAL.kernel, None, "embed")
             x = prepend(self.param("register_tokens", tokens, (self.num_registers, self.width)), x)
         if self.cls_token:
-            token = self.param("cls_token", named(trunc_normal, None, "embed"), (1, self.width))
+            token = self.param("cls_token", named(TRUNC_NORMAL.kernel, None, "embed"), (1, self.width))
             x = prepend(token + class_position, x)
         return x
 
@@ -138,7 +144,7 @@ class Embedding(nn.Module):
         def fixed(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
             return jnp.asarray(sincos_table(side, self.width, class_token=self.cls_token), dtype)
 
-        init = choice("positions", self.positions, {"learned": trunc_normal, "sincos": fixed, "rotary": None})
+        init = choice("positions", self.positions, {"learned": TRUNC_NORMAL.kernel, "sincos": fixed, "rotary": None})
         table = self.param("position_embedding", named(init, "tokens", "embed"), (first + side * side, self.width))
         if self.positions == "sincos":
             table = jax.lax.stop_gradient(table)

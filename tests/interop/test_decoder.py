@@ -8,6 +8,7 @@ from golden import cases
 from golden_modules import decoder_grid, heads
 
 from rae_jax.interop.decoder import POSITIONS, architecture, export_decoder, import_decoder
+from rae_jax.models.decoder import ViTDecoder
 
 
 def heads_of(case) -> int:
@@ -43,10 +44,20 @@ def test_a_decoder_trained_here_is_exported_with_the_position_table_that_the_ref
 
 
 @cases("rae_decoder")
-def test_other_positions_than_the_fixed_ones_are_refused(case):
-    tensors = case.weights | {POSITIONS: case.weights[POSITIONS] + 1e-3}
-    with pytest.raises(ValueError, match="sine-cosine"):
-        import_decoder(tensors, num_heads=heads_of(case))
+def test_positions_that_were_trained_are_parameters(case):
+    moved = np.random.default_rng(0).normal(size=case.weights[POSITIONS].shape).astype(np.float32)
+    tensors = case.weights | {POSITIONS: moved}
+    found, params, carried = import_decoder(tensors, num_heads=heads_of(case))
+    assert found["trained_tables"] and not carried
+    np.testing.assert_array_equal(params["positions"]["table"], tensors[POSITIONS][0])
+    np.testing.assert_array_equal(export_decoder(params, found)[POSITIONS], tensors[POSITIONS])
+    with pytest.raises(ValueError, match="trained ones; export it as 'official'"):
+        export_decoder(params, found, source="diffusers")
+    z = np.random.default_rng(0).normal(size=(1, found["grid_size"] ** 2, params["embedding"]["kernel"].shape[0]))
+    model = ViTDecoder(**found)
+    fixed = {name: leaf for name, leaf in params.items() if name != "positions"}
+    of_fixed = model.clone(trained_tables=False).apply({"params": fixed}, z.astype(np.float32))
+    assert np.abs(model.apply({"params": params}, z.astype(np.float32)) - of_fixed).max() > 1e-4
 
 
 @cases("rae_decoder")

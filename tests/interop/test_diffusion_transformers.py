@@ -120,6 +120,23 @@ def test_damaged_checkpoints_are_refused_with_names(case, prefix):
         import_dit_dh(turned, **options)
 
 
+@networks("dit_dh", "lightning_dit")
+def test_positions_that_were_trained_are_parameters(case, prefix):
+    official, form = case.weights_under(prefix), format_of(case.networks[prefix])
+    if "pos_embed" not in official:
+        pytest.skip("a network without positions at its input")
+    moved = official | {"pos_embed": official["pos_embed"] + 1e-3}
+    architecture, params, carried = form.read(moved, **untold(case.networks[prefix]))
+    assert architecture["trained_tables"] and "pos_embed" not in carried
+    np.testing.assert_array_equal(form.write(params, architecture, carried)["pos_embed"], moved["pos_embed"])
+    model = form.module(**architecture)
+    z = np.zeros((1, architecture["grid_size"] ** 2, architecture["in_channels"]), np.float32)
+    t = np.zeros(1, np.float32)
+    arguments = z, t, np.zeros(1, np.int32), *[t] * architecture["flow_map"]
+    shapes = jax.eval_shape(model.init, jax.random.key(0), *arguments)["params"]
+    assert jax.tree.map(lambda leaf: leaf.shape, meta.unbox(shapes)) == jax.tree.map(np.shape, params)
+
+
 @networks("lightning_dit")
 def test_a_foreign_checkpoint_is_refused_with_the_names_that_it_has_not(case, prefix):
     assert format_of(case.networks[prefix]) is LIGHTNING_DIT

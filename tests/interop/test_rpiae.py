@@ -86,10 +86,13 @@ def test_every_name_that_does_not_fit_is_listed_with_its_prefix(case):
 
 
 @cases("rpiae_vb")
-def test_other_positions_than_the_fixed_ones_are_refused(case):
+def test_positions_of_the_decoder_that_were_trained_come_back(case):
     positions = "decoder.decoder_pos_embed"
-    with pytest.raises(ValueError, match="sine-cosine"):
-        import_rpiae(case.weights | {positions: case.weights[positions] + 1e-3}, **heads(case))
+    moved = case.weights | {positions: case.weights[positions] + 1e-3}
+    found, params, carried = import_rpiae(moved, **heads(case))
+    assert positions not in carried
+    np.testing.assert_array_equal(params["decoder"]["positions"]["table"], moved[positions][0])
+    np.testing.assert_array_equal(export_rpiae(params, found, carried)[positions], moved[positions])
 
 
 def test_a_file_of_something_else_is_refused():

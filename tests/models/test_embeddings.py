@@ -12,8 +12,8 @@ from golden import networks
 from rae_jax.models.attention import rotate
 from rae_jax.models.embeddings import (
     LabelEmbedding,
+    SinCosPositions,
     TimeEmbedding,
-    linear_default,
     rotary_table,
     sincos_table,
     time_embedding,
@@ -98,9 +98,21 @@ def test_label_embedding_has_one_row_more_than_there_are_classes():
     np.testing.assert_array_equal(module.apply(variables, jnp.array([10, 3])), table.value[jnp.array([10, 3])])
 
 
-def test_linear_default_is_pytorchs():
-    kernel = np.asarray(linear_default(jax.random.key(0), (100, 300), jnp.float32))
-    assert 0.099 < np.abs(kernel).max() <= 0.1
+def test_trained_frequencies_get_a_gradient():
+    module, t = TimeEmbedding(8, trained=True), jnp.array([0.3])
+    params = meta.unbox(module.init(jax.random.key(0), t)["params"])
+    gradient = jax.grad(lambda p: jnp.sum(module.apply({"params": p}, t) ** 2))(params)
+    assert np.any(gradient["frequencies"])
+
+
+def test_trained_positions_start_at_the_fixed_ones():
+    fixed, trained = (SinCosPositions(4, 8, class_token=True, spacing=0.5, trained=t) for t in (False, True))
+    assert not fixed.init(jax.random.key(0))
+    params = meta.unbox(trained.init(jax.random.key(0)))
+    np.testing.assert_array_equal(trained.apply(params), fixed.apply({}))
+    np.testing.assert_array_equal(fixed.apply({}), sincos_table(4, 8, spacing=0.5, class_token=True))
+    moved = jax.tree.map(lambda table: table + 1, params)
+    np.testing.assert_array_equal(trained.apply(moved), fixed.apply({}) + 1)
 
 
 @pytest.mark.parametrize(("flow_map", "r", "message"), [(True, None, "r is missing"), (False, 0.5, "takes t only")])
