@@ -2,7 +2,7 @@
 
 Read are `.safetensors` files, memory-mapped, so that a large file costs no more memory than what is looked at; `.pt`,
 `.pth`, `.bin` and `.ckpt` files by torch's weights-only loading; and directories as Hugging Face lays them out, with
-one file or with shards and their index. Dtypes are the file's own, bfloat16 included.
+one file or with shards and their index, which may be named itself. Dtypes are the file's own, bfloat16 included.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import pickle
 import re
 import zipfile
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PosixPath, PurePosixPath
 from typing import Any
 
 import ml_dtypes
@@ -23,11 +23,19 @@ from rae_jax.files import whole_file
 from rae_jax.interop.layout import Tensors, nearest_names
 
 # What a training checkpoint calls the weights to use, the wanted first.
-ENTRIES = ("ema", "model", "state_dict")
-# What wrappers put before every name.
-PREFIXES = ("module.", "_orig_mod.", *(f"{entry}." for entry in ENTRIES))
+ENTRIES = ("ema", "model", "state_dict", "model_state_dict")
+# What stands before every name of an entry that was written flat.
+PREFIXES = tuple(f"{entry}." for entry in ENTRIES)
+# What compiled, parallel and checkpointed modules put into the names of what they wrap, anywhere.
+WRAPPERS = ("module", "_orig_mod", "_orig_module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+COUNTER = "n_averaged"  # beside the weights of torch's AveragedModel
+PATHLIB = ("pathlib", "pathlib._local")  # where its classes are, by the version of Python that wrote
 PICKLES = (".pt", ".pth", ".bin", ".ckpt")
-DIRECTORY_FILES = ("model.safetensors", "diffusion_pytorch_model.safetensors", "pytorch_model.bin")
+DIRECTORY_FILES = (
+    "model.safetensors", "diffusion_pytorch_model.safetensors", "pytorch_model.bin",
+    "model.fp16.safetensors", "diffusion_pytorch_model.fp16.safetensors",
+)  # fmt: skip
+INDEX = ".index.json"
 DTYPES = {
     "BOOL": np.dtype(np.bool_),
     "BF16": np.dtype(ml_dtypes.bfloat16),
@@ -40,8 +48,8 @@ DTYPES = {
 def read_tensors(path: str | Path, part: str = "") -> Tensors:
     """The tensors of an official file or directory, without the wrapping of training checkpoints.
 
-    Of a checkpoint with several entries the first of `ENTRIES` is taken; a prefix of `PREFIXES` that all names share is
-    dropped.
+    Of a checkpoint with several entries the first of `ENTRIES` is taken; `WRAPPERS` are cut out of names, and a prefix
+    of `PREFIXES` that all names share is dropped.
 
     Args:
       path: a file, or a directory that Hugging Face's libraries wrote.
@@ -57,7 +65,7 @@ def read_tensors(path: str | Path, part: str = "") -> Tensors:
     else:
         while entry := next((name for name in ENTRIES if _holds_arrays(content.get(name))), None):
             content = content[entry]
-    tensors = _flatten(content)
+    tensors = _unwrapped(_flatten(content), path)
     while prefix := next((p for p in PREFIXES if tensors and all(name.startswith(p) for name in tensors)), None):
         tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
     if not tensors:
@@ -128,9 +136,21 @@ def read_safetensors(path: str | Path) -> Tensors:
     }
 
 
+def _unwrapped(tensors: Tensors, path: Path) -> Tensors:
+    """The tensors without the counter of an average, and with names from which wrappers are cut out."""
+    tensors = {name: value for name, value in tensors.items() if name != COUNTER}
+    names = {name: ".".join(word for word in name.split(".") if word not in WRAPPERS) for name in tensors}
+    if len(set(names.values())) < len(names):
+        twice = sorted(name for name in names if list(names.values()).count(names[name]) > 1)
+        raise ValueError(f"{path}: {' and '.join(twice[:2])} are one name without {', '.join(WRAPPERS)}")
+    return {names[name]: value for name, value in tensors.items()}
+
+
 def _read_file(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"there is no file or directory {path}")
+    if path.name.endswith(INDEX):
+        return _read_shards(path)
     if path.suffix == ".safetensors":
         return read_safetensors(path)
     if path.suffix in PICKLES:
@@ -142,8 +162,8 @@ def _read_directory(path: Path) -> dict[str, Any]:
     for name in DIRECTORY_FILES:
         if (path / name).is_file():
             return _read_file(path / name)
-        if (path / f"{name}.index.json").is_file():
-            return _read_shards(path / f"{name}.index.json")
+        if (path / f"{name}{INDEX}").is_file():
+            return _read_shards(path / f"{name}{INDEX}")
     raise ValueError(f"{path} is no directory of weights: there is none of {', '.join(DIRECTORY_FILES)} in it")
 
 
@@ -170,8 +190,7 @@ def _read_pickle(path: Path) -> dict[str, Any]:
     torch = _torch(f"to read {path}")
     try:
         # Only the zip format of torch 1.6 and later can be mapped.
-        # Training scripts keep their arguments, plain data in a namespace, beside the weights.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals(_plain_data()):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
@@ -187,6 +206,18 @@ def _read_pickle(path: Path) -> dict[str, Any]:
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} holds no state dict")
     return content
+
+
+def _plain_data() -> list[Any]:
+    """What training scripts keep beside the weights and what runs nothing: arguments, paths, NumPy's numbers."""
+    scalar, numbers = np.float32(0).__reduce__()[0], (np.float32, np.float64, np.int32, np.int64, np.bool_)
+    return [
+        argparse.Namespace,
+        *((path, f"{module}.{path.__name__}") for path in (PosixPath, PurePosixPath) for module in PATHLIB),
+        *((scalar, f"{module}.multiarray.scalar") for module in ("numpy.core", "numpy._core")),
+        np.dtype,
+        *(type(np.dtype(number)) for number in numbers),
+    ]
 
 
 def _to_numpy(torch: Any, content: Any) -> Any:

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import pathlib
 import pickle
 
 import ml_dtypes
@@ -76,6 +77,12 @@ WRAPPED = {
     "both": {"state_dict": {f"module.{name}": value for name, value in STATE.items()}, "args": ["x"]},
     "an empty ema": {"ema": {}, "model": STATE},
     "arguments of a training script": {"ema": STATE, "args": argparse.Namespace(lr=1e-4)},
+    "model_state_dict": {"model_state_dict": STATE, "epoch": 3},
+    "an average": {"n_averaged": np.array(7), **{f"module.{name}": value for name, value in STATE.items()}},
+    "a compiled part": {"_orig_mod.a._orig_mod.weight": STATE["a.weight"], "b": STATE["b"]},
+    "divided": {"_fsdp_wrapped_module.a._checkpoint_wrapped_module.weight": STATE["a.weight"], "module.b": STATE["b"]},
+    "a path": {"model": STATE, "workdir": pathlib.Path("/runs/x")},
+    "numbers of NumPy": {"model": STATE, "best": np.float64(2.5), "step": np.int64(7), "loss": np.float32(1)},
 }
 
 
@@ -90,7 +97,14 @@ def test_a_prefix_of_all_names_is_dropped_and_one_of_some_is_kept(tmp_path, pref
     assert_same(read_tensors(tmp_path / "x.safetensors"), STATE)
     some = {prefix + "a": STATE["b"], "b": STATE["b"]}
     write_safetensors(tmp_path / "x.safetensors", some)
-    assert_same(read_tensors(tmp_path / "x.safetensors"), some)
+    kept = prefix.removeprefix("module.")  # a wrapper goes wherever it stands
+    assert_same(read_tensors(tmp_path / "x.safetensors"), {kept + "a": STATE["b"], "b": STATE["b"]})
+
+
+def test_two_names_that_differ_in_a_wrapper_only_are_refused(tmp_path):
+    write_safetensors(tmp_path / "x.safetensors", {"a.module.b": STATE["b"], "a.b": STATE["b"]})
+    with pytest.raises(ValueError, match=r"a\.b and a\.module\.b are one name without module"):
+        read_tensors(tmp_path / "x.safetensors")
 
 
 def test_a_part_can_be_chosen(tmp_path):
@@ -143,6 +157,9 @@ def test_hugging_face_directories_are_read_whole_or_in_shards(tmp_path, name):
     index = sharded / f"{name}.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": places}))
     assert_same(read_tensors(sharded), STATE)
+    assert_same(read_tensors(index), STATE)
+    write_safetensors(tmp_path / "half" / f"{name}.fp16.safetensors", STATE)
+    assert_same(read_tensors(tmp_path / "half"), STATE)
     index.write_text(json.dumps({"weight_map": {**places, "b": f"../single/{name}.safetensors"}}))
     with pytest.raises(ValueError, match="no index of the shards beside it"):
         read_tensors(sharded)
