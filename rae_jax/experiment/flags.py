@@ -3,6 +3,7 @@
 import importlib.util
 import re
 import sys
+import traceback
 from pathlib import Path
 
 import jax
@@ -99,16 +100,53 @@ def located(argument: str) -> str:
     return f"{flag}={near}{colon}{variant}"
 
 
+def mistake(error: BaseException | None, arguments: list[str]) -> str | None:
+    """What is wrong in the config file of a command, with the line of it; None if `error` did not arise there."""
+    values = [a.partition("=")[2] for a in map(located, arguments) if a.lstrip("-").startswith("config=")]
+    path, _, variant = values[-1].partition(":") if values else ("", "", "")
+    if error is None or not Path(path).is_file():
+        return None
+    if isinstance(error, SyntaxError):
+        return f"{error.filename}, line {error.lineno}: {error.msg}"
+    if "has no attribute 'get_config'" in str(error):
+        return f"{path} defines no get_config()"
+    frames = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+    text = _plain(error)
+    if text[0].startswith("Error whilst parsing config file"):  # ml_collections puts the traceback into the text
+        frames += re.findall(r'File "(.+)", line (\d+)', str(error))
+        text = [line.partition(": ")[2] for line in text if line][-1:]
+    lines = [line for file, line in frames if Path(file).resolve() == Path(path).resolve()]
+    if not lines and isinstance(error, TypeError) and variant:
+        return f"{path} has no variants, its get_config() takes no argument: leave out :{variant}"
+    if not lines:
+        return None
+    said = " ".join(dict.fromkeys([text[0], text[-1]]))  # between them are all the fields that there are
+    if isinstance(error, ValueError) and Path(path).name in said:
+        return said
+    return f"{path}, line {lines[-1]}: {type(error).__name__}: {said}"
+
+
+def _plain(error: BaseException) -> list[str]:
+    """The lines of an error's text; ml_collections quotes its own twice, and lists all the fields that there are."""
+    lines = str(error).replace("\\n", "\n").replace("\\", "").strip().splitlines() or [""]
+    lines = [line.partition(" Other fields present")[0].strip() for line in lines]
+    return [line.strip("\"'") if line.count("'") % 2 or line.count('"') % 2 else line for line in lines]
+
+
 def parse(arguments: list[str]) -> list[str]:
     """Reads the flags; a field that the config does not have is named, with the nearest one that it has."""
     try:
         rest = flags.FLAGS([located(argument) for argument in arguments])
     except flags.Error as error:
-        sys.exit(f"error: {error}")
-    except (AttributeError, KeyError) as error:
-        text = str(error).replace("\\n", "\n").replace("\\", "").strip("\"' ")  # ml_collections quotes twice
-        name, _, hint = text.partition("\n")
+        sys.exit(f"error: {mistake(error.__cause__ or error.__context__, arguments) or error}")
+    except Exception as error:
+        if said := mistake(error, arguments):
+            sys.exit(f"error: {said}")
+        if not isinstance(error, AttributeError | KeyError):
+            raise
+        name, *more = _plain(error)
         name = name.strip("\"' ")
+        hint = more[-1] if more else ""
         given = [a.split("=")[0] for a in arguments if name in a.split("=")[0].lstrip("-").split(".")]
         where = given[0] if given else "the config file"
         sys.exit(f"error: {where}: there is no field {name!r}. {hint}".strip())

@@ -47,9 +47,12 @@ def mesh_shape(sizes: dict[str, int], num_devices: int) -> dict[str, int]:
     misfit = num_devices % fixed if free else fixed != num_devices
     if misfit or any(size < 1 for size in sizes.values() if size != -1):
         wanted = " x ".join(f"{axis}={sizes[axis]}" for axis in MESH_AXES)
+        fsdp = math.gcd(max(sizes["fsdp"], 1), num_devices)
+        tensor = math.gcd(max(sizes["tensor"], 1), num_devices // fsdp)
+        nearest = " ".join(f"--config.mesh.{axis}={n}" for axis, n in zip(MESH_AXES, (-1, fsdp, tensor), strict=True))
         raise ValueError(
-            f"mesh {wanted} does not lay over {num_devices} devices; "
-            f"make the product {num_devices}, or set one axis to -1"
+            f"mesh {wanted} does not lay over {num_devices} devices, whose number the product has to be, with one axis "
+            f"of -1 for what is left; {nearest} does"
         )
     return {axis: num_devices // fixed if sizes[axis] == -1 else sizes[axis] for axis in MESH_AXES}
 

@@ -1,5 +1,6 @@
 """What the flags and fields that name places are taken for."""
 
+import sys
 import tomllib
 from pathlib import Path
 
@@ -74,3 +75,33 @@ def test_an_address_as_working_directory_data_or_weights_is_refused_by_its_name(
     config.encoder.weights, config.decoder.weights = "~/weights", "random"
     found = resolved(config)
     assert found.encoder.weights == "/home/me/weights" and found.decoder.weights == "random"
+
+
+MISTAKES = {
+    "digits.get_config('tinny')": r"configs/digits\.py has no variant 'tinny'; there is 'tiny'",
+    "digits.get_config(": r"x\.py, line 3: '\(' was never closed",
+    "digitz.get_config()": r"x\.py, line 3: NameError: name 'digitz' is not defined",
+    "digits.get_config('tiny').flow.train.stepz": r"x\.py, line 3: AttributeError: .*Did you mean .steps. instead",
+    "1 / 0": r"x\.py, line 3: ZeroDivisionError: division by zero",
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_in_a_config_file_is_said_with_its_line(mistake, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("x.py").write_text(f"from configs import digits\ndef get_config(variant=''):\n    return {mistake}\n")
+    monkeypatch.delitem(sys.modules, "config_config", raising=False)  # what the flag has loaded before
+    with pytest.raises(SystemExit, match=f"^error: .*{MISTAKES[mistake]}") as error, flagsaver.flagsaver():
+        flags.FLAGS.unparse_flags()
+        experiment.parse(["program", "--config=x.py:some"])
+    assert "\n" not in str(error.value)
+
+
+def test_a_config_file_without_get_config_or_without_variants_says_so(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for text, said in (("x = 1", "x.py defines no get_config"), ("def get_config(): return 1", "leave out :some")):
+        Path("x.py").write_text(text)
+        monkeypatch.delitem(sys.modules, "config_config", raising=False)
+        with pytest.raises(SystemExit, match=said), flagsaver.flagsaver():
+            flags.FLAGS.unparse_flags()
+            experiment.parse(["program", "--config=x.py:some"])

@@ -24,6 +24,10 @@ def test_one_axis_takes_the_devices_that_are_left():
     ("sizes", "text"),
     [
         ({"data": 3, "fsdp": 1, "tensor": 1}, "does not lay over 8 devices"),
+        (
+            {"data": -1, "fsdp": 12, "tensor": 3},
+            "--config.mesh.data=-1 --config.mesh.fsdp=4 --config.mesh.tensor=1 does",
+        ),
         ({"data": 4, "fsdp": 1, "tensor": 1}, "does not lay over 8 devices"),
         ({"data": -1, "fsdp": -1, "tensor": 1}, "at most one axis"),
         ({"data": 0, "fsdp": 1, "tensor": -1}, "does not lay over"),
