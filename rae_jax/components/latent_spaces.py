@@ -200,6 +200,18 @@ def _latents_decoded_by_the_coder(config: ConfigDict) -> LatentSpace:
     return dataclasses.replace(space, encoding=by_name(model), encode=encode) if config.coder.encodes else space
 
 
+def _pixels(config: ConfigDict) -> LatentSpace:
+    """No autoencoder: every pixel is a token of three channels in [-1, 1], for generators with large patches."""
+    size = config.data.image_size
+    return LatentSpace(
+        shape=(size**2, 3),
+        encoding={},
+        decoding={},
+        encode=lambda parts, images: images.reshape(-1, size**2, 3) * 2.0 - 1.0,
+        decode=lambda parts, latents: (latents.reshape(-1, size, size, 3) + 1.0) / 2.0,
+    )
+
+
 def by_name(*components: Component) -> dict[str, Component]:
     """The components under their names."""
     return {component.name: component for component in components}
@@ -210,4 +222,5 @@ LATENT_SPACES = {
     "rpiae": _latent_of_the_bridge,
     "kl": _latents_of_the_teacher,
     "rac": _latents_decoded_by_the_coder,
+    "pixels": _pixels,
 }

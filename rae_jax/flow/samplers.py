@@ -15,6 +15,13 @@ import numpy as np
 from rae_jax.flow.path import noise_from_velocity, over
 
 VelocityFunction = Callable[[jax.Array, jax.Array], jax.Array]
+# w(t) of the SDE, SiT's forms (Ma et al., 2024, Section 2.3) with t = 1 at the noise.
+DIFFUSIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "constant": jnp.ones_like,
+    "sigma": lambda t: t,  # the standard deviation of the noise
+    "decreasing": lambda t: 0.25 * (1 - jnp.cos(jnp.pi * t)) ** 2,
+    "increasing_decreasing": lambda t: jnp.sin(jnp.pi * t) ** 2,
+}
 
 
 def euler(
@@ -48,7 +55,7 @@ def euler_maruyama(
     times: jax.Array | np.ndarray,
     keys: jax.Array,
     *,
-    diffusion: Callable[[jax.Array], jax.Array] = lambda t: t,
+    diffusion: Callable[[jax.Array], jax.Array] = DIFFUSIONS["sigma"],
     trajectory: bool = False,
 ) -> jax.Array:
     """Solves the reverse SDE with the same marginals, `dz = (v - w(t) score / 2) dt + sqrt(w(t)) dW`.
@@ -58,7 +65,7 @@ def euler_maruyama(
 
     Args:
       keys: one random key a sample, `[B]`, so that a sample does not depend on the batch it is in.
-      diffusion: w(t), for `t: [B]`; by default t, the standard deviation of the noise.
+      diffusion: w(t), for `t: [B]`.
     """
     keys = jax.vmap(lambda key: jax.random.split(key, len(times) - 1), out_axes=1)(keys)  # [steps, B]
     noisy = jnp.arange(len(times) - 1) < len(times) - 2

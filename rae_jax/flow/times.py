@@ -64,7 +64,7 @@ def sample_times(
     return shift_times(t, shift)
 
 
-def sampling_times(num_steps: int, *, shift: float = 1.0, grid: str = "full") -> np.ndarray:
+def sampling_times(num_steps: int, *, shift: float = 1.0, grid: str = "full", last_step: float = 0.0) -> np.ndarray:
     """The times `[num_steps + 1]` of a sampler with `num_steps` steps, falling from 1; float32.
 
     Args:
@@ -72,13 +72,21 @@ def sampling_times(num_steps: int, *, shift: float = 1.0, grid: str = "full") ->
         `num_steps` is ours plus one, and its "50 steps" are `num_steps=49, grid="released"`.
       shift: of the time, see `dimension_shift`.
       grid: `full` ends at t = 0. `released` is the reference's, which ends just above, where 0.001 is shifted to.
+      last_step: the size of the last step of a full grid, before the shift; the others are equally large. 0: as large
+        as they. SiT and REPA take 0.04, because the score has no value at t = 0.
 
     Raises:
-      ValueError: unknown grid, or no step.
+      ValueError: unknown grid, no step, or a last step that is none.
     """
     if grid not in GRIDS:
         raise ValueError(f"time grid {grid!r} is not one of {GRIDS}")
     if num_steps < 1:
         raise ValueError(f"num_steps={num_steps}: a sampler needs at least one step")
+    if not 0 <= last_step < 1 or (last_step and (grid != "full" or num_steps < 2)):
+        raise ValueError(
+            f"last_step={last_step}: it is in [0, 1), and above 0 only of the grid 'full', of two steps up"
+        )
+    if last_step:
+        return shift_times(np.append(np.linspace(1, last_step, num_steps), 0.0), shift).astype(np.float32)
     last = 1.0 if grid == "full" else MAX_TRAINING_TIME
     return shift_times(1 - np.linspace(0, last, num_steps + 1), shift).astype(np.float32)

@@ -56,7 +56,12 @@ def generator(config: ConfigDict, network: str = "flow", *, guide: str | None = 
     weak = velocity_network(config, guide) if guide else None
     classifier_free = sampling.guidance == "classifier_free" and sampling.guidance_scale != 1.0
     strength = dict(scale=sampling.guidance_scale, interval=tuple(sampling.guidance_interval))
-    times = sampling_times(sampling.num_steps, shift=time_shift(config), grid=sampling.grid)
+    times = sampling_times(
+        sampling.num_steps, shift=time_shift(config), grid=sampling.grid, last_step=sampling.last_step
+    )
+    if sampling.diffusion not in samplers.DIFFUSIONS:
+        raise ValueError(f"sampling.diffusion={sampling.diffusion!r} is not one of {list(samplers.DIFFUSIONS)}")
+    form, norm = samplers.DIFFUSIONS[sampling.diffusion], sampling.diffusion_norm
     method = sampling.method
     if method not in (*ODE_SAMPLERS, "euler_maruyama"):
         raise ValueError(f"sampling.method={method!r} is not one of {[*ODE_SAMPLERS, 'euler_maruyama']}")
@@ -79,7 +84,7 @@ def generator(config: ConfigDict, network: str = "flow", *, guide: str | None = 
             velocity = classifier_free_guidance(conditional, asked, told.null(asked), **strength)
         if method in ODE_SAMPLERS:
             return ODE_SAMPLERS[method](velocity, noise, times)
-        return samplers.euler_maruyama(velocity, noise, times, path_keys)
+        return samplers.euler_maruyama(velocity, noise, times, path_keys, diffusion=lambda t: norm * form(t))
 
     return _with_noise_and_decoder(config, to_latents)
 

@@ -90,9 +90,9 @@ def test_heun_converges_at_second_order_and_euler_at_first():
     assert error(samplers.heun, 16) / error(samplers.heun, 32) == pytest.approx(4, rel=0.3)
 
 
-@pytest.mark.parametrize("diffusion", [lambda t: t, lambda t: 0.5 * jnp.sin(jnp.pi * t) ** 2])
-def test_the_stochastic_sampler_reaches_the_gaussian_whatever_the_diffusion(diffusion):
-    n = 40_000
+@pytest.mark.parametrize("form", samplers.DIFFUSIONS)
+def test_the_stochastic_sampler_reaches_the_gaussian_whatever_the_diffusion(form):
+    n, diffusion = 40_000, samplers.DIFFUSIONS[form]
     noise = jax.random.normal(jax.random.key(0), (4, n // 4))
     keys = jax.random.split(jax.random.key(1), 4)
     z = samplers.euler_maruyama(gaussian_velocity, noise, sampling_times(100), keys, diffusion=diffusion)

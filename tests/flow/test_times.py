@@ -81,6 +81,15 @@ def test_the_full_grid_goes_from_noise_to_data_in_as_many_steps_as_asked():
     np.testing.assert_array_equal(sampling_times(2), [1, 0.5, 0])
 
 
+def test_the_last_step_can_be_smaller_than_the_others():
+    np.testing.assert_allclose(sampling_times(4, last_step=0.04), [1, 0.68, 0.36, 0.04, 0], atol=1e-6)
+    shifted = sampling_times(4, last_step=0.04, shift=2.0)
+    np.testing.assert_allclose(shifted[-2:], [0.08 / 1.04, 0], rtol=1e-6)
+    for wrong in (dict(last_step=1.0), dict(last_step=0.04, grid="released")):
+        with pytest.raises(ValueError, match="last_step="):
+            sampling_times(4, **wrong)
+
+
 def test_unknown_names_are_refused():
     with pytest.raises(ValueError, match="'gaussian' is not one of"):
         sample_times(jax.random.key(0), 2, "gaussian")
