@@ -20,6 +20,7 @@ from rae_jax.components.latent_spaces import IDENTITY, latent_space
 from rae_jax.data.sources import count_classes, count_images
 from rae_jax.data.transforms import transform
 from rae_jax.experiment import latent_cache
+from rae_jax.experiment.weights import WORKDIR
 from rae_jax.experiment.workdir import CONFIG, ConfigError, progress
 from rae_jax.files import local_path
 from rae_jax.flow.flow_map import jump_times
@@ -251,13 +252,28 @@ def _check_sampling(config: ConfigDict, available: set[str]) -> None:
     jax.eval_shape(run, jax.random.key(0))
 
 
+def _check_own(config: ConfigDict, name: str, weights: str) -> None:
+    """Raises ValueError unless a stage of the config leaves, at `weights` in the working directory, a model of `name`.
+
+    It has not been left yet: what can be compared is the architecture.
+    """
+    stage = Path(weights).parts[1] if len(Path(weights).parts) > 1 else ""
+    if stage not in config.stages:
+        raise ValueError(f"{name}.weights={weights!r}, but {stage!r} is none of the stages {list(config.stages)}")
+    makers = [component(config, made) for made in trained_components(config, stage)]
+    if component(config, name).structure() not in [made.structure() for made in makers]:
+        raise ValueError(f"{name}.weights={weights!r} are of another architecture: {name}.model is not {stage}.model")
+
+
 def _check_weights(config: ConfigDict) -> None:
     """Raises ValueError unless the weights that the config names are there and fit the models that it describes."""
     for name in CATALOGUE:
         weights = config[name].weights
         if weights == IDENTITY and "stats" not in name:
             raise ValueError(f"{name}.weights={IDENTITY!r} is only for statistics")
-        if weights not in ("", RANDOM, IDENTITY):
+        if weights.startswith(WORKDIR):
+            _check_own(config, name, weights)
+        elif weights not in ("", RANDOM, IDENTITY):
             component(config, name).check(weights)
 
 

@@ -19,6 +19,7 @@ from rae_jax.training import sharding
 from rae_jax.training.checkpoint_weights import find, is_of
 
 WEIGHTS = "weights"
+WORKDIR = "{workdir}"  # at the beginning of a config's weights: this run's working directory
 
 
 class Weights:
@@ -74,6 +75,7 @@ class Weights:
     def _where(self, component: str, before: str | None) -> tuple[str, str]:
         """The weights that the config gives, if they count, else the finished stage that has left some."""
         given, stage = self._config[component].weights, trained_by(self._config, component, before)
+        given = given.replace(WORKDIR, str(self._workdir), 1) if given.startswith(WORKDIR) else given
         if stage and self.finished(stage) and not self._is_of(stage, given):
             if given:
                 self._say_once(

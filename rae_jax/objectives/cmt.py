@@ -38,21 +38,14 @@ def all_pairs(num_points: int) -> np.ndarray:
 
 
 def draw_pairs(key: jax.Array, batch_size: int, num_points: int, num_pairs: int) -> jax.Array:
-    """`num_pairs` different pairs for each trajectory, `[B, num_pairs, 2]`; 0 means all of them.
+    """`num_pairs` pairs for each trajectory, drawn with replacement as released, `[B, num_pairs, 2]`; 0: each once.
 
-    Every trajectory gets as many as any other, where the release draws from all trajectories' pairs at once: the
-    expectation is the same, and every device keeps its own rows.
-
-    Raises:
-      ValueError: there are fewer pairs than that.
+    The release draws from the pairs of all trajectories that a process has at a time, which is one in its scripts.
     """
     pairs = jnp.asarray(all_pairs(num_points))
-    if not 0 <= num_pairs <= len(pairs):
-        raise ValueError(f"{num_pairs} pairs a trajectory: {num_points} points have {len(pairs)}; 0 takes them all")
-    if num_pairs in (0, len(pairs)):
+    if not num_pairs:
         return jnp.broadcast_to(pairs, (batch_size, *pairs.shape))
-    order = jax.vmap(lambda k: jax.random.permutation(k, len(pairs)))(jax.random.split(key, batch_size))
-    return pairs[order[:, :num_pairs]]
+    return pairs[jax.random.randint(key, (batch_size, num_pairs), 0, len(pairs))]
 
 
 def label_times(times: np.ndarray, labels: str) -> np.ndarray:
@@ -140,10 +133,12 @@ def make(config: ConfigDict, stage: str) -> Objective:
     walk = ODE_SAMPLERS[section.trajectory_method]
     times = sampling_times(section.trajectory_steps, shift=time_shift(config), grid=section.trajectory_grid)
     labelled = label_times(times, section.time_labels)
-    dropout, num_pairs = section.label_dropout, section.pairs
+    dropout, again, num_pairs = section.label_dropout, section.label_dropout_network, section.pairs
+    if num_pairs < 0:
+        raise ValueError(f"{stage}.pairs={num_pairs}: it is how many are drawn of each trajectory, or 0 for all, once")
 
     def loss(params: Params, frozen: dict[str, Params], batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
-        noise_key, drop_key, pair_key = jax.random.split(key, 3)
+        noise_key, drop_key, pair_key, again_key = jax.random.split(key, 4)
         asked = told.of_batch(batch)
         batch_size = jax.tree.leaves(asked)[0].shape[0]
         noise = jax.random.normal(noise_key, (batch_size, *space.shape))
@@ -154,7 +149,7 @@ def make(config: ConfigDict, stage: str) -> Objective:
             return teacher.apply(frozen["flow"], z, t, asked)
 
         def flow_map(z: jax.Array, r: jax.Array, t: jax.Array, asked: Condition) -> jax.Array:
-            return student.apply(params, z, t, asked, r)
+            return student.apply(params, z, t, drop(again_key, asked, told.null(asked), again), r)
 
         states = walk(velocity, noise, times, trajectory=True)
         pairs = draw_pairs(pair_key, batch_size, len(times), num_pairs)

@@ -35,7 +35,7 @@ def merge(moments: Params, values: jax.Array, weight: jax.Array) -> Params:
 
 def make(config: ConfigDict, stage: str) -> Objective:
     """The objective of `stage`: nothing is optimised; the parameters are the running moments."""
-    space = latent_space(config, config[stage].get("autoencoder"))
+    space, centred = latent_space(config, config[stage].get("autoencoder")), config[stage].centred
 
     def init(key: jax.Array, batch: Batch) -> TrainState:
         del key, batch
@@ -53,7 +53,8 @@ def make(config: ConfigDict, stage: str) -> Objective:
 
     def finish(state: TrainState) -> Params:
         moments = state.params
-        return {"mean": moments["mean"], "variance": moments["squares"] / moments["count"]}
+        mean = moments["mean"] if centred else jnp.zeros(space.shape)
+        return {"mean": mean, "variance": moments["squares"] / moments["count"]}
 
     return Objective(
         init=init,

@@ -111,7 +111,7 @@ def make(config: ConfigDict, stage: str) -> Objective:
     teacher, student = velocity_network(config), flow_map_network(config, stage)
     encode, shift = latent_encoder(config), time_shift(config)
     eta, dt, by_jvp, power = section.eta, section.dt, section.derivative == "jvp", section.adaptive_power
-    unequal_share, dropout = section.unequal_share, section.label_dropout
+    unequal_share, dropout, again = section.unequal_share, section.label_dropout, section.label_dropout_network
     if section.derivative not in DERIVATIVES:
         raise ValueError(f"derivative={section.derivative!r} is not one of {DERIVATIVES}")
     if by_jvp:
@@ -119,11 +119,8 @@ def make(config: ConfigDict, stage: str) -> Objective:
     if not 0 <= eta <= 1:
         raise ValueError(f"eta={eta} is not in [0, 1]: 1 distils the teacher (MFD), 0 goes without it (MFT)")
 
-    def flow_map(params: Params, z: jax.Array, r: jax.Array, t: jax.Array, asked: Condition) -> jax.Array:
-        return student.apply(params, z, t, asked, r)
-
     def loss(params: Params, frozen: dict[str, Params], batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
-        time_key, equal_key, noise_key, drop_key = jax.random.split(key, 4)
+        time_key, equal_key, noise_key, drop_key, again_key = jax.random.split(key, 5)
         z = encode(frozen, batch)
         r, t = intervals(
             jax.random.uniform(time_key, (z.shape[0], 2)),
@@ -138,6 +135,12 @@ def make(config: ConfigDict, stage: str) -> Objective:
         z_t, v = interpolate(z, eps, t), velocity_target(z, eps)
         if eta > 0:
             v = (1 - eta) * v + eta * teacher.apply(frozen["flow"], z_t, t, asked)
+
+        def flow_map(params: Params, z: jax.Array, r: jax.Array, t: jax.Array, asked: Condition) -> jax.Array:
+            # A batch and the twins of its finite difference differ in rows, and so draw apart.
+            row_key = jax.random.fold_in(again_key, z.shape[0])
+            return student.apply(params, z, t, drop(row_key, asked, told.null(asked), again), r)
+
         if by_jvp:
             u, dudt = exact_derivative(flow_map, params, z_t, v, r, t, asked)
         else:

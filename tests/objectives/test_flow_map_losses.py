@@ -53,10 +53,12 @@ def prepared():
     return config, params, velocity, flow_map
 
 
-@pytest.mark.parametrize("dropout", [0.0, 1.0])
-def test_mid_training_regresses_every_jump_of_the_teachers_trajectory_asked_for_the_same(dropout, monkeypatch):
+@pytest.mark.parametrize(("dropout", "again"), [(0.0, 0.0), (1.0, 0.0), (0.0, 1.0)])
+def test_mid_training_regresses_every_jump_of_the_teachers_trajectory_asked_for_the_same(dropout, again, monkeypatch):
     config, params, velocity, flow_map = prepared()
-    config.mid_training.update(trajectory_steps=2, pairs=0, label_dropout=dropout, time_labels="true")
+    config.mid_training.update(
+        trajectory_steps=2, pairs=0, label_dropout=dropout, label_dropout_network=again, time_labels="true"
+    )
     loss = loss_of(cmt, config, "mid_training", monkeypatch)
     value, _ = loss(params["student"], {"flow": params["teacher"]}, {"label": LABELS}, KEY)
 
@@ -66,15 +68,21 @@ def test_mid_training_regresses_every_jump_of_the_teachers_trajectory_asked_for_
         states.append(states[-1] - (t - t_next) * velocity(states[-1], np.full(4, t), labels))
     errors = []
     for i, j in ((0, 1), (0, 2), (1, 2)):
-        u = flow_map(states[i], np.full(4, times[j]), np.full(4, times[i]), labels)
+        u = flow_map(states[i], np.full(4, times[j]), np.full(4, times[i]), NULL if again else labels)
         errors.append(np.mean((u - (states[i] - states[j]) / (times[i] - times[j])) ** 2))
     np.testing.assert_allclose(value, np.mean(errors), rtol=1e-3)
 
 
-@pytest.mark.parametrize(("eta", "dropout"), [(0.0, 0.0), (0.3, 0.0), (0.3, 1.0)])
-def test_meanflow_regresses_the_velocity_less_what_the_mean_velocity_changes_by_on_the_way(eta, dropout, monkeypatch):
+@pytest.mark.parametrize(
+    ("eta", "dropout", "again"), [(0.0, 0.0, 0.0), (0.3, 0.0, 0.0), (0.3, 1.0, 0.0), (0.3, 0.0, 1.0)]
+)
+def test_meanflow_regresses_the_velocity_less_what_the_mean_velocity_changes_by_on_the_way(
+    eta, dropout, again, monkeypatch
+):
     config, params, velocity, flow_map = prepared()
-    config.flow_map.update(eta=eta, dt=0.02, unequal_share=0.5, adaptive_power=0.5, label_dropout=dropout)
+    config.flow_map.update(
+        eta=eta, dt=0.02, unequal_share=0.5, adaptive_power=0.5, label_dropout=dropout, label_dropout_network=again
+    )
     frozen = {"flow": params["teacher"], "stats": {"mean": MEAN, "variance": VARIANCE}}
     loss = loss_of(meanflow, config, "flow_map", monkeypatch)
     value, metrics = loss(params["student"], frozen, {"latent": Z, "label": LABELS}, KEY)
@@ -89,6 +97,7 @@ def test_meanflow_regresses_the_velocity_less_what_the_mean_velocity_changes_by_
     z = (Z - MEAN) / np.sqrt(VARIANCE + 1e-5)
     z_t, v = (1 - along(t)) * z + along(t) * eps, eps - z
     v = (1 - eta) * v + eta * velocity(z_t, t, labels)
+    labels = NULL if again else labels  # of the student alone
     after = flow_map(z_t + 0.02 * v, r, t + 0.02, labels)
     before = flow_map(z_t - 0.02 * v, r, t - 0.02, labels)
     target = v - along(t - r) * (after - before) / 0.04

@@ -3,7 +3,10 @@
 import jax.numpy as jnp
 import numpy as np
 
+from configs import digits
+from rae_jax.objectives import latent_statistics
 from rae_jax.objectives.latent_statistics import merge
+from rae_jax.training.state import TrainState
 
 
 def test_batches_merged_one_by_one_give_the_moments_of_all_rows_that_count():
@@ -28,3 +31,13 @@ def test_more_images_are_counted_than_a_float32_has_whole_numbers():
     for _ in range(5):
         moments = merge(moments, jnp.ones((1, 1, 1)), jnp.ones(1))
     assert int(moments["count"]) == many + 5
+
+
+def test_statistics_that_are_not_centred_have_no_mean_and_the_same_variance():
+    moments = {"count": jnp.asarray(2, jnp.int32), "mean": jnp.full((16, 16), 3.0), "squares": jnp.full((16, 16), 8.0)}
+    state = TrainState(step=jnp.zeros((), jnp.int32), params=moments, ema_params={}, opt_state={})
+    config = digits.get_config("tiny")
+    for centred, mean in ((True, 3.0), (False, 0.0)):
+        config.stats.centred = centred
+        found = latent_statistics.make(config, "stats").finish(state)
+        assert np.all(found["mean"] == mean) and np.all(found["variance"] == 4.0)
