@@ -8,6 +8,7 @@ name trains it.
 from ml_collections import ConfigDict
 
 from rae_jax.models.bridge import default_heads
+from rae_jax.models.decoder import SIZES as DECODERS
 from rae_jax.models.discriminator import DINO_S8
 from rae_jax.models.vit import PRETRAINED
 
@@ -122,6 +123,7 @@ def get_config() -> ConfigDict:
     config.feature_stats.weights = ""
     config.feature_stats.objective = "latent_statistics"
     config.feature_stats.autoencoder = "rae"
+    config.feature_stats.centred = True  # as in stats
     config.feature_stats.train = train(transform="center_crop")
 
     config.pivot = ConfigDict()  # RPiAE's stage I: encoder and decoder together, the encoder held to what it was
@@ -176,6 +178,7 @@ def get_config() -> ConfigDict:
     config.stats = ConfigDict()
     config.stats.weights = ""  # "identity": the latents as the autoencoder leaves them (RPiAE)
     config.stats.objective = "latent_statistics"
+    config.stats.centred = True  # whether the mean is subtracted; False: only divided by the deviation, as RAE released
     config.stats.train = train(transform="center_crop")
 
     config.flow = ConfigDict()
@@ -217,7 +220,10 @@ def get_config() -> ConfigDict:
     config.mid_training.trajectory_method = "euler"  # or "heun"
     config.mid_training.trajectory_grid = "full"  # or "released", as in sampling
     config.mid_training.time_labels = "true"  # of the points (paper), or "released": evenly spaced whatever the shift
-    config.mid_training.pairs = 8  # of points, for each trajectory; 0: all
+    config.mid_training.pairs = 64  # of points, drawn of each trajectory; 0: all, once
+    # Of labels, once more in the student alone, row by row, as released (0.1): it then learns from a teacher that saw
+    # another label. Left out here, because nothing in the paper asks for it.
+    config.mid_training.label_dropout_network = 0.0
     config.mid_training.train = train(transform="center_crop_flip")  # a batch is one of trajectories
 
     config.flow_map = ConfigDict()  # MeanFlow distillation and training (MF-RAE)
@@ -231,6 +237,7 @@ def get_config() -> ConfigDict:
     config.flow_map.unequal_share = 0.25  # of the samples that have r < t
     config.flow_map.adaptive_power = 1.0  # of the loss weighting; 0: none
     config.flow_map.label_dropout = 0.1
+    config.flow_map.label_dropout_network = 0.0  # as in mid_training; a difference quotient then mixes labels
     config.flow_map.train = train(transform="center_crop_flip")
 
     config.sampling = ConfigDict()
@@ -242,6 +249,9 @@ def get_config() -> ConfigDict:
     config.sampling.method = "euler"  # "euler", "heun", or "euler_maruyama"
     config.sampling.num_steps = 50  # network evaluations of an Euler sampler; 0: only the flow map is sampled
     config.sampling.grid = "full"  # "full" ends at t = 0; "released" is the reference's, which ends just above
+    config.sampling.last_step = 0.0  # size of a full grid's last step, before the shift; 0: as large as the others
+    config.sampling.diffusion = "sigma"  # of Euler-Maruyama, w(t): `flow/samplers.py: DIFFUSIONS` has the forms
+    config.sampling.diffusion_norm = 1.0  # what multiplies it; REPA has 2
     config.sampling.guidance = "classifier_free"  # or "autoguidance", by the component "guide"
     config.sampling.guidance_scale = 1.0  # 1 is no guidance
     config.sampling.guidance_interval = (0.0, 1.0)  # times at which guidance acts, both ends included
@@ -352,6 +362,24 @@ def use_pretrained_encoder(config: ConfigDict, name: str) -> None:
     config.encoder.image_std = published.std
 
 
+def use_rae(config: ConfigDict, encoder: str, image_size: int) -> None:
+    """Makes the latent space that of a released RAE: a published encoder, and the ViT-XL decoder of its tokens.
+
+    Images of 256 pixels give 16 x 16 tokens, those of 512 are fed at twice the encoder's size and give 32 x 32.
+    """
+    use_pretrained_encoder(config, encoder)
+    config.data.image_size = image_size
+    config.encoder.input_size *= image_size // 256
+    config.decoder.model = vit_decoder(patch_size=16, **DECODERS["xl"])
+    config.stats.centred = False
+
+
+def use_released_sampling(config: ConfigDict, *, points: int) -> None:
+    """Samples with Euler on the reference's grid of so many points, as its numbers of steps count."""
+    config.sampling.num_steps = points - 1
+    config.sampling.grid = "released"
+
+
 def use_bridge(config: ConfigDict, *, latent_channels: int, depth: int = 6) -> None:
     """Makes the latent space RPiAE's: a bridge for `config.encoder`'s tokens, with a decoder of `depth` layers."""
     width = config.encoder.model.width
@@ -400,6 +428,7 @@ def vit_decoder(
         num_heads=num_heads,
         mlp_dim=mlp_dim,
         norm_epsilon=1e-12,
+        trained_tables=False,  # True: the positions are parameters, as in dit_dh
         scan=False,
         remat="none",
     )
@@ -465,6 +494,7 @@ def dit_dh(
         swiglu=True,
         rms_norm=True,
         absolute_positions=True,
+        trained_tables=False,  # True: positions and Fourier frequencies are parameters, as in RAE's trainer of December
         fused_attention=True,  # one kernel, where the program is for a TPU; plain operations elsewhere
         scan=False,
         remat="none",
@@ -485,6 +515,7 @@ def lightning_dit(*, width: int, depth: int, num_heads: int, **changes: object) 
         rms_norm=True,
         rope=True,
         learn_sigma=False,
+        trained_tables=False,  # as in dit_dh
         fused_attention=True,  # one kernel, where the program is for a TPU; plain operations elsewhere
         scan=False,
         remat="none",

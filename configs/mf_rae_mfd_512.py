@@ -10,12 +10,8 @@ is ours. Nothing of it has been run yet.
 
 from ml_collections import ConfigDict
 
-from configs import mf_rae_mfd_256
+from configs.mf_rae_mfd_256 import meanflow
 
 
-def get_config(backbone: str = "XL") -> ConfigDict:
-    config = mf_rae_mfd_256.get_config(f"{backbone}-512")
-    train = config.flow_map.train
-    train.batch_size = 128
-    train.ema_decay = 0.9995
-    return config
+def get_config(variant: str = "") -> ConfigDict:
+    return meanflow(512, variant, file="configs/mf_rae_mfd_512.py")

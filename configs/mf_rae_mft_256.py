@@ -5,15 +5,16 @@
         --config.stats.weights=DIR --config.decoder.weights=DIR
 
 `mid_training.weights` is the flow map to start from: the `flow_map/weights` of `configs/mf_rae_mfd_256.py`, or those of
-mid-training. Nothing of it has been run yet.
+mid-training. Reported by the paper, without a teacher at all: FID 2.81 in one step, 2.56 in two. Nothing of it has been
+run yet.
 """
 
 from ml_collections import ConfigDict
 
-from configs import mf_rae_mfd_256
+from configs.mf_rae_mfd_256 import meanflow
 
 
-def get_config(backbone: str = "XL") -> ConfigDict:
-    config = mf_rae_mfd_256.get_config(backbone)
+def get_config(variant: str = "") -> ConfigDict:
+    config = meanflow(256, variant, file="configs/mf_rae_mft_256.py")
     config.flow_map.eta = 0.0
     return config

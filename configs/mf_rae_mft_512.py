@@ -10,10 +10,10 @@ mid-training. Nothing of it has been run yet.
 
 from ml_collections import ConfigDict
 
-from configs import mf_rae_mfd_512
+from configs.mf_rae_mfd_256 import meanflow
 
 
-def get_config(backbone: str = "XL") -> ConfigDict:
-    config = mf_rae_mfd_512.get_config(backbone)
+def get_config(variant: str = "") -> ConfigDict:
+    config = meanflow(512, variant, file="configs/mf_rae_mft_512.py")
     config.flow_map.eta = 0.0
     return config

@@ -27,7 +27,7 @@ pixels from the same latents, is `--config.decoder.model.patch_size=32 --config.
 from ml_collections import ConfigDict
 
 from configs import base
-from rae_jax.models.decoder import SIZES as DECODERS
+from configs.mf_rae_cmt_256 import FEW_STEPS_512
 from rae_jax.models.dit_dh import SIZES as DIT_DH
 from rae_jax.models.lightning_dit import SIZES as LIGHTNING_DIT
 from rae_jax.models.vit import PRETRAINED
@@ -60,17 +60,12 @@ def get_config(variant: str = "dit_dh_xl_256") -> ConfigDict:
 def autoencoder(encoder: str, size: int) -> ConfigDict:
     """The latent space of a released decoder; what is sampled needs no weights of the encoder."""
     config = base.get_config()
-    base.use_pretrained_encoder(config, encoder)
-    config.encoder.input_size *= size // 256
-    config.encoder.model.scan = True
-    config.data.image_size = size
-    config.decoder.model = base.vit_decoder(patch_size=16, **DECODERS["xl"], scan=True)
+    base.use_rae(config, encoder, size)
+    config.encoder.model.scan = config.decoder.model.scan = True
     decoder, statistics = AUTOENCODERS[encoder, size]
     config.decoder.weights = decoder and f"models/decoders/{decoder}/model.pt"
     config.stats.weights = statistics and f"models/stats/{statistics}/stat.pt"
-    # The reference's 50 steps: 50 points of its grid.
-    config.sampling.num_steps = 49
-    config.sampling.grid = "released"
+    base.use_released_sampling(config, points=50)
     return config
 
 
@@ -97,10 +92,12 @@ def lightning_dit_xl(encoder: str, name: str) -> ConfigDict:
 
 
 def mf_rae(size: int) -> ConfigDict:
-    """A flow map of DiT^DH-XL's size: `samples_1step.npz` and `samples_2step.npz`."""
+    """A flow map of DiT^DH-XL's size: `samples_1step.npz`, `samples_2step.npz`, and of three and four steps at 512."""
     config = autoencoder("dinov2_b", size)
     config.flow.model = base.dit_dh(**DIT_DH["XL"], scan=True)
     config.sampling.num_steps = 0
+    if size == 512:
+        config.sampling.flow_map_times = FEW_STEPS_512
     return config
 
 
@@ -117,7 +114,7 @@ def rpiae() -> ConfigDict:
     config.flow.time_distribution = "logit_normal"
     config.sampling.guidance = "autoguidance"
     config.sampling.guidance_scale = 2.05
-    config.sampling.num_steps = 249
+    base.use_released_sampling(config, points=250)
     return config
 
 

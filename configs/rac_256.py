@@ -15,6 +15,10 @@ Variants:
   tuning_B, tuning_L, tuning_XL                  end-to-end tuning of the coder with such a generator (REPA-E)
   scratch_B, scratch_L, scratch_XL               a generator from scratch on the latents of the tuned coder (give it as
                                                  --config.coder.weights), which also encodes
+  sit_XL_0.1x, tuning_B_1x, ...                  the same with a coder of that scale, instead of 0.3x
+
+Generators are sampled as REPA samples: Euler-Maruyama with 250 evaluations, w(t) = 2 t and a last step of 0.04. SiT's
+latents are those of the teacher, scaled and not standardised.
 
 Reported by the paper: rFID 0.44 / 0.39 / 0.35 with 0.1x / 0.2x / 0.3x. Nothing of that has been run with this code. The
 numbers of steps and the batch sizes are chosen here: the paper's are not known.
@@ -30,6 +34,7 @@ from rae_jax.models.lightning_dit import SIZES
 F16 = {"channels": (128, 128, 256, 256, 512)}  # of the KL-VAEs with 16 pixels a latent
 F16_CODER = {"channels": (72, 72, 144, 144, 280), "num_groups": 8}
 GENERATORS = ("sit", "tuning", "scratch")
+ENDS = tuple(f"_{scale}" for scale in SCALES)
 
 
 def variants() -> list[str]:
@@ -38,7 +43,7 @@ def variants() -> list[str]:
     return [
         *coders,
         *(f"coder_f16_{channels}" for channels in (4, 8, 16, 32)),
-        *(f"{kind}_{size}" for kind in GENERATORS for size in ("B", "L", "XL")),
+        *(f"{kind}_{size}{scale}" for kind in GENERATORS for size in ("B", "L", "XL") for scale in ("", *ENDS)),
     ]
 
 
@@ -46,6 +51,7 @@ def get_config(variant: str = "coder_0.1x") -> ConfigDict:
     if variant not in variants():
         raise ValueError(f"configs/rac_256.py has no variant {variant!r}; there are {', '.join(variants())}")
     kind, _, size = variant.partition("_")
+    size, _, scale = size.partition("_") if kind in GENERATORS else (size, "", size)
     config = base.get_config()
     config.dtype = "bfloat16"
     config.autoencoder = "rac"
@@ -54,7 +60,7 @@ def get_config(variant: str = "coder_0.1x") -> ConfigDict:
         config.coder.model = base.rectified_coder(**F16_CODER)
     else:
         config.teacher.model = base.kl_vae(**STABLE_DIFFUSION)
-        config.coder.model = base.rectified_coder(**SCALES["0.3x" if kind in GENERATORS else size])
+        config.coder.model = base.rectified_coder(**SCALES[scale or "0.3x"])
     if kind == "state":
         config.coder.round_trip = "state"
     config.coder.recompute = True
@@ -76,13 +82,17 @@ def _generator(config: ConfigDict, kind: str, size: str) -> None:
     if kind == "tuning":
         config.stages = ("tuned_coder",)
         _train(config.tuned_coder.train, steps=400_000, learning_rate=1e-4)
+        config.tuned_coder.train.optimizer.beta2 = 0.999
     else:
-        config.stages = ("stats", "flow")
+        config.stages = ("flow",) if kind == "sit" else ("stats", "flow")
+        if kind == "sit":
+            config.stats.weights = "identity"
         config.flow.model.scan = True
         config.stats.train.batch_size = 256
         _train(config.flow.train, epochs=80, learning_rate=1e-4)
         config.flow.train.optimizer.beta2 = 0.999
-    config.sampling.num_steps = 250
+    config.sampling.method, config.sampling.num_steps = "euler_maruyama", 250
+    config.sampling.diffusion_norm, config.sampling.last_step = 2.0, 0.04
 
 
 def _train(train: ConfigDict, *, epochs: int = 0, steps: int = 0, learning_rate: float) -> None:

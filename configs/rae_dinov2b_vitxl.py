@@ -6,17 +6,25 @@
 Words after the colon, joined by hyphens, change it (`configs/rae_dinov2b_vitxl.py:vitb-paper`):
 
     december   the release of December 2025; what no word means
-    october    the release of October 2025: betas (0.5, 0.9), LPIPS of images in [0, 1], and fakes that are the
-               decoder's own images of noisy latents. Who retrained with both reports the better gFID for this one and
-               no better rFID: choose a decoder by the gFID of one fixed generator
-    paper      the paper's equations: sigma half-normal, adaptive weight by the pixels; betas of its Table 12
+    november   that of November 2025, which differs in what it does not synchronise between processes only: here the
+               same as december
+    october    the release of October 2025: betas (0.5, 0.9), the full rate from the first step, LPIPS of images in
+               [0, 1], and fakes that are the decoder's own images of noisy latents. Who retrained with both reports
+               the better gFID for this one and no better rFID: choose a decoder by the gFID of one fixed generator
+    paper      the paper's text: sigma half-normal, adaptive weight by the pixels, DiffAug's cutout; betas of its Table
+               12 and a discriminator whose rate falls over its own 10 epochs
     vitb vitl  the smaller decoders
     512        512 pixels, encoder fed 448
     up512      512 pixels from the 256 tokens of 224: decoder patches twice as large
     up378      378 pixels from the same: 27 x 27 decoder patches of 14, for which the 16 x 16 tokens are resampled
 
-`configs/rae_siglip2b_vitxl.py` and `configs/rae_maeb_vitxl.py` are the same on the other encoders. None of them has
-been run at full size with this code yet.
+Statistics are a variance alone, of images and their mirror images, as those that the generators were trained with.
+`configs/rae_siglip2b_vitxl.py`, `configs/rae_maeb_vitxl.py`, `configs/rae_dinov2s_vitxl.py` and
+`configs/rae_dinov2l_vitxl.py` are the same on other encoders. None of them has been run at full size with this code.
+
+Not copied: the released code trains each process's discriminator apart from the others'. Here there is one, of the
+whole batch, which is what one process of it does. And it thaws the decoder's position table, which
+`decoder.model.trained_tables` does here too if asked.
 """
 
 from ml_collections import ConfigDict
@@ -25,7 +33,7 @@ from configs import base
 from rae_jax.models.decoder import SIZES
 
 DECODERS = {"vitb": "b", "vitl": "l"}
-PRESETS, RESOLUTIONS = ("december", "october", "paper"), ("512", "up512", "up378")
+PRESETS, RESOLUTIONS = ("december", "november", "october", "paper"), ("512", "up512", "up378")
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -48,13 +56,10 @@ def stage1(encoder: str, variant: str, *, file: str) -> ConfigDict:
 
     config = base.get_config()
     config.stages = ("decoder", "stats")
-    base.use_pretrained_encoder(config, encoder)
+    base.use_rae(config, encoder, 512 if "512" in words else 256)
     config.encoder.model.scan = True
     size = next((SIZES[DECODERS[word]] for word in words if word in DECODERS), SIZES["xl"])
     config.decoder.model = base.vit_decoder(patch_size=16, **size, scan=True)
-    if "512" in words:
-        config.data.image_size = 512
-        config.encoder.input_size *= 2
     if "up512" in words:
         config.data.image_size = 512
         config.decoder.model.patch_size = 32
@@ -68,31 +73,36 @@ def stage1(encoder: str, variant: str, *, file: str) -> ConfigDict:
     if {"october", "paper"} & set(words):
         for optimizer in (train.optimizer, loss.discriminator_optimizer):
             optimizer.beta1, optimizer.beta2 = 0.5, 0.9
+            optimizer.warmup_from_zero = "paper" in words
     if "october" in words:
         loss.lpips_range = (0.0, 1.0)
         loss.discriminator_fakes = "noisy"
     if "paper" in words:
         config.decoder.noise_distribution = "half_normal"
         loss.adaptive_weight = "pixels"
+        loss.discriminator_optimizer.decay_end_epoch = 10
+        config.discriminator.cutout = 0.2
 
+    config.stats.train.transform = "center_crop_flip"
     config.mesh.fsdp = 8
     return config
 
 
-def adversarial_stage(config: ConfigDict, stage: str, *, epochs: int) -> None:
+def adversarial_stage(config: ConfigDict, stage: str, *, epochs: int, batch_size: int = 512) -> None:
     """Fills in the full loss of a stage that reconstructs, and the schedules of it and of the discriminator."""
     train, loss = config[stage].train, config[stage].loss
-    reconstruction_stage(train, epochs=epochs)
+    reconstruction_stage(train, epochs=epochs, batch_size=batch_size)
     loss.lpips_weight = 1.0
     loss.gan_weight = 0.75
     loss.discriminator_from_epoch = 6
     loss.gan_from_epoch = 8
-    schedule(loss.discriminator_optimizer, epochs=epochs - 6)  # of its own updates: all that there are
+    # Of its own updates, of which there are fewer: the release lets it end at 8.2e-5 like this.
+    schedule(loss.discriminator_optimizer, epochs=epochs)
 
 
-def reconstruction_stage(train: ConfigDict, *, epochs: int) -> None:
+def reconstruction_stage(train: ConfigDict, *, epochs: int, batch_size: int = 512) -> None:
     """Fills in how a stage trains that encodes or decodes images."""
-    train.batch_size = 512
+    train.batch_size = batch_size
     train.epochs = epochs
     train.ema_decay = 0.9978
     train.pictures_every = 2500

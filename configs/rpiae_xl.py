@@ -1,17 +1,21 @@
 """Generation with RPiAE: LightningDiT-XL on the bridge's 16 x 16 x 64 latents, at 256 pixels.
 
     python -m rae_jax.main --config=configs/rpiae_xl.py:80 --config.data.path=TFDS_DIR --config.encoder.weights=DIR \\
-        --config.feature_stats.weights=DIR --config.bridge_encoder.weights=DIR --config.bridge_decoder.weights=DIR \\
-        --config.decoder.weights=DIR
+        --config.bridge_encoder.weights=DIR --config.bridge_decoder.weights=DIR --config.decoder.weights=DIR
 
 The directories are those that `configs/rpiae_dinov2b_vitxl.py` leaves: `pivot/weights/encoder`,
-`feature_stats/weights`, `bridge/weights/bridge_encoder`, `bridge/weights/bridge_decoder`, `specialisation/weights`.
-Variants: `60`, `80` and `800` epochs; `250` after a hyphen samples with 250 points of the reference's grid instead of
-50 (`80-250`); `dith` is DiT^DH-XL on the features of stage I, which needs `pivot/weights/encoder` and
-`pivot/weights/decoder` and measures their statistics.
+`bridge/weights/bridge_encoder`, `bridge/weights/bridge_decoder`, `specialisation/weights`. Words after the colon,
+joined by hyphens:
 
-Reported by the paper: gFID 2.25 after 80 epochs, 1.51 guided. The guiding network is ours, as RAE has it: the smallest
-one, after 14 epochs. Nothing of it has been run at full size with this code yet.
+    60 80 800   epochs, all of one schedule of 800
+    250 50      points of the reference's grid in sampling: 250, as results are, or 50, as its previews
+    dith        DiT^DH-XL on the features of stage I, which needs `pivot/weights/encoder` and `pivot/weights/decoder`
+                and measures their statistics (the preliminary experiments, Table 7)
+    conv        with dith: the convolutional decoder of `configs/rpiae_dinov2b_vitxl.py:conv`
+
+The guide is the generator itself after 20 epochs: its checkpoints are kept every 20, each of about 11 GB. Reported by
+the paper, without and with guidance: gFID 2.46 and 2.06 after 60 epochs, 2.25 and 1.51 after 80, 1.68 and 1.09 after
+800. Nothing of it has been run at full size with this code yet.
 """
 
 from ml_collections import ConfigDict
@@ -20,51 +24,53 @@ from configs import base, dith_xl
 from configs.rpiae_dinov2b_vitxl import use_decoder
 from rae_jax.models.lightning_dit import SIZES
 
-EPOCHS, POINTS = ("60", "80", "800"), {"50": 50, "250": 250}
+EPOCHS = ("60", "80", "800")
+WORDS = (*EPOCHS, "50", "250", "dith", "conv")
 
 
 def get_config(variant: str = "80") -> ConfigDict:
-    epochs, _, points = variant.partition("-")
-    if epochs not in (*EPOCHS, "dith") or points not in ("", *POINTS):
-        raise ValueError(
-            f"configs/rpiae_xl.py has no variant {variant!r}; there are {', '.join(EPOCHS)}, dith, and these with -250"
-        )
-    if epochs == "dith":
-        config = dith_xl.get_config()
+    """The experiment.
+
+    Raises:
+      ValueError: a word of `variant` is unknown, or two contradict each other.
+    """
+    words = [word for word in variant.split("-") if word]
+    if unknown := [word for word in words if word not in WORDS]:
+        raise ValueError(f"configs/rpiae_xl.py has no variant {unknown[0]!r}; there are {', '.join(WORDS)}")
+    lengths = [word for word in words if word in (*EPOCHS, "dith")] or ["80"]
+    for group in (lengths, [word for word in words if word in ("50", "250")]):
+        if len(group) > 1:
+            raise ValueError(f"configs/rpiae_xl.py: {' and '.join(group)} exclude each other")
+    if "conv" in words and "dith" not in words:
+        raise ValueError("configs/rpiae_xl.py: conv is for dith; the bridge has a transformer decoder")
+    if "dith" in words:
+        config = dith_xl.get_config("XL-80")
         config.stages = ("stats", "flow")
+        use_decoder(config, convolutional="conv" in words)
     else:
-        config = lightning_dit_xl(int(epochs))
-    config.sampling.num_steps = POINTS[points or "50"] - 1
-    config.sampling.grid = "released"
+        config = lightning_dit_xl(int(lengths[0]))
+    base.use_released_sampling(config, points=50 if "50" in words else 250)
     return config
 
 
 def lightning_dit_xl(epochs: int) -> ConfigDict:
-    """LightningDiT-XL for some epochs, and the small one that guides it."""
+    """LightningDiT-XL for some epochs, guided by what it was after 20."""
     config = base.get_config()
-    config.stages = ("flow", "guide")
+    config.stages = ("flow",)
     config.dtype = "bfloat16"
     base.use_pretrained_encoder(config, "dinov2_b")
     config.encoder.model.scan = True
     base.use_bridge(config, latent_channels=64)
     use_decoder(config, convolutional=False)
-    config.stats.weights = "identity"
+    config.stats.weights = config.feature_stats.weights = "identity"
 
-    for name, size, for_epochs in (("flow", "XL", epochs), ("guide", "S", 14)):
-        section = config[name]
+    for section in (config.flow, config.guide):
         section.family = "lightning_dit"
-        section.model = base.lightning_dit(**SIZES[size], qk_norm=True, scan=True)
-        section.time_distribution = "logit_normal"
-        train = section.train
-        train.batch_size = 1024
-        train.epochs = for_epochs
-        train.ema_decay = 0.9999
-        train.optimizer.learning_rate = 2e-4
-        if for_epochs > 80:
-            train.optimizer.final_learning_rate = 2e-5
-            train.optimizer.shape = "linear"
-            train.optimizer.warmup_epochs = 40  # at the full rate
-            train.optimizer.decay_end_epoch = for_epochs
+        section.model = base.lightning_dit(**SIZES["XL"], qk_norm=True, scan=True)
+    config.flow.time_distribution = "logit_normal"
+    dith_xl.rae_schedule(config.flow.train, epochs=epochs)
+    config.flow.train.keep_every_epochs = 20
+    config.guide.weights = f"{{workdir}}/flow/checkpoints/{20 * 1251}"  # of ImageNet's epochs in batches of 1,024
     config.sampling.guidance = "autoguidance"
     config.sampling.guidance_scale = 2.05
     config.mesh.fsdp = 8

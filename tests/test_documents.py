@@ -9,6 +9,10 @@ import pytest
 import runs
 from ml_collections import ConfigDict
 
+from rae_jax.data.sources import IMAGENET_TRAIN_IMAGES
+from rae_jax.experiment.configuration import trace
+from rae_jax.training.durations import resolve
+
 DOCUMENTS = [
     runs.ROOT / name for name in ("README.md", "CONTRIBUTING.md", "tools/README.md", "launch/README.md")
 ] + sorted((runs.ROOT / "docs").glob("*.md"))
@@ -29,6 +33,9 @@ COMMANDS = [
     if document.exists()
     for words in commands(document)
 ]
+
+
+EXPERIMENTS = re.findall(r"`(configs/[^`]+)`", (runs.ROOT / "docs" / "papers.md").read_text())  # of its tables
 
 
 def load(name: str) -> ConfigDict:
@@ -73,6 +80,31 @@ def check(words: list[str]) -> None:
 @pytest.mark.parametrize("words", COMMANDS)
 def test_what_a_command_of_the_documents_names_exists(words):
     check(words)
+
+
+@pytest.mark.parametrize("command", EXPERIMENTS)
+def test_every_experiment_of_the_papers_names_a_config_and_its_fields(command):
+    check(shlex.split(f"python -m rae_jax.main --config={command}"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", EXPERIMENTS)
+def test_every_experiment_of_the_papers_can_be_traced_at_full_size(command):
+    """Every stage, from the batch to the updated parameters, on abstract values: nothing is allocated."""
+    name, *changes = shlex.split(command)
+    config = load(name)
+    for change in changes:
+        field, _, value = change.removeprefix("--config.").partition("=")
+        before = config
+        for part in field.split("."):
+            before = before[part]
+        config.update_from_flattened_dict({field: value if isinstance(before, str) else type(before)(float(value))})
+    for model in (config.flow.model, config.guide.model):
+        if model:
+            model.scan = True  # the same parameters, traced in a fraction of the time
+    config = resolve(config, IMAGENET_TRAIN_IMAGES)
+    for stage in config.stages:
+        trace(config, stage)
 
 
 @pytest.mark.parametrize(

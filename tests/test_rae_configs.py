@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import pytest
 from whole_autoencoder import autoencoder
 
-from configs import rae_dinov2b_vitxl, rae_maeb_vitxl, rae_siglip2b_vitxl
+from configs import rae_dinov2b_vitxl, rae_dinov2l_vitxl, rae_dinov2s_vitxl, rae_maeb_vitxl, rae_siglip2b_vitxl
 from rae_jax.components.catalogue import component
 from rae_jax.components.decoders import decoded_size
 from rae_jax.components.encoders import grid as encoder_grid
 from rae_jax.data.sources import IMAGENET_TRAIN_IMAGES
-from rae_jax.experiment.configuration import trace
 from rae_jax.models.vit import PRETRAINED
+from rae_jax.objectives.catalogue import objective_of
 from rae_jax.training.durations import resolve
 
 
@@ -22,7 +22,7 @@ def test_the_schedule_is_the_published_one_in_epochs():
     for steps, epochs in (
         (train.steps, 16), (train.optimizer.warmup_steps, 1), (train.optimizer.decay_end_step, 16),
         (loss.discriminator_from_step, 6), (loss.gan_from_step, 8), (loss.lpips_from_step, 0),
-        (loss.discriminator_optimizer.warmup_steps, 1), (loss.discriminator_optimizer.decay_end_step, 10),
+        (loss.discriminator_optimizer.warmup_steps, 1), (loss.discriminator_optimizer.decay_end_step, 16),
     ):  # fmt: skip
         assert steps == epochs * 2502
     assert (loss.lpips_weight, loss.gan_weight, config.decoder.noise_tau) == (1.0, 0.75, 0.8)
@@ -71,14 +71,19 @@ def test_encoder_and_decoder_meet_at_the_image_size(module, words, pixels, token
     assert config.encoder.model.width == PRETRAINED["dinov2_b"].architecture["width"]
 
 
+def test_the_smaller_and_the_larger_dinov2_have_the_same_decoder():
+    for module, size in ((rae_dinov2s_vitxl, "dinov2_s"), (rae_dinov2l_vitxl, "dinov2_l")):
+        config = module.get_config()
+        assert config.encoder.model.width == PRETRAINED[size].architecture["width"]
+        assert config.decoder == rae_dinov2b_vitxl.get_config().decoder
+
+
 @pytest.mark.parametrize(("words", "text"), [("vitg", "no variant 'vitg'"), ("october-paper", "exclude each other")])
 def test_words_that_mean_nothing_are_refused(words, text):
     with pytest.raises(ValueError, match=text):
         rae_dinov2b_vitxl.get_config(words)
 
 
-@pytest.mark.slow
-def test_the_whole_step_is_traced_at_full_size():
-    config = resolve(rae_dinov2b_vitxl.get_config(), IMAGENET_TRAIN_IMAGES)
-    objective = trace(config, "decoder")
+def test_the_decoder_learns_from_a_frozen_encoder_lpips_and_a_discriminator():
+    objective = objective_of(resolve(rae_dinov2b_vitxl.get_config(), IMAGENET_TRAIN_IMAGES), "decoder")
     assert objective.frozen.keys() == {"encoder", "lpips", "discriminator"}

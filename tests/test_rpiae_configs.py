@@ -1,4 +1,4 @@
-"""RPiAE's full-size configs: what they describe, and that their steps can be traced."""
+"""RPiAE's full-size configs: what they describe; tests/test_documents.py traces their steps."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,6 @@ from rae_jax.components.decoders import decoded_size
 from rae_jax.components.generators import time_shift
 from rae_jax.components.latent_spaces import latent_space
 from rae_jax.data.sources import IMAGENET_TRAIN_IMAGES
-from rae_jax.experiment.configuration import trace
 from rae_jax.experiment.weights import Weights
 from rae_jax.models.autoencoder import LatentStatistics
 from rae_jax.training import sharding
@@ -31,10 +30,17 @@ def test_the_flow_on_64_channels_has_a_time_shift_of_two():
 
 def test_epochs_and_points_of_the_grid_are_those_asked_for():
     for epochs in (60, 80, 800):
-        config = rpiae_xl.get_config(f"{epochs}-250")
-        assert resolve(config, IMAGENET_TRAIN_IMAGES).flow.train.steps == epochs * 1251
-        assert config.sampling.num_steps == 249
-    assert rpiae_xl.get_config().sampling.num_steps == 49
+        config = resolve(rpiae_xl.get_config(f"{epochs}-250"), IMAGENET_TRAIN_IMAGES)
+        assert config.flow.train.steps == epochs * 1251
+        assert config.sampling.num_steps == rpiae_xl.get_config(f"{epochs}").sampling.num_steps == 249
+        assert config.guide.weights == f"{{workdir}}/flow/checkpoints/{config.flow.train.keep_every_steps}"
+    assert rpiae_xl.get_config("50").sampling.num_steps == 49
+
+
+@pytest.mark.parametrize("variant", ["60-80", "50-250", "dith-60", "conv"])
+def test_words_that_contradict_each_other_are_refused(variant):
+    with pytest.raises(ValueError, match=r"exclude each other|conv is for dith"):
+        rpiae_xl.get_config(variant)
 
 
 def test_identity_statistics_leave_a_latent_as_it_is(tmp_path):
@@ -49,21 +55,3 @@ def test_identity_statistics_leave_a_latent_as_it_is(tmp_path):
 def test_an_unknown_variant_is_an_error_that_lists_them(module):
     with pytest.raises(ValueError, match=r"has no variant 'wide'; there are"):
         module.get_config("wide")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("variant", "stage"),
-    [
-        ("", "pivot"),
-        ("", "bridge"),
-        ("", "specialisation"),
-        ("joint", "pivot"),
-        ("conv", "pivot"),
-        ("frozen", "decoder"),
-    ],
-)
-def test_every_stage_can_be_traced_at_full_size(variant, stage):
-    config = rpiae_dinov2b_vitxl.get_config(variant)
-    config[stage].train.batch_size = 2
-    trace(resolve(config, IMAGENET_TRAIN_IMAGES), stage)

@@ -43,6 +43,7 @@ class Row:
 
 LATENTS = ("--latents",)
 SCANNED = "--config.flow.model.scan=True"
+BFLOAT16, FLOAT32 = "--config.dtype=bfloat16", "--config.dtype=float32"
 
 
 def batch(size: int, **mesh: int) -> tuple[str, ...]:
@@ -67,14 +68,21 @@ ROWS = {
     "dit_dh_xl_v6e_16_chips": Row("DiT^DH-XL, scanned, batch 256", "dith_xl.py", "v6e:4x4", batch(256)),
     "dit_dh_xl_v5e_16_chips": Row("DiT^DH-XL, scanned, batch 128", "dith_xl.py", "v5e:4x4", batch(128)),
     "lightning_dit": Row("LightningDiT-XL, RPiAE's latents", "rpiae_xl.py", options=(*LATENTS, "--stage=flow")),
-    "mfd": Row("MFD, finite difference", "mf_rae_mfd_256.py", options=LATENTS),
-    "mfd_jvp": Row("MFD, `jax.jvp`", "mf_rae_mfd_256.py", options=(*LATENTS, "--config.flow_map.derivative=jvp")),
-    "cmt": Row("CMT, 8 trajectories", "mf_rae_cmt_256.py", "v5p:2x2x2", LATENTS),
+    "mfd": Row("MFD, finite difference, bfloat16", "mf_rae_mfd_256.py", options=(*LATENTS, BFLOAT16)),
+    "mfd_jvp": Row("MFD, `jax.jvp`, bfloat16", "mf_rae_mfd_256.py:jvp", options=(*LATENTS, BFLOAT16)),
+    "cmt": Row(
+        "CMT, 8 trajectories of 8 pairs, bfloat16",
+        "mf_rae_cmt_256.py:paper",
+        "v5p:2x2x2",
+        (*LATENTS, BFLOAT16, "--config.mid_training.pairs=8"),
+    ),
     "rae_stage1": Row("RAE stage 1, with discriminator", "rae_dinov2b_vitxl.py", options=("--stage=decoder",)),
     "rae_stage1_v6e": Row("RAE stage 1", "rae_dinov2b_vitxl.py", "v6e:8x8", ("--stage=decoder",)),
-    "rpiae_1": Row("RPiAE stage I", "rpiae_dinov2b_vitxl.py", options=("--stage=pivot",)),
-    "rpiae_2": Row("RPiAE stage II", "rpiae_dinov2b_vitxl.py", options=("--stage=bridge",)),
-    "rpiae_3": Row("RPiAE stage III", "rpiae_dinov2b_vitxl.py", options=("--stage=specialisation",)),
+    "rpiae_1": Row("RPiAE stage I, float32", "rpiae_dinov2b_vitxl.py:paper", options=("--stage=pivot", FLOAT32)),
+    "rpiae_2": Row("RPiAE stage II, float32", "rpiae_dinov2b_vitxl.py:paper", options=("--stage=bridge", FLOAT32)),
+    "rpiae_3": Row(
+        "RPiAE stage III, float32", "rpiae_dinov2b_vitxl.py:paper", options=("--stage=specialisation", FLOAT32)
+    ),
     "coder": Row("RAC 0.3x", "rac_256.py:coder_0.3x"),
     "sit": Row("SiT-XL + REPA", "rac_256.py:sit_XL"),
 }

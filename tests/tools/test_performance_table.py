@@ -31,7 +31,7 @@ def test_a_line_says_what_the_report_says():
 def test_a_program_that_does_not_fit_says_so_and_the_rows_keep_their_order():
     lines = table({"cmt": {"failed": "RESOURCE_EXHAUSTED: 54 G of 31 G"}, "dit_dh_s": RESULT}).splitlines()
     assert lines[2].startswith("| DiT^DH-S |") and lines[3].startswith(
-        "| CMT, 8 trajectories | v5p:2x2x2 | RESOURCE_EXHAUSTED: 54 G"
+        "| CMT, 8 trajectories of 8 pairs, bfloat16 | v5p:2x2x2 | RESOURCE_EXHAUSTED: 54 G"
     )
     assert len({line.count("|") for line in lines}) == 1
 

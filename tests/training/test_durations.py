@@ -16,7 +16,9 @@ CONFIGS = [
     *(path.stem for path in sorted((ROOT / "configs").glob("*.py")) if path.stem not in ("__init__", "base")),
     "digits:tiny", "digits_rac:tiny", "digits_rpiae:tiny", "dith_xl:S", "dith_xl:XL-512", "finetune:tiny",
     "rae_dinov2b_vitxl:october-512", "rpiae_dinov2b_vitxl:joint", "rpiae_dinov2b_vitxl:frozen", "rpiae_xl:60",
-    "rpiae_xl:800-250", "rpiae_xl:dith", *(f"rac_256:{variant}" for variant in rac_256.variants()),
+    "rpiae_xl:800-50", "rpiae_xl:dith-conv", "dith_xl:october", "dith_xl:T", "dit_xl:siglip2_b-800",
+    "rae_dinov2b_vitxl:paper", "rpiae_dinov2b_vitxl:paper", "mf_rae_cmt_256:paper",
+    *(f"rac_256:{variant}" for variant in rac_256.variants()),
 ]  # fmt: skip
 
 

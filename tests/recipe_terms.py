@@ -1,0 +1,435 @@
+"""What a config of ours does, in the terms of the recipe files: their fields, their units, their words.
+
+The files are those of `../shared/recipes`, or of the directory that `RAE_JAX_RECIPES` names. Numbers come from what a
+run would be made of, not from the config alone: schedules are called, parameters counted, times drawn up. `described`
+gives dotted names and values; a recipe's are `flattened`.
+"""
+
+import json
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from rae_jax.components.catalogue import component, trained_components
+from rae_jax.components.conditions import condition
+from rae_jax.components.generators import time_shift
+from rae_jax.components.latent_spaces import IDENTITY, latent_space
+from rae_jax.flow.times import MAX_TRAINING_TIME, sampling_times
+from rae_jax.models.autoencoder import EPSILON
+from rae_jax.models.diffaug import TRANSLATION
+from rae_jax.models.embeddings import sincos_table
+from rae_jax.models.vit import PRETRAINED
+from rae_jax.objectives.cmt import all_pairs, label_times
+from rae_jax.training.durations import resolve, steps_per_epoch
+from rae_jax.training.optimizer import make_optimizer
+
+DIRECTORY = Path(os.environ.get("RAE_JAX_RECIPES") or Path(__file__).resolve().parents[2] / "shared" / "recipes")
+RECIPES = {path.stem: path for path in sorted(DIRECTORY.glob("*.json"))}
+IMAGES = 1_281_167  # of ImageNet's training split
+FRACTIONS = ("0", "0.01", "0.05", "0.1", "0.25", "0.5", "0.75", "0.9", "1")
+GENERATORS = {"velocity", "consistency_mid_training", "meanflow"}
+
+
+def effective(name: str) -> dict[str, Any]:
+    """What the recipe `name` says of a run."""
+    return json.loads(RECIPES[name].read_text())["effective"]
+
+
+def flattened(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"a": {"b": 1}}` as `{"a.b": 1}`; the terms of a loss, a list, are named by their first words."""
+    found: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            value = {_term(entry): entry for entry in value}
+        found |= flattened(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return found
+
+
+def _term(entry: dict[str, Any]) -> str:
+    words = {
+        "L1 of pixels": "pixels", "L1": "l1", "LPIPS": "lpips", "adversarial": "adversarial", "pivot": "pivot",
+        "squared distance of restored": "features", "mean of mu^2": "kl",
+    }  # fmt: skip
+    return next((name for start, name in words.items() if entry["term"].startswith(start)), "only")
+
+
+def described(config: ConfigDict, stage: str, recipe: dict[str, Any]) -> dict[str, Any]:
+    """The fields of one stage; durations that a recipe gives for several lengths of a run are taken from it."""
+    config = resolve(config, IMAGES)
+    section = config[stage]
+    found: dict[str, Any] = {
+        "data": _data(config, stage),
+        "encoder": _encoder(config, stage),
+        "precision": {"compute": config.dtype},
+    }
+    if section.objective == "latent_statistics":
+        return flattened({"script": {"data": found["data"], "epsilon": EPSILON, "writes": _writes(section)}})
+    found |= _training(config, stage, recipe)
+    if section.objective in GENERATORS:
+        found |= _generator(config, stage)
+    elif section.objective == "bridge":
+        found |= _bridge(config)
+    elif section.objective == "rectified_coder":
+        found |= _coder(config)
+    else:
+        found |= _reconstruction(config, stage, recipe)
+    return flattened(found)
+
+
+def _data(config: ConfigDict, stage: str) -> dict[str, Any]:
+    transform, size = config[stage].train.transform, config.data.image_size
+    bicubic = "bicubic with antialias (PIL)"
+    resize, crop = {
+        "random_crop": (f"shorter side to {size * 3 // 2}, {bicubic}", f"random {size}"),
+        "center_crop": (
+            f"ADM: halved by box filter while shorter side >= {2 * size}, then bicubic to shorter side {size} (PIL)",
+            f"centre {size}",
+        ),
+    }[transform.removesuffix("_flip")]
+    return {
+        "dataset": {"tfds:imagenet2012": "ImageNet-1k"}[config.data.source] + f" {config.data.train_split}",
+        "images": IMAGES, "resolution_px": size, "resize": resize, "crop": crop, "pixel_range": [0, 1],
+        "horizontal_flip": 0.5 if transform.endswith("_flip") else 0.0,
+    }  # fmt: skip
+
+
+def _encoder(config: ConfigDict, stage: str) -> dict[str, Any]:
+    model = config.encoder.model.to_dict()
+    if not model:
+        return {}
+    known = {name: it for name, it in PRETRAINED.items() if it.architecture.items() <= model.items()}
+    (published,) = known.values()
+    return {
+        "checkpoint": published.checkpoint, "width": model["width"], "depth": model["depth"],
+        "heads": model["num_heads"], "mlp": model["mlp_dim"], "patch_px": model["patch_size"],
+        "input_px": config.encoder.input_size, "image_mean": list(config.encoder.image_mean),
+        "image_std": list(config.encoder.image_std), "trained": "encoder" in trained_components(config, stage),
+        "dropped_tokens": f"class token and {model['num_registers']} registers" if model["num_registers"]
+        else "class token" if model["cls_token"] else "none (there is no class token)",
+    }  # fmt: skip
+
+
+def _writes(section: ConfigDict) -> list[str]:
+    return ["mean", "var"] if section.centred else ["var"]
+
+
+def _training(config: ConfigDict, stage: str, recipe: dict[str, Any]) -> dict[str, Any]:
+    train = config[stage].train
+    epoch = steps_per_epoch(IMAGES, train.batch_size)
+    return {
+        "batch_global": train.batch_size,
+        "accumulation_steps": train.gradient_accumulation,
+        "epochs": train.steps / epoch,
+        "steps_per_epoch": epoch,
+        "steps": train.steps,
+        "optimizer": _optimizer(train.optimizer),
+        "learning_rate": _rates(train.optimizer, epoch, recipe),
+        "ema": {"decay": train.ema_decay},
+    }
+
+
+def _optimizer(section: ConfigDict) -> dict[str, Any]:
+    return {
+        "name": "adamw", "beta1": section.beta1, "beta2": section.beta2, "epsilon": section.epsilon,
+        "weight_decay": section.weight_decay, "clip_global_norm": section.clip_norm,
+    }  # fmt: skip
+
+
+def _rates(section: ConfigDict, epoch: int, recipe: dict[str, Any], own_updates: int = 0) -> dict[str, Any]:
+    schedule = make_optimizer(section)[1]
+
+    def at(updates: int) -> dict[str, float]:
+        return {f: float(schedule(min(math.floor(float(f) * updates), updates - 1))) for f in FRACTIONS}
+
+    constant = section.shape == "constant"
+    found = {
+        "base": section.learning_rate, "shape": section.shape, "final": float(schedule(10**12)),
+        "warmup_steps": section.warmup_steps, "decay_end_step": None if constant else section.decay_end_step,
+        "decay_end_epoch": None if constant else section.decay_end_step / epoch,
+        "decay_start_epoch": section.warmup_steps / epoch,
+        "warmup_epochs": section.warmup_steps / epoch,
+    }  # fmt: skip
+    if not constant:
+        ramp = "linear from zero: (k + 1) / warmup_steps at update k"
+        found["warmup"] = ramp if section.warmup_from_zero else "constant at the base rate"
+    if own_updates:
+        return found | {"own_updates": own_updates, "at_fraction_of_own_updates": at(own_updates)}
+    for name in recipe.get("learning_rate", {}):
+        if name.startswith("at_fraction"):
+            of_epochs = name.removeprefix("at_fraction_of_").removesuffix("_epochs")
+            whole = recipe.get("steps") or (recipe.get("steps_reported") or [100_000])[-1]
+            found[name] = at(int(of_epochs) * epoch if of_epochs.isdigit() else whole)
+    return found
+
+
+def _count(config: ConfigDict, name: str) -> int:
+    section = config.flow if name in ("flow_map", "mid_training") else config[name]
+    section.model.scan = True  # the same parameters, traced in a fraction of the time
+    return sum(leaf.size for leaf in jax.tree.leaves(component(config, name).structure()))
+
+
+def _mlp(fields: dict[str, Any], width: int) -> dict[str, Any]:
+    hidden = int(2 / 3 * int(width * fields["mlp_ratio"]))
+    return {"mlp": "SwiGLU" if fields["swiglu"] else "GELU", "mlp_hidden": hidden}
+
+
+def _transformer(config: ConfigDict, stage: str) -> dict[str, Any]:
+    section = config.flow if stage in ("flow_map", "mid_training") else config[stage]
+    fields, (tokens, channels) = section.model.to_dict(), latent_space(config).shape
+    side = math.isqrt(tokens) // fields["patch_size"]
+    trained = fields["trained_tables"]
+    found = {
+        "patch_tokens": fields["patch_size"], "in_channels": channels,
+        "norm": "RMS norm with scale, epsilon 1e-6" if fields["rms_norm"] else "layer norm",
+        "label_table_rows": condition(config).num_classes + 1,
+        "absolute_positions_trained": trained, "fourier_frequencies_trained": trained,
+        "parameters_millions": (
+            _count(config, stage) + (0 if trained else sincos_table(side, fields["width"]).size)
+        ) / 1e6,
+    }  # fmt: skip
+    sizes = {"width": fields["width"], "depth": fields["depth"], "heads": fields["num_heads"]}
+    if section.family == "dit_dh":
+        head = {name: fields[f"head_{ours}"] for name, ours in
+                (("width", "width"), ("depth", "depth"), ("heads", "num_heads"))}  # fmt: skip
+        return found | {
+            "kind": "DiT^DH",
+            "qk_norm": fields["qk_norm"],
+            "backbone": sizes | _mlp(fields, sizes["width"]),
+            "head": head | _mlp(fields, head["width"]),
+        }
+    qk_norm = f"RMS norm of each head's {sizes['width'] // sizes['heads']} channels"
+    return found | sizes | _mlp(fields, sizes["width"]) | {
+        "kind": "LightningDiT", "qk_norm": qk_norm if fields["qk_norm"] else False,
+    }  # fmt: skip
+
+
+def _chw(config: ConfigDict) -> list[int]:
+    tokens, channels = latent_space(config).shape
+    return [channels, math.isqrt(tokens), math.isqrt(tokens)]
+
+
+def _generator(config: ConfigDict, stage: str) -> dict[str, Any]:
+    section, shift = config[stage], time_shift(config)
+    centred = "centred" if config.stats.centred else "not centred (released file)"
+    normalisation = f"divided by sqrt(variance + 1e-5), one value an element, {centred}"
+    if stage in ("mid_training", "flow_map"):
+        normalisation = "as RAE stage 2"
+    if config.stats.weights == IDENTITY:
+        normalisation = "none"
+    latent = {"shape_chw": _chw(config), "normalisation": normalisation, "noise_augmentation": 0.0}
+    if config.autoencoder == "rpiae":
+        latent["used"] = "mode of the posterior"
+    found = {"architecture": _transformer(config, stage), "latent": latent}
+    if section.objective == "velocity":
+        time = {"distribution": section.time_distribution}
+        if section.time_distribution == "logit_normal":
+            time |= {"mean": section.logit_normal_mean, "std": section.logit_normal_std}
+        found["label_dropout"] = section.label_dropout
+        found["loss"] = {"only": {"weight": 1.0}}
+        return found | {"time": time | {"truncated_to": [0.0, MAX_TRAINING_TIME], "shift": shift}}
+    dropped = {"loss": section.label_dropout, "network": section.label_dropout_network}
+    kept = (1 - dropped["loss"]) * (1 - dropped["network"])
+    found |= {
+        "shift": shift, "label_dropout_loss": dropped["loss"], "label_dropout_network": dropped["network"],
+        "label_dropout_student_total": 1 - kept, "label_dropout_teacher": dropped["loss"],
+        "loss": {"only": {"weight": 1.0}},
+    }  # fmt: skip
+    return found | (_flow_map(config) if section.objective == "meanflow" else _trajectory(config))
+
+
+def _flow_map(config: ConfigDict) -> dict[str, Any]:
+    section = config.flow_map
+    kind = {"finite_difference": "central difference", "jvp": "exact"}[section.derivative]
+    return {
+        "time": {"distribution": "uniform", "truncated_to": [0.0, MAX_TRAINING_TIME], "shift": time_shift(config),
+                 "draws": 2},
+        "teacher_share_eta": section.eta, "ratio_r_not_t": section.unequal_share,
+        "derivative": {"kind": kind, "dt": section.dt, "clamped": False},
+    }  # fmt: skip
+
+
+def _times(steps: int, config: ConfigDict, grid: str) -> tuple[np.ndarray, dict[str, float]]:
+    times = sampling_times(steps, shift=time_shift(config), grid=grid)
+    return times, {"first": times[0], "second": times[1], "last_but_one": times[-2], "last": times[-1]}
+
+
+def _trajectory(config: ConfigDict) -> dict[str, Any]:
+    section = config.mid_training
+    times, told = _times(section.trajectory_steps, config, section.trajectory_grid)
+    even = np.array_equal(label_times(times, section.time_labels), np.linspace(1, 0, len(times), dtype=np.float32))
+    return {
+        "pairs": {"per_step": section.pairs * section.train.batch_size, "per_trajectory_mean": section.pairs,
+                  "possible_per_trajectory": len(all_pairs(len(times)))},
+        "trajectory": {
+            "method": section.trajectory_method, "points": len(times), "steps": section.trajectory_steps, "times": told,
+            "labels_of_points": "evenly spaced from 1 to 0, whatever the shift" if even else "the times of the points",
+        },
+    }  # fmt: skip
+
+
+def _noise(section: ConfigDict) -> dict[str, Any]:
+    tau = section.noise_tau
+    sigma = {"uniform": f"uniform(0, {tau}), one an image", "half_normal": "absolute value of normal(0, tau^2)"}
+    return {"tau": tau, "sigma": sigma[section.noise_distribution]}
+
+
+def _bridge(config: ConfigDict) -> dict[str, Any]:
+    section, (channels, *_) = config.bridge, _chw(config)
+    used = {"mode": "mode of the posterior, also in training", "sample": "samples of the posterior"}[section.latent]
+    encoder, decoder = config.bridge_encoder.model, config.bridge_decoder.model
+    normalised = config.feature_stats.weights != IDENTITY
+    return {
+        "latent": {"shape_chw": _chw(config), "used": used, "normalisation": "tokens" if normalised else "none"},
+        "noise_augmentation": _noise(section),
+        "loss": {"features": {"weight": section.feature_weight}, "kl": {"weight": section.kl_weight},
+                 "pixels": {"weight": section.pixel_weight}},
+        "architecture": {
+            "encoder": {"attention_heads": encoder.num_heads, "latent_channels": channels,
+                        "mlp_ratio": encoder.mlp_dim / config.encoder.model.width},
+            "decoder": {"layers": decoder.depth, "attention_heads": decoder.num_heads, "mlp": 4 * decoder.width},
+        },
+    }  # fmt: skip
+
+
+def _coder(config: ConfigDict) -> dict[str, Any]:
+    section = config.coder
+    return {
+        "resolution_px": config.data.image_size, "steps_each_way": section.num_steps,
+        "latent_channels": config.teacher.model.latent_channels, "step_noise": section.noise,
+        "time_grid": "random" if section.random_times else "even",
+        "loss_weights": {
+            "path": section.path_weight, "latent": section.latent_weight, "pixel": section.pixel_weight,
+            "round_trip": section.round_trip_weight, "mean_velocity": section.mean_velocity_weight or None,
+        },
+        "optimizer": _optimizer(section.train.optimizer) | {"learning_rate": section.train.optimizer.learning_rate},
+    }  # fmt: skip
+
+
+def _decoder(config: ConfigDict) -> dict[str, Any]:
+    model, (_, channels) = config.decoder.model.to_dict(), (None, config.encoder.model.width)
+    grid = config.data.image_size // model["patch_size"]
+    trained = model["trained_tables"]
+    positions = 0 if trained else sincos_table(grid, model["width"], class_token=True).size
+    return {
+        "input_channels": channels, "width": model["width"], "depth": model["depth"], "heads": model["num_heads"],
+        "mlp": model["mlp_dim"], "patch_px": model["patch_size"],
+        "norm": f"layer norm, epsilon {model['norm_epsilon']:.0e}", "positions_trained": trained,
+        "parameters_millions": (_count(config, "decoder") + positions) / 1e6,
+    }  # fmt: skip
+
+
+def _reconstruction(config: ConfigDict, stage: str, recipe: dict[str, Any]) -> dict[str, Any]:
+    section, loss = config[stage], config[stage].loss
+    epoch = steps_per_epoch(IMAGES, section.train.batch_size)
+
+    def start(step: int) -> dict[str, Any]:
+        return {"start_step": step, "start_epoch": step / epoch}
+
+    losses = {
+        "l1": {"weight": 1.0, **start(0)},
+        "lpips": {"weight": loss.lpips_weight, "input_range": list(loss.lpips_range), **start(loss.lpips_from_step)},
+        "adversarial": {"weight": loss.gan_weight, **start(loss.gan_from_step)},
+    }
+    found = {
+        "architecture": _decoder(config),
+        "noise_augmentation": _noise(section),
+        "latent": {"shape_chw": [config.encoder.model.width, *_grid(config)]},
+        "adaptive_weight": {
+            "clamp": [0, loss.adaptive_maximum],
+            "by": {"last_layer": "weight of the decoder's last linear layer", "pixels": "pixels"}[loss.adaptive_weight],
+        },
+        "discriminator": _discriminator(config, stage, recipe),
+        "loss_weights": {"L1": 1.0, "lpips": loss.lpips_weight, "adversarial": loss.gan_weight},
+    }
+    if stage == "pivot":
+        losses["pivot"] = {"weight": section.pivot_weight, "start_step": 0}
+        found["pivot_adaptive_weight"] = {"first_steps_fixed": section.pivot_fixed_steps}
+    return found | {"loss": losses}
+
+
+def _grid(config: ConfigDict) -> Iterator[int]:
+    side = config.encoder.input_size // config.encoder.model.patch_size
+    return iter((side, side))
+
+
+def _discriminator(config: ConfigDict, stage: str, recipe: dict[str, Any]) -> dict[str, Any]:
+    networks, section = config.discriminator, config[stage]
+    loss, model = section.loss, networks.model
+    epoch = steps_per_epoch(IMAGES, section.train.batch_size)
+    own = section.train.steps - loss.discriminator_from_step
+    names = {(384, 12, 8): ("DINO ViT-S/8", "DINO-S/8")}[model.width, model.depth, model.patch_size]
+    table = model.image_size // model.patch_size
+    fakes = {
+        "clean": "made anew after the decoder's update, eval mode, without noise, clamped and rounded to 256 levels",
+        "noisy": "the images that the decoder's own step made, of noisy latents, detached, "
+        "clamped and rounded to 256 levels",
+    }
+    last = ", ".join(map(str, model.key_depths))
+    wanted = recipe.get("discriminator", {}).get("backbone", "")
+    rates = _rates(loss.discriminator_optimizer, epoch, {}, own_updates=own)
+    return {
+        "backbone": names[1] if wanted == names[1] else
+        f"{names[0]}, frozen, {model.image_size} px, position table of {table} x {table}",
+        "features": f"output of the last block, then of blocks {last} (counted from 0); "
+        "class token dropped; no final norm",
+        "heads": 1 + len(model.key_depths),
+        "spectral_norm": networks.spectral_norm,
+        "augmentation": {"name": "DiffAug", "probability": networks.augmentation_probability,
+                         "translation": TRANSLATION, "cutout": networks.cutout},
+        "loss": {"hinge": "hinge, half of the sum of the two means"}.get(networks.loss),
+        "optimizer": _optimizer(loss.discriminator_optimizer),
+        "start_epoch": loss.discriminator_from_step / epoch, "start_step": loss.discriminator_from_step,
+        "adversarial_start_epoch": loss.gan_from_step / epoch,
+        "epochs": rates["decay_end_epoch"],
+        "learning_rate": rates, "fakes": fakes[loss.discriminator_fakes],
+    }  # fmt: skip
+
+
+def sampled(config: ConfigDict, guided: bool) -> dict[str, Any]:
+    """The fields of a recipe of sampling: of a velocity network, guided as the config says or not at all."""
+    config = resolve(config, IMAGES)
+    sampling = config.sampling
+    found: dict[str, Any] = {
+        "evaluation": {"images": sampling.num_samples, "labels": _labels(config), "label_permutation_seed": config.seed}
+    }
+    if not sampling.num_steps:
+        steps = {len(times) - 1: list(times) for times in sampling.flow_map_times}
+        names = {1: "1", 2: "2"} | {n: f"{n} ({config.data.image_size} px)" for n in (3, 4)}
+        return flattened(found | {"times": {names[n]: times for n, times in steps.items()}})
+    times, told = _times(sampling.num_steps, config, sampling.grid)
+    found |= {
+        "sampler": sampling.method, "points": len(times), "network_evaluations": sampling.num_steps,
+        "label_null": condition(config).num_classes, "shift": time_shift(config), "times": told,
+    }  # fmt: skip
+    if guided:
+        found["guidance"] = {
+            "kind": sampling.guidance, "scale": sampling.guidance_scale, "interval": list(sampling.guidance_interval)
+        } | _guide(config)  # fmt: skip
+        found["guided"] = found["guidance"]
+    return flattened(found)
+
+
+def _guide(config: ConfigDict) -> dict[str, Any]:
+    if config.guide.weights.startswith("{workdir}"):
+        steps = int(config.guide.weights.rpartition("/")[2])
+        own = config.guide.model.to_dict() == config.flow.model.to_dict()
+        guide = "the same LightningDiT-XL" if own else "another"
+    elif config.guide.weights:
+        return {}  # a published file: its name tells
+    else:
+        steps = config.guide.train.steps
+        sizes = config.guide.model
+        guide = {(384, 12, 2048): "DiT^DH-S"}.get((sizes.width, sizes.depth, sizes.head_width))
+    return {"guide": guide, "guide_epoch": steps / steps_per_epoch(IMAGES, config.flow.train.batch_size)}
+
+
+def _labels(config: ConfigDict) -> str:
+    sampling, classes = config.sampling, condition(config).num_classes
+    permuted = f"{sampling.num_samples // classes} of each class, permuted"
+    return permuted if sampling.labels == "permuted" else sampling.labels
