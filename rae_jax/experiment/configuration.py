@@ -28,6 +28,7 @@ from rae_jax.objectives.catalogue import OBJECTIVES, objective_of
 from rae_jax.objectives.objective import Objective
 from rae_jax.sampling.generator import generator, guiding_component, sample_keys
 from rae_jax.training import durations, sharding
+from rae_jax.training.checkpoint_weights import DECAY
 from rae_jax.training.sharding import BATCH_AXES, mesh_shape
 from rae_jax.training.state import TrainState
 
@@ -263,6 +264,14 @@ def _check_own(config: ConfigDict, name: str, weights: str) -> None:
     makers = [component(config, made) for made in trained_components(config, stage)]
     if component(config, name).structure() not in [made.structure() for made in makers]:
         raise ValueError(f"{name}.weights={weights!r} are of another architecture: {name}.model is not {stage}.model")
+    train, step = config[stage].train, Path(weights).name.partition(DECAY)[0]
+    kept, guides = train.keep_every_steps, guiding_component(config) == name
+    if step.isdigit() and (guides or name != "guide") and (not kept or int(step) % kept or int(step) > train.steps):
+        way_out = ", or sampling.guidance_scale=1.0" if guides else ""
+        raise ValueError(
+            f"{name}.weights={weights!r}, but of its {train.steps} steps the stage {stage!r} keeps the checkpoints of "
+            f"every {kept or 'none'}: name one of them, or set {stage}.train.keep_every_steps{way_out}"
+        )
 
 
 def _check_weights(config: ConfigDict) -> None:

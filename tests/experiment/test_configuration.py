@@ -20,6 +20,8 @@ from rae_jax.objectives.catalogue import objective_of
 
 GIVEN = {"encoder__weights": "random", "decoder__weights": "random", "stats__weights": "identity"}
 
+GUIDED = {"sampling__guidance": "autoguidance", "sampling__guidance_scale": 1.4}
+
 
 def changed(**fields):
     config = digits.get_config("tiny")
@@ -59,6 +61,21 @@ BAD = [
     ({"sampling__guidance_scale": 1.4, "sampling__guidance_interval": (0.7, 0.2)}, 1, ["interval (0.7, 0.2) is empty"]),
     ({"sampling__guidance_scale": 1.4, "flow__label_dropout": 0.0}, 1, ["flow.label_dropout=0.0", "null label"]),
     ({"guide__weights": "{workdir}/flw/weights"}, 1, ["guide.weights", "'flw' is none of the stages"]),
+    (
+        {"guide__weights": "{workdir}/flow/checkpoints/7", "guide__model__head_width": 16, **GUIDED},
+        1,
+        ["of its 20 steps", "the checkpoints of every none", "flow.train.keep_every_steps", "guidance_scale=1.0"],
+    ),
+    (
+        {
+            "guide__weights": "{workdir}/flow/checkpoints/7",
+            "guide__model__head_width": 16,
+            **GUIDED,
+            "flow__train__keep_every_steps": 5,
+        },
+        1,
+        ["checkpoints/7", "the checkpoints of every 5"],
+    ),
     ({"guide__weights": "{workdir}/flow/checkpoints/5"}, 1, ["guide.weights", "guide.model is not flow.model"]),
     ({"sampling__method": "eulr"}, 1, ["sampling.method='eulr'", "heun"]),
     ({"sampling__num_samples": 0}, 1, ["sampling.num_samples=0", "at least 1"]),
