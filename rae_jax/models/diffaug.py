@@ -44,7 +44,7 @@ def translate(images: jax.Array, down: jax.Array, right: jax.Array) -> jax.Array
     Output pixel i is input pixel `i + floor(r (2 m + 1)) - m` for the draw r in [0, 1) and the largest shift m.
     """
     _, height, width, channels = images.shape
-    most = [int(side * TRANSLATION + 0.5) for side in (height, width)]
+    most = [round(side * TRANSLATION) for side in (height, width)]  # a half to the even number, as in the reference
     padded = jnp.pad(images, ((0, 0), (most[0],) * 2, (most[1],) * 2, (0, 0)))
     starts = [jnp.floor(r * (2 * m + 1)).astype(jnp.int32) for r, m in zip((down, right), most, strict=True)]
 
@@ -68,7 +68,7 @@ def cut_out(images: jax.Array, row: jax.Array, column: jax.Array, share: float) 
     """Images with a rectangle of `share` of each side set to zero; at the border part of it falls outside."""
     masks = []
     for side, r in zip(images.shape[1:3], (row, column), strict=True):
-        size = int(side * share + 0.5)
+        size = round(side * share)
         centre = jnp.floor(r * (side + 1 - size % 2))
         first = (centre - size // 2)[:, None]
         at = jnp.arange(side)

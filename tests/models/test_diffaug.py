@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from golden import cases, nhwc
 
 from rae_jax.models.diffaug import augment, augment_with, cut_out, recolour, translate
@@ -25,6 +26,15 @@ def test_translation_reads_ahead_by_the_shift_and_fills_with_zeros():
         np.testing.assert_array_equal(
             translate(image.swapaxes(1, 2), jnp.array([draw]), jnp.array([0.5]))[0, :, 3, 0], list(expected)
         )
+
+
+@pytest.mark.parametrize(("side", "most"), [(4, 0), (12, 2), (20, 2), (28, 4)])
+def test_half_a_pixel_of_the_largest_shift_and_of_a_hole_is_rounded_to_the_even_number(side, most):
+    image = jnp.arange(1.0, side + 1).reshape(1, 1, side, 1).repeat(side, axis=1)
+    moved = translate(image, jnp.array([0.5]), jnp.array([0.999]))
+    assert moved[0, 0, 0, 0] == 1 + most
+    hole = cut_out(jnp.ones((1, side, side, 1)), jnp.array([0.5]), jnp.array([0.5]), 0.125)
+    assert jnp.sum(hole == 0) == most**2
 
 
 def test_colours_at_the_middle_of_their_range_leave_the_image_alone():
