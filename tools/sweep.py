@@ -1,8 +1,10 @@
 """Sweeps over what samples are made with: samples and numbers of every combination, a table, a plot, and the best.
 
-    python -m tools.sweep --config=configs/digits.py --workdir=runs/digits --num_samples=1000 --metrics=fd_encoder \\
+    python -m tools.sweep --config=configs/digits.py --workdir=runs/digits --metrics=fd_encoder \\
+        --config.sampling.num_samples=1000 \\
         --over=guidance_scale=1,1.5,2 --over=guidance_interval=0-1,0.2-0.8
-    python -m tools.sweep --config=configs/dith_xl.py --workdir=runs/dith_xl --num_samples=5000 --metrics=fid,is \\
+    python -m tools.sweep --config=configs/dith_xl.py --workdir=runs/dith_xl --metrics=fid,is \\
+        --config.sampling.num_samples=5000 \\
         --inception=pt_inception.pth --reference=VIRTUAL_imagenet256_labeled.npz --over=ema_decay=0.9995,0.9999
 
 What `--over` may be, once each; the weights are those of the finished run in --workdir, or of the config:
@@ -59,7 +61,6 @@ REFERENCE = flags.DEFINE_string(
     "reference", "", "As of tools.evaluate; by default the originals in the run's reconstructions.npz."
 )
 INCEPTION_FILE = flags.DEFINE_string("inception", "", "The FID Inception file, pt_inception-2015-12-05*.pth.")
-NUM_SAMPLES = flags.DEFINE_integer("num_samples", 0, "Of each point; the config's number by default.")
 OUTPUT = flags.DEFINE_string("output", "", "The folder for everything; <workdir>/sweep by default.")
 FILES = (REFERENCE, INCEPTION_FILE, OUTPUT)
 KEEP_SAMPLES = flags.DEFINE_bool("keep_samples", False, "Keep samples.npz of every point once it has its numbers.")
@@ -84,8 +85,6 @@ def main(arguments: list[str]) -> None:
     del arguments
     logging.set_verbosity(logging.WARNING)
     config, workdir = experiment.config(), experiment.workdir()
-    if NUM_SAMPLES.value:
-        config.sampling.num_samples = NUM_SAMPLES.value
     originals = workdir / "reconstructions.npz"
     try:
         if experiment.DISTRIBUTED.value:
