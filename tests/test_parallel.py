@@ -33,8 +33,9 @@ def assert_same_flow_maps(workdir, reference):
         losses, expected = runs.metrics(workdir, stage, name), runs.metrics(reference, stage, name)
         assert sorted(losses) == list(range(1, 21))
         for step, loss in losses.items():
-            # The difference of two velocities near 1, thousandths at this size, has their rounding to 1e-7.
-            assert abs(loss**0.5 - expected[step] ** 0.5) <= 1e-6, (stage, step, loss, expected[step])
+            # The difference of two velocities near 1, thousandths at this size, has their rounding to 1e-7, and what
+            # Adam makes of the rounding of gradients as small: 1.1e-6 was measured at one step, with fsdp and tensor.
+            assert abs(loss**0.5 - expected[step] ** 0.5) <= 2e-6, (stage, step, loss, expected[step])
 
 
 @pytest.mark.slow
