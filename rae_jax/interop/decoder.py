@@ -16,6 +16,7 @@ from rae_jax.interop.layout import (
     count_blocks,
     export_params,
     import_params,
+    moved,
     require,
     without_leading,
 )
@@ -99,18 +100,17 @@ def architecture(
         "num_heads": num_heads or NUM_HEADS[width],
         "mlp_dim": tensors["decoder_layers.0.output.dense.weight"].shape[1],
         "qkv_bias": f"decoder_layers.0.{NAMES[source].query}.bias" in tensors,
-        "trained_tables": moved(tensors, width),
+        "trained_tables": trained_tables(tensors, width),
         **spacing,
     }
 
 
-def moved(tensors: Mapping[str, np.ndarray], width: int) -> bool:
-    """Whether the positions in an official file are others than the sine-cosine table: they have been trained."""
+def trained_tables(tensors: Mapping[str, np.ndarray], width: int) -> bool:
+    """Whether the positions in the file, if there are any, are others than the sine-cosine table."""
     if POSITIONS not in tensors:
         return False
-    table = np.asarray(tensors[POSITIONS], np.float32)
-    fixed = sincos_table(math.isqrt(table.shape[1] - 1), width, class_token=True)[None]
-    return table.shape == fixed.shape and not np.allclose(table, fixed, atol=1e-5)
+    fixed = sincos_table(math.isqrt(tensors[POSITIONS].shape[1] - 1), width, class_token=True)[None]
+    return moved(tensors, POSITIONS, fixed, 1e-5)
 
 
 def carried_names(architecture: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -56,7 +56,7 @@ def architecture(tensors: Mapping[str, np.ndarray], head_depth: int | None = Non
         "head_num_heads": head_width // tensors[head_table].shape[1],
         "patch_size": patch_size,
         "absolute_positions": POSITIONS in tensors,
-        "trained_tables": lightning_dit.moved(tensors, width),
+        "trained_tables": lightning_dit.trained_tables(tensors, width),
         **lightning_dit.block_options(tensors, {"blocks.0.": width, f"blocks.{depth}.": head_width}),
     }
 

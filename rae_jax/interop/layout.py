@@ -120,6 +120,12 @@ def without_leading(axes: int) -> Layout:
     return Layout(lambda w: w.squeeze(leading), lambda w: np.expand_dims(w, leading))
 
 
+def moved(tensors: Mapping[str, np.ndarray], name: str, fixed: np.ndarray, tolerance: float) -> bool:
+    """Whether the table `name` of a file has the shape of the `fixed` one and other values: it has been trained."""
+    table = np.asarray(tensors[name], np.float32)
+    return table.shape == fixed.shape and not np.allclose(table, fixed, atol=tolerance)
+
+
 def import_params(
     tensors: Mapping[str, np.ndarray],
     rules: Iterable[Rule],

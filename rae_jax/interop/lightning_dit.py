@@ -17,6 +17,7 @@ from rae_jax.interop.layout import (
     export_params,
     fused,
     import_params,
+    moved,
     patch_embedding,
     stacked,
     to_heads,
@@ -52,19 +53,17 @@ def architecture(tensors: Mapping[str, np.ndarray], num_heads: int | None = None
         "num_heads": num_heads or width // head_width(tensors, "blocks.0.", ROTARY_TABLE, width),
         "patch_size": patch_size,
         "rope": any(name.startswith(f"{ROTARY_TABLE}.") for name in tensors),
-        "trained_tables": moved(tensors, width),
+        "trained_tables": trained_tables(tensors, width),
         "learn_sigma": tensors[final].shape[0] == 2 * in_channels * patch_size**2,
         **block_options(tensors, {"blocks.0.": width}),
     }
 
 
-def moved(tensors: Mapping[str, np.ndarray], width: int) -> bool:
-    """Whether the positions in the file are others than the sine-cosine table: they have been trained."""
+def trained_tables(tensors: Mapping[str, np.ndarray], width: int) -> bool:
+    """Whether the positions in the file, if there are any, are others than the sine-cosine table."""
     if POSITIONS not in tensors:
         return False
-    table = np.asarray(tensors[POSITIONS], np.float32)
-    fixed = sincos_table(math.isqrt(table.shape[1]), width)[None]
-    return table.shape == fixed.shape and not np.allclose(table, fixed, atol=1e-4)
+    return moved(tensors, POSITIONS, sincos_table(math.isqrt(tensors[POSITIONS].shape[1]), width)[None], 1e-4)
 
 
 def carried_names(trained_tables: bool) -> list[str]:
