@@ -5,6 +5,8 @@ The fields are read by `rae_jax/main.py`, `objectives/`, `training/` and `evalua
 name trains it.
 """
 
+from collections.abc import Iterable
+
 from ml_collections import ConfigDict
 
 from rae_jax.models.bridge import default_heads
@@ -351,6 +353,22 @@ def image_loss() -> ConfigDict:
     section.adaptive_weight = "last_layer"  # balances gradients by the last kernel (released), or by "pixels" (paper)
     section.adaptive_maximum = 1e4
     return section
+
+
+def words_of(variant: str, *groups: Iterable[str], file: str) -> list[str]:
+    """The words, joined by hyphens, of a config's variant; of each of `groups` it has at most one.
+
+    Raises:
+      ValueError: a word is in no group, or two are in one; `file` is named.
+    """
+    words, groups = [word for word in variant.split("-") if word], [list(group) for group in groups]
+    known = [word for group in groups for word in group]
+    if unknown := [word for word in words if word not in known]:
+        raise ValueError(f"{file} has no variant {unknown[0]!r}; there are {', '.join(known)}")
+    for group in groups:
+        if len(chosen := [word for word in words if word in group]) > 1:
+            raise ValueError(f"{file}: {' and '.join(chosen)} exclude each other")
+    return words
 
 
 def use_pretrained_encoder(config: ConfigDict, name: str) -> None:

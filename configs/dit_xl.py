@@ -28,16 +28,11 @@ def get_config(variant: str = "dinov2_b") -> ConfigDict:
     Raises:
       ValueError: a word of `variant` is unknown, or two encoders are named.
     """
-    words = [word for word in variant.split("-") if word]
-    if unknown := [word for word in words if word not in (*ENCODERS, "800")]:
-        raise ValueError(f"configs/dit_xl.py has no variant {unknown[0]!r}; there are {', '.join(ENCODERS)} and 800")
-    encoders = [word for word in words if word in ENCODERS] or ["dinov2_b"]
-    if len(encoders) > 1:
-        raise ValueError(f"configs/dit_xl.py: {' and '.join(encoders)} exclude each other")
+    words = base.words_of(variant, ENCODERS, ["800"], file="configs/dit_xl.py")
     config = base.get_config()
     config.stages = ("flow",)
     config.dtype = "bfloat16"
-    base.use_rae(config, encoders[0], 256)
+    base.use_rae(config, next((word for word in words if word in ENCODERS), "dinov2_b"), 256)
     config.flow.family = "lightning_dit"
     config.flow.model = base.lightning_dit(**SIZES["XL"], scan=True)
     config.flow.time_distribution = "logit_normal"

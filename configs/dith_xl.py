@@ -33,15 +33,8 @@ def get_config(variant: str = "XL") -> ConfigDict:
     Raises:
       ValueError: a word of `variant` is unknown, or two backbones are named.
     """
-    words = [word for word in variant.split("-") if word]
-    if unknown := [word for word in words if word not in (*SIZES, "80", "512", "october")]:
-        raise ValueError(
-            f"configs/dith_xl.py has no variant {unknown[0]!r}; there are {', '.join(SIZES)}, 80, 512 and october"
-        )
-    backbones = [word for word in words if word in SIZES] or ["XL"]
-    if len(backbones) > 1:
-        raise ValueError(f"configs/dith_xl.py: {' and '.join(backbones)} exclude each other")
-    (backbone,) = backbones
+    words = base.words_of(variant, SIZES, ["80"], ["512"], ["october"], file="configs/dith_xl.py")
+    backbone = next((word for word in words if word in SIZES), "XL")
     image_size = 512 if "512" in words else 256
     guided = backbone == "XL" and "80" not in words
     config = base.get_config()

@@ -27,14 +27,8 @@ BACKBONES = {name.lower(): name for name in SIZES}
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    words = [word for word in variant.split("-") if word]
-    known = ["decoder", "flow", *BACKBONES, "tiny"]
-    if unknown := [word for word in words if word not in known]:
-        raise ValueError(f"configs/finetune.py has no variant {unknown[0]!r}; there are {', '.join(known)}")
-    backbones = [word for word in words if word in BACKBONES]
-    for group in (backbones, [word for word in words if word in ("decoder", "flow")]):
-        if len(group) > 1:
-            raise ValueError(f"configs/finetune.py: {' and '.join(group)} exclude each other")
+    words = base.words_of(variant, ["decoder", "flow"], BACKBONES, ["tiny"], file="configs/finetune.py")
+    backbone = next((word for word in words if word in BACKBONES), "b")
 
     config = published.get_config("dinov2_b_256")
     config.dtype = "bfloat16"
@@ -57,7 +51,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.decoder_tuning.train.evaluate_every = 1000
 
     config.flow.num_classes = -1
-    config.flow.model = base.dit_dh(**SIZES[BACKBONES[backbones[0] if backbones else "b"]], scan=True)
+    config.flow.model = base.dit_dh(**SIZES[BACKBONES[backbone]], scan=True)
     stage(config.flow.train, steps=50_000, batch_size=64, learning_rate=1e-4)
     config.stats.train.batch_size = 64
 

@@ -46,14 +46,7 @@ def stage1(encoder: str, variant: str, *, file: str) -> ConfigDict:
     Raises:
       ValueError: a word of `variant` is unknown, or two contradict each other; `file` is named.
     """
-    words = [word for word in variant.split("-") if word]
-    known = [*DECODERS, *PRESETS, *RESOLUTIONS]
-    if unknown := [word for word in words if word not in known]:
-        raise ValueError(f"{file} has no variant {unknown[0]!r}; there are {', '.join(known)}")
-    for group in (DECODERS, PRESETS, RESOLUTIONS):
-        if len(chosen := [word for word in words if word in group]) > 1:
-            raise ValueError(f"{file}: {' and '.join(chosen)} exclude each other")
-
+    words = base.words_of(variant, DECODERS, PRESETS, RESOLUTIONS, file=file)
     config = base.get_config()
     config.stages = ("decoder", "stats")
     base.use_rae(config, encoder, 512 if "512" in words else 256)

@@ -31,9 +31,7 @@ WORDS = (*WIDTHS, "conv", "joint", "frozen", "paper")
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    words = [word for word in variant.split("-") if word]
-    if unknown := [word for word in words if word not in WORDS]:
-        raise ValueError(f"configs/rpiae_dinov2b_vitxl.py has no variant {unknown[0]!r}; there are {', '.join(WORDS)}")
+    words = base.words_of(variant, *([word] for word in WORDS), file="configs/rpiae_dinov2b_vitxl.py")
     config = base.get_config()
     config.dtype = "bfloat16"
     base.use_pretrained_encoder(config, "dinov2_b")  # not scanned: the pivot is balanced by its last block's gradient

@@ -25,7 +25,6 @@ from configs.rpiae_dinov2b_vitxl import use_decoder
 from rae_jax.models.lightning_dit import SIZES
 
 EPOCHS = ("60", "80", "800")
-WORDS = (*EPOCHS, "50", "250", "dith", "conv")
 
 
 def get_config(variant: str = "80") -> ConfigDict:
@@ -34,13 +33,7 @@ def get_config(variant: str = "80") -> ConfigDict:
     Raises:
       ValueError: a word of `variant` is unknown, or two contradict each other.
     """
-    words = [word for word in variant.split("-") if word]
-    if unknown := [word for word in words if word not in WORDS]:
-        raise ValueError(f"configs/rpiae_xl.py has no variant {unknown[0]!r}; there are {', '.join(WORDS)}")
-    lengths = [word for word in words if word in (*EPOCHS, "dith")] or ["80"]
-    for group in (lengths, [word for word in words if word in ("50", "250")]):
-        if len(group) > 1:
-            raise ValueError(f"configs/rpiae_xl.py: {' and '.join(group)} exclude each other")
+    words = base.words_of(variant, (*EPOCHS, "dith"), ["50", "250"], ["conv"], file="configs/rpiae_xl.py")
     if "conv" in words and "dith" not in words:
         raise ValueError("configs/rpiae_xl.py: conv is for dith; the bridge has a transformer decoder")
     if "dith" in words:
@@ -48,7 +41,7 @@ def get_config(variant: str = "80") -> ConfigDict:
         config.stages = ("stats", "flow")
         use_decoder(config, convolutional="conv" in words)
     else:
-        config = lightning_dit_xl(int(lengths[0]))
+        config = lightning_dit_xl(int(next((word for word in words if word in EPOCHS), "80")))
     base.use_released_sampling(config, points=50 if "50" in words else 250)
     return config
 
