@@ -20,6 +20,7 @@ from rae_jax.interop import (
     dino_disc,
     dit_dh,
     inception_fid,
+    language_model,
     ldm_kl,
     lightning_dit,
     lpips,
@@ -37,6 +38,7 @@ from rae_jax.models.discriminator import DinoFeatures
 from rae_jax.models.dit_dh import DiTDH
 from rae_jax.models.inception import Inception
 from rae_jax.models.kl_vae import KLVAE
+from rae_jax.models.language_model import LanguageModel
 from rae_jax.models.lightning_dit import LightningDiT
 from rae_jax.models.lpips import LPIPS
 from rae_jax.models.vit import VisionTransformer
@@ -284,6 +286,14 @@ KINDS = {
         lightning_dit.write,
         {"num_heads": ("num_heads",)},
         {"": LightningDiT},
+    ),
+    "qwen": Kind(
+        "Qwen2.5 or Qwen3, Hugging Face",
+        (r"(model\.)?embed_tokens\.weight", r"(model\.)?layers\.\d+\.self_attn\.q_proj\.weight"),
+        language_model.read,
+        language_model.write,
+        {name: (name,) for name in ("num_heads", "rope_theta", "norm_epsilon")},
+        {"": LanguageModel},
     ),
     "dinov3": _encoder("dinov3", "DINOv3 ViT, Hugging Face", r"(model\.)?layer\.\d+\.attention\.q_proj\.weight"),
     "dinov2": _encoder(

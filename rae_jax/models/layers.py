@@ -7,6 +7,7 @@ Parameters are float32 and carry logical axis names, which `training/sharding.py
     head_channels  the channels K * E of all heads, or their queries, keys and values K * 3 * E, as the side of a matrix
     mlp       hidden width of a feed-forward layer, and the stacked outputs of adaLN
     classes   rows of the label table
+    vocabulary  rows of a language model's table, and its logits
     patch     flattened pixels or latent channels of one patch
     tokens    positions of a learned table
     layers    the stacked axis of a scanned stack
@@ -253,19 +254,21 @@ class MLP(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    """Gated feed-forward `down(silu(gate(x)) * up(x))`, all three with a bias."""
+    """Gated feed-forward `down(silu(gate(x)) * up(x))`, all three with a bias or none."""
 
     hidden: int
     start: Start = XAVIER
     gate_up_start: Start | None = None
+    use_bias: bool = True
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        linear = functools.partial(Dense, dtype=self.dtype, use_bias=self.use_bias)
         first = self.gate_up_start or self.start
-        gate = Dense(self.hidden, ("embed", "mlp"), start=first, dtype=self.dtype, name="gate")(x)
-        up = Dense(self.hidden, ("embed", "mlp"), start=first, dtype=self.dtype, name="up")(x)
-        down = Dense(x.shape[-1], ("mlp", "embed"), start=self.start, dtype=self.dtype, name="down")
+        gate = linear(self.hidden, ("embed", "mlp"), start=first, name="gate")(x)
+        up = linear(self.hidden, ("embed", "mlp"), start=first, name="up")(x)
+        down = linear(x.shape[-1], ("mlp", "embed"), start=self.start, name="down")
         return down(nn.silu(gate) * up)
 
 
@@ -314,7 +317,7 @@ def apply_blocks(
         return x
     scanned = nn.scan(
         lambda block, carry, *inner: (block(carry, *inner), None),
-        variable_axes={"params": 0, "intermediates": 0},
+        variable_axes={"params": 0, "intermediates": 0, "cache": 0},
         split_rngs={"params": True},
         in_axes=nn.broadcast,
         length=depth,

@@ -26,6 +26,7 @@ RULES = (
     ("head_channels", ("tensor", "fsdp")),
     ("mlp", "tensor"),
     ("classes", None),
+    ("vocabulary", "tensor"),
     ("patch", None),
     ("tokens", None),
     ("layers", None),
