@@ -13,6 +13,7 @@ from rae_jax.interop.layout import (
     count_blocks,
     export_params,
     import_params,
+    prefixed,
     require,
 )
 from rae_jax.interop.model import Model
@@ -90,17 +91,12 @@ def rules(architecture: Mapping[str, Any], prefix: str = "model.") -> list[Rule]
     norms = {"input_layernorm": "attention_norm", "post_attention_layernorm": "mlp_norm"}
     if architecture["qk_norm"]:
         norms |= {f"self_attn.{name[0]}_norm": f"attention/qkv/{name}_norm" for name in ("query", "key")}
+    layer = [Rule(f"{official}.weight", f"{ours}/kernel", LINEAR) for official, ours in (linears | heads).items()]
+    layer += [Rule(f"{official}.weight", f"{ours}/scale", IDENTITY) for official, ours in norms.items()]
+    if architecture["qkv_bias"]:
+        layer += [Rule(f"{official}.bias", f"{ours}/bias", IDENTITY) for official, ours in heads.items()]
     for i in range(architecture["depth"]):
-        official, ours = f"{prefix}layers.{i}.", f"blocks_{i}/"
-        for theirs, mine in (linears | heads).items():
-            result.append(Rule(f"{official}{theirs}.weight", f"{ours}{mine}/kernel", LINEAR))
-        if architecture["qkv_bias"]:
-            result += [
-                Rule(f"{official}{theirs}.bias", f"{ours}{mine}/bias", IDENTITY) for theirs, mine in heads.items()
-            ]
-        result += [
-            Rule(f"{official}{theirs}.weight", f"{ours}{mine}/scale", IDENTITY) for theirs, mine in norms.items()
-        ]
+        result += prefixed(layer, f"{prefix}layers.{i}.", f"blocks_{i}/")
     return result
 
 

@@ -55,7 +55,8 @@ def attend(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array |
     """Grouped-query attention, softmax in float32; scale `E^-0.5`.
 
     `query: [B, N, K, E]`; `key`, `value`: `[B, S, G, E]`; head h reads group `h // (K / G)`. `mask` is true where a
-    query may see a key, `[B or 1, 1, N or 1, S]`; without one a query sees the keys up to its own place. -> `[B, N, K, E]`.
+    query may see a key, `[B or 1, 1, N or 1, S]`; without one a query sees the keys up to its own place. Returns
+    `[B, N, K, E]`.
     """
     return jax.nn.dot_product_attention(query, key, value, mask=mask, is_causal=mask is None)
 
@@ -101,8 +102,8 @@ class ToGroups(nn.Module):
 class CausalAttention(nn.Module):
     """Grouped-query self-attention with rotary positions: `x: [B, N, D] -> [B, N, D]`.
 
-    Where the collection `cache` holds this layer's `key` and `value`, `[B, S, G, E]`, the tokens' own are written to the
-    slots `positions`, and each token sees the slots up to its position.
+    Where the collection `cache` holds this layer's `key` and `value`, `[B, S, G, E]`, the tokens' own are written to
+    the slots `positions`, and each token sees the slots up to its position.
     """
 
     num_heads: int
@@ -240,7 +241,7 @@ class LanguageModel(nn.Module):
         Args:
           ids: `[B, N]`; or
           embeddings: `[B, N, D]` in their stead.
-          mask: `[B, N]`, zero at tokens that no other sees; with a cache, what is seen follows from the positions alone.
+          mask: `[B, N]`, zero at tokens that no other sees; not with a cache, where positions say what is seen.
           positions: `[B, N]`, 0, 1, ... where not given; with a cache, also the slots of these tokens.
 
         Raises:
@@ -307,6 +308,9 @@ class Sampling(NamedTuple):
     top_p: float = 1.0
 
 
+GREEDY = Sampling()
+
+
 def choose(logits: jax.Array, keys: jax.Array | None, how: Sampling) -> jax.Array:
     """The next token of each row: `logits: [B, V]`, `keys: [B]`, which only drawing needs -> `[B]` int32."""
     if how.temperature == 0:
@@ -345,7 +349,7 @@ def write(
     *,
     most: int,
     stop: Sequence[int] = (),
-    how: Sampling = Sampling(),
+    how: Sampling = GREEDY,
     keys: jax.Array | None = None,
     room: int = 0,
 ) -> Written:
