@@ -30,7 +30,7 @@ def get_config() -> ConfigDict:
     config.autoencoder = "rae"  # which latent space the flow lives in: `components/catalogue.py: LATENT_SPACES`
 
     config.data = ConfigDict()
-    config.data.source = "tfds:imagenet2012"  # "digits", "folder", or "tfds:<builder>"
+    config.data.source = "tfds:imagenet2012"  # "digits", "scenes", "folder", or "tfds:<builder>"
     config.data.path = ""  # the folder of images, or the TFDS data directory
     config.data.train_split = "train"
     config.data.train_images = 0  # in it, that an epoch is of; 0: as many as there are

@@ -7,7 +7,7 @@ import sys
 import jax
 import numpy as np
 
-from rae_jax.data.sources import ArraySource
+from rae_jax.data.digits import ArraySource
 from rae_jax.data.transforms import transform
 from rae_jax.evaluation.evaluator import Evaluator, image_batches, source_batches
 from rae_jax.evaluation.image_sets import images_of

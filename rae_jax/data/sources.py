@@ -1,6 +1,7 @@
 """Labelled images with random access: the embedded digits, folders of image files, and TensorFlow Datasets.
 
 digits           scikit-learn's 1,797 handwritten digits, enlarged to 32 x 32; split "train" or "test"
+scenes           one to four of these digits, coloured, in a grid of cells; no classes; `scenes.py`
 folder           <path>/<class>/**/*.jpg, or train/ and test/ (or validation/) with these; `folders.py` has the layouts
 tfds:<builder>   a prepared data set in ArrayRecord files, read without TensorFlow; any split expression of TFDS
 """
@@ -14,19 +15,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from PIL import Image
 
 from rae_jax.data.decoding import decode_image
+from rae_jax.data.digits import ArraySource, class_counts, digits
 from rae_jax.data.folders import LAYOUT, find_images
+from rae_jax.data.scenes import SceneSource
 
 log = logging.getLogger(__name__)
 
 IMAGENET_TRAIN_IMAGES = 1_281_167
-
-DIGIT_PIXELS = 32
-# The held-out digits follow from this number; every result on digits depends on it staying as it is.
-DIGITS_SPLIT_SEED = 20_240_607
-DIGITS_TEST_SHARE = 0.2
 
 _READERS = 16  # threads that read files while a folder is checked
 _NAMED = 5  # files named in a message
@@ -65,7 +62,7 @@ def open_source(
     """The images `name` of the module's table.
 
     Args:
-      name: "digits", "folder" or "tfds:<builder>".
+      name: "digits", "scenes", "folder" or "tfds:<builder>".
       split: "train" or "test" (held out); for TFDS any split expression, for a folder see `folders.find_images`.
       path: the folder of images; for TFDS its data directory or the directory of one prepared version.
       max_unreadable_share: a folder with a larger share of unreadable images is an error.
@@ -82,10 +79,12 @@ def open_source(
         return FolderSource(path, split, max_unreadable_share, check_images, held_out_share, classes)
     if name == "digits":
         source: Source = digits(split)
+    elif name == "scenes":
+        source = SceneSource(split)
     elif name.startswith("tfds:"):
         source = TfdsSource(name.removeprefix("tfds:"), split, path)
     else:
-        raise ValueError(f"there is no data source {name!r}; use 'digits', 'folder' or 'tfds:<builder>'")
+        raise ValueError(f"there is no data source {name!r}; use 'digits', 'scenes', 'folder' or 'tfds:<builder>'")
     if classes is not None and source.class_names != tuple(classes):
         raise ValueError(
             f"{source} has other classes than when this run began, and labels would no longer mean the same; give the "
@@ -146,51 +145,6 @@ class DecodedSource:
             raise ValueError(f"image {index} of {self._source}: {error}") from error
 
 
-class ArraySource:
-    """Images held in memory: `images` uint8 `[N, H, W, 3]`, `labels` int32 `[N]`."""
-
-    def __init__(self, images: np.ndarray, labels: np.ndarray, class_names: Sequence[str]):
-        self.images, self.labels = images, labels
-        self.class_names = tuple(class_names)
-        self.num_classes = len(self.class_names)
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"image": self.images[index], "label": int(self.labels[index])}
-
-    def contents(self) -> dict[str, Any]:
-        return {"images": len(self), "classes": _counts(self.class_names, self.labels)}
-
-
-def digits(split: str) -> ArraySource:
-    """scikit-learn's digits, 8 x 8 values from 0 to 16, scaled to [0, 255] and enlarged to uint8 RGB `[N, 32, 32, 3]`.
-
-    Enlarged by Pillow's bicubic filter; no random numbers are involved. A fifth of each class is held out as "test"
-    (359 of 1,797), always the same images.
-
-    Raises:
-      ValueError: `split` is neither "train" nor "test".
-    """
-    if split not in ("train", "test"):
-        raise ValueError(f"the digits have the splits 'train' and 'test', not {split!r}")
-    from sklearn.datasets import load_digits  # takes a second, which other sources need not wait
-
-    data = load_digits()
-    held_out = np.zeros(len(data.target), bool)
-    random = np.random.RandomState(DIGITS_SPLIT_SEED)  # its streams are frozen by NumPy's policy
-    for label in range(10):
-        members = np.flatnonzero(data.target == label)
-        held_out[random.permutation(members)[: round(DIGITS_TEST_SHARE * len(members))]] = True
-    chosen = held_out if split == "test" else ~held_out
-    grey = np.rint(data.images[chosen] * (255 / 16)).astype(np.uint8)
-    size = (DIGIT_PIXELS, DIGIT_PIXELS)
-    enlarged = np.stack([np.asarray(Image.fromarray(x).resize(size, Image.Resampling.BICUBIC)) for x in grey])
-    images = np.repeat(enlarged[..., None], 3, axis=-1)
-    return ArraySource(images, data.target[chosen].astype(np.int32), [str(label) for label in range(10)])
-
-
 class FolderSource:
     """Image files in one subfolder a class; the subfolders in natural order are the labels 0, 1, 2, ...
 
@@ -248,7 +202,7 @@ class FolderSource:
 
     def contents(self) -> dict[str, Any]:
         found: dict[str, Any] = {"images": len(self), "folder": str(self._root), "left_out": self._left_out}
-        return found | ({"classes": _counts(self.class_names, self._labels)} if self.class_names else {})
+        return found | ({"classes": class_counts(self.class_names, self._labels)} if self.class_names else {})
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         count = len(self)
@@ -303,10 +257,6 @@ class FolderSource:
     def _named(self, indices: list[int]) -> str:
         more = f" and {len(indices) - _NAMED} more" if len(indices) > _NAMED else ""
         return ", ".join(str(self.path(i)) for i in indices[:_NAMED]) + more
-
-
-def _counts(names: Sequence[str], labels: np.ndarray) -> dict[str, int]:
-    return dict(zip(names, np.bincount(labels, minlength=len(names)).tolist(), strict=True))
 
 
 class TfdsSource:

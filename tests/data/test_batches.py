@@ -13,7 +13,7 @@ import pytest
 
 from rae_jax.data import workers as pool
 from rae_jax.data.batches import evaluation_batches, training_batches
-from rae_jax.data.sources import ArraySource
+from rae_jax.data.digits import ArraySource
 from rae_jax.data.transforms import Transform, transform
 
 COUNT = 10

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from rae_jax.costs.compile_report import mesh_over
 from rae_jax.data.batches import evaluation_batches, training_batches
 from rae_jax.data.device import DeviceBatches, batch_rows, part
-from rae_jax.data.sources import ArraySource
+from rae_jax.data.digits import ArraySource
 from rae_jax.data.transforms import Transform, transform
 from rae_jax.training.sharding import batch_sharding
 

@@ -12,8 +12,8 @@ import pytest
 
 from rae_jax.data import latents
 from rae_jax.data.batches import latent_batches, training_batches
+from rae_jax.data.digits import ArraySource
 from rae_jax.data.latents import LatentSource, describe
-from rae_jax.data.sources import ArraySource
 from rae_jax.data.transforms import transform
 
 COUNT, SHAPE = 11, (4, 3)

@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from rae_jax.data.sources import ArraySource, count_classes, load_split, open_source
+from rae_jax.data.digits import ArraySource
+from rae_jax.data.sources import count_classes, load_split, open_source
 from rae_jax.data.transforms import transform
 from tests.data.tiny_digits import TinyDigits, digit
 

@@ -16,7 +16,7 @@ import runs
 import scipy.linalg
 from known_evaluation import drawn, evaluated
 
-from rae_jax.data.sources import ArraySource
+from rae_jax.data.digits import ArraySource
 from rae_jax.data.transforms import transform
 from rae_jax.evaluation import metrics
 from rae_jax.evaluation.evaluator import Evaluator, Needs, Summary, image_batches, source_batches

@@ -11,7 +11,8 @@ from skimage.metrics import peak_signal_noise_ratio
 
 from configs import digits
 from rae_jax.components.catalogue import component
-from rae_jax.data.sources import ArraySource, open_source
+from rae_jax.data.digits import ArraySource
+from rae_jax.data.sources import open_source
 from rae_jax.data.transforms import transform
 from rae_jax.evaluation.evaluator import source_batches
 from rae_jax.experiment.results import Results, check_results

@@ -9,7 +9,7 @@ import small_inception
 
 from configs import digits
 from rae_jax.components.encoders import encoder, tokens_of
-from rae_jax.data.sources import ArraySource
+from rae_jax.data.digits import ArraySource
 from rae_jax.data.transforms import transform
 from rae_jax.evaluation import metrics
 from rae_jax.evaluation.evaluator import Evaluator, source_batches

@@ -17,8 +17,8 @@ from configs import digits
 from rae_jax.components.catalogue import component
 from rae_jax.components.component import RANDOM
 from rae_jax.data import latents
+from rae_jax.data.digits import digits as digits_of
 from rae_jax.data.latents import LatentSource
-from rae_jax.data.sources import digits as digits_of
 from rae_jax.experiment.configuration import check
 from rae_jax.experiment.latent_writer import share_of, write_cache
 from rae_jax.experiment.stages import open_batches, open_sources

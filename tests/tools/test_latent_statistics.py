@@ -7,7 +7,7 @@ from whole_autoencoder import autoencoder
 
 from configs import digits
 from rae_jax.components.catalogue import component
-from rae_jax.data.sources import digits as digits_of
+from rae_jax.data.digits import digits as digits_of
 from rae_jax.interop.checkpoint_files import read_safetensors
 from rae_jax.interop.statistics import import_statistics
 from rae_jax.interop.weights import save_weights
