@@ -1,4 +1,4 @@
-"""Language models against transformers' outputs, recorded and live, and what they write against what they would score."""
+"""Language models against transformers, recorded and live; what they write against what they would score."""
 
 import functools
 
