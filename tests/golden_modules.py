@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from golden import Case
 
-from rae_jax.interop import diffusers_rae
+from rae_jax.interop import diffusers_rae, dit_in_context
 from rae_jax.interop.dit_dh import export_dit_dh, import_dit_dh
 from rae_jax.interop.layout import Tensors
 from rae_jax.interop.lightning_dit import export_lightning_dit, import_lightning_dit
@@ -17,6 +17,7 @@ from rae_jax.interop.rpiae import import_rpiae
 from rae_jax.models.autoencoder import RepresentationAutoencoder
 from rae_jax.models.decoder import ViTDecoder
 from rae_jax.models.dit_dh import DiTDH
+from rae_jax.models.dit_in_context import DiTInContext
 from rae_jax.models.lightning_dit import LightningDiT
 from rae_jax.models.vit import VisionTransformer
 
@@ -65,6 +66,50 @@ def network(case: Case, prefix: str | None = None) -> Network:
     architecture, params, carried = format_of(constructor).read(case.weights_under(prefix), **untold(constructor))
     model = format_of(constructor).module(**architecture)
     return Network(model, jax.jit(model.apply), params, architecture, carried)
+
+
+# Official arguments of RAEv2's generator that say nothing of what it computes, without guidance scales as conditions
+# (`use_cfg_conds`) and without actions.
+UNUSED_IN_CONTEXT = {"num_cfg_omega_tokens", "n_action_tokens"}
+
+
+def told_in_context(case: Case) -> dict[str, int]:
+    """What an import has to be told of RAEv2's generator."""
+    told = {"base_depth": case.constructor["base_model_depth"]}
+    return told | ({"alignment_depth": case.constructor["repa_layer_depth"]} if case.constructor["enable_repa"] else {})
+
+
+def architecture_in_context(case: Case) -> dict[str, Any]:
+    """Our arguments of RAEv2's generator, from the official ones: each is read, and those that are not said to be."""
+    rest = dict(case.constructor)
+    (width, head_width), (depth, head_depth), (heads, head_heads) = (
+        rest.pop(name) for name in ("hidden_size", "depth", "num_heads")
+    )
+    patch, head_patch = rest.pop("patch_size")
+    tokens = rest.pop("cond_arch")
+    text, aligned = rest.pop("condition_type") == "text", rest.pop("enable_repa")
+    assert patch == head_patch and tokens.keys() == {"num_t_tokens", "num_c_tokens", *UNUSED_IN_CONTEXT}
+    ours = {
+        "grid_size": rest.pop("input_size"), "in_channels": rest.pop("in_channels"), "patch_size": patch,
+        "width": width, "head_width": head_width, "depth": depth, "head_depth": head_depth,
+        "num_heads": heads, "head_num_heads": head_heads, "mlp_ratio": rest.pop("mlp_ratio"),
+        "num_classes": 0 if text else rest.pop("num_classes"), "base_depth": rest.pop("base_model_depth"),
+        "context_width": rest.pop("context_dim") or 0,
+        "time_tokens": tokens["num_t_tokens"], "condition_tokens": tokens["num_c_tokens"],
+        "alignment_depth": rest.pop("repa_layer_depth") if aligned else 0,
+        "alignment_features": rest.pop("z_dim") if aligned else 0, "flow_map": False,
+    }  # fmt: skip
+    assert not rest.pop("use_cfg_conds") and rest.keys() <= {"num_classes", "repa_layer_depth", "z_dim"}, rest
+    return ours
+
+
+@functools.cache
+def in_context(case: Case, **changes: Any) -> Network:
+    """RAEv2's generator, the main network of a case; `changes` are to our arguments."""
+    prefix = "model." if any(name.startswith("model.") for name in case.weights) else ""
+    model = dit_in_context.read(case.weights_under(prefix), **told_in_context(case))
+    module = DiTInContext(**model.architecture | changes)
+    return Network(module, jax.jit(module.apply), model.params, model.architecture, model.carried)
 
 
 def linear_velocity(case: Case, labels: Any) -> Callable[[jax.Array, jax.Array], jax.Array]:

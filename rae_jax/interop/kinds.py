@@ -19,6 +19,7 @@ from rae_jax.interop import (
     diffusers_rae,
     dino_disc,
     dit_dh,
+    dit_in_context,
     inception_fid,
     language_model,
     ldm_kl,
@@ -36,6 +37,7 @@ from rae_jax.models.coder import RectifiedCoder
 from rae_jax.models.decoder import ViTDecoder
 from rae_jax.models.discriminator import DinoFeatures
 from rae_jax.models.dit_dh import DiTDH
+from rae_jax.models.dit_in_context import DiTInContext
 from rae_jax.models.inception import Inception
 from rae_jax.models.kl_vae import KLVAE
 from rae_jax.models.language_model import LanguageModel
@@ -118,7 +120,7 @@ def export_model(name: str, model: Model) -> Tensors:
         raise ValueError(f"these weights are of no model of kind {name!r}: they have no {error.args[0]!r}") from None
     # Whoever reads the file must find the architecture that was written: options that are not in it would be lost.
     options = {option: _at(model.architecture, path) for option, path in kind.options.items()}
-    again = kind.read(tensors, **{option: value for option, value in options.items() if value is not None})
+    again = kind.read(tensors, **{option: value for option, value in options.items() if value})
     for part, module in kind.modules.items():
         ours, read = (_at(m.architecture, (part,) if part else ()) for m in (model, again))
         if module is not None and ours and (lost := differences(module, ours, read)):
@@ -144,9 +146,9 @@ def settings(module: type[nn.Module], architecture: Mapping[str, Any]) -> dict[s
     """Every field of `module` that changes what it computes, defaults included.
 
     Feed-forward ratios are left out: several give the same layer, whose shape tells. So is which of a network's
-    features are handed out.
+    features are handed out, and whether frequencies that every file has get a gradient.
     """
-    elsewhere = {"parent", "name", "dtype", "scan", "remat", "mlp_ratio", "key_depths"}
+    elsewhere = {"parent", "name", "dtype", "scan", "remat", "mlp_ratio", "key_depths", "trained_frequencies"}
     fields = {f.name: f.default for f in dataclasses.fields(module) if f.name not in elsewhere}
     return {name: _plain(architecture.get(name, default)) for name, default in fields.items()}
 
@@ -270,6 +272,14 @@ KINDS = {
         dit_dh.write,
         {"head_depth": ("head_depth",)},
         {"": DiTDH},
+    ),
+    "dit_in_context": Kind(
+        "RAEv2's DiT^DH with in-context conditions and an early output",
+        (r"s_embedder\.proj\.weight", r"t_embedder\.learnable_tokens"),
+        dit_in_context.read,
+        dit_in_context.write,
+        {"base_depth": ("base_depth",), "alignment_depth": ("alignment_depth",)},
+        {"": DiTInContext},
     ),
     "dit_dh": Kind(
         "RAE's DiT^DH, AutoGuidance's small model too",

@@ -192,11 +192,12 @@ def architecture_of(module: nn.Module) -> dict[str, Any]:
 
 
 def options_of(kind: str, module: nn.Module | None) -> dict[str, Any]:
-    """The options of `kind`, as far as they are arguments of `module`, one of its parts."""
+    """The options of `kind`, as far as they are arguments of `module`, one of its parts, and not 0."""
     found = kinds.find(kind)
     mine = next((part for part, offered in found.modules.items() if offered is type(module)), None)
     places = {option: ("", *path)[-2:] for option, path in found.options.items()}
-    return {option: getattr(module, field) for option, (part, field) in places.items() if part == mine}
+    values = {option: getattr(module, field) for option, (part, field) in places.items() if part == mine}
+    return {option: value for option, value in values.items() if value}
 
 
 def _part(kind: str, module: nn.Module | None) -> str:

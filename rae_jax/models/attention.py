@@ -1,4 +1,4 @@
-"""Self-attention of all tokens on all tokens: plain operations, and one TPU kernel each way that does the same.
+"""Self-attention of all tokens on all, or on those seen: plain operations, and one TPU kernel each way for all.
 
 Queries, keys and values lie as `[B, K, 3, E, N]`, tokens last: a TPU pads the last axis of an array to 128, of which an
 E of 64 or 72 would waste half, and the product that makes them writes them like that at no cost.
@@ -42,28 +42,32 @@ def rotate(x: jax.Array, rotary: Rotary, inverse: bool = False) -> jax.Array:
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-2)
 
 
-def attend(qkv: jax.Array, rotary: Rotary | None = None, *, fused: bool) -> jax.Array:
+def attend(qkv: jax.Array, rotary: Rotary | None = None, visible: jax.Array | None = None, *, fused: bool) -> jax.Array:
     """Softmax attention of every token on all, in float32 whatever the dtype: `[B, K, 3, E, N] -> [B, K, E, N]`.
 
     Args:
       qkv: queries, keys and values of K heads of width E.
       rotary: turns queries and keys by their positions; `(cos, sin)`, each `[N, E / 2]`.
-      fused: where the program is compiled for a TPU, bfloat16 goes through the kernel if N is a multiple of 128 up to
-        1024. The kernel has no forward-mode derivative (`jax.jvp`), and so neither has the function there.
+      visible: `[B, N]` booleans, which tokens are attended to; all by default.
+      fused: where the program is compiled for a TPU, bfloat16 goes through the kernel if all are visible and N is a
+        multiple of 128 up to 1024. The kernel has no forward-mode derivative (`jax.jvp`), and so neither has the
+        function there.
     """
     rotary = None if rotary is None else (rotary[0].T, rotary[1].T)
-    if fused and qkv.dtype == jnp.bfloat16 and qkv.shape[-1] in range(128, LONGEST + 1, 128):
+    in_kernel = fused and visible is None and qkv.dtype == jnp.bfloat16
+    if in_kernel and qkv.shape[-1] in range(128, LONGEST + 1, 128):
         return jax.lax.platform_dependent(qkv, rotary, tpu=fused_attention, default=plain_attention)
-    return plain_attention(qkv, rotary)
+    return plain_attention(qkv, rotary, visible)
 
 
-def plain_attention(qkv: jax.Array, rotary: Rotary | None) -> jax.Array:
+def plain_attention(qkv: jax.Array, rotary: Rotary | None, visible: jax.Array | None = None) -> jax.Array:
     """`attend` by plain operations; `rotary` is `[E / 2, N]` twice."""
     query, key, value = (qkv[:, :, i] for i in range(3))
     if rotary is not None:
         query, key = (rotate(x, rotary).astype(qkv.dtype) for x in (query, key))
     query, key, value = (jnp.moveaxis(x, -1, 1) for x in (query, key, value))  # [B, N, K, E]
-    return jnp.moveaxis(jax.nn.dot_product_attention(query, key, value), 1, -1)
+    mask = None if visible is None else visible[:, None, None]
+    return jnp.moveaxis(jax.nn.dot_product_attention(query, key, value, mask=mask), 1, -1)
 
 
 @jax.custom_vjp

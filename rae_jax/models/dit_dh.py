@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rae_jax.models.embeddings import LabelEmbedding, SinCosPositions, time_embedding
+from rae_jax.models.embeddings import LabelEmbedding, SinCosPositions, time_embeddings
 from rae_jax.models.layers import PYTORCH, Dense, Start, apply_blocks
 from rae_jax.models.lightning_dit import SIZES as BACKBONES
 from rae_jax.models.lightning_dit import Block, FinalLayer, patchify, rotary, unpatchify
@@ -77,9 +77,10 @@ class DiTDH(nn.Module):
 
     @nn.compact
     def __call__(self, z: jax.Array, t: jax.Array, condition: jax.Array, r: jax.Array | None = None) -> jax.Array:
-        time = time_embedding(
+        embedded = time_embeddings(
             t, r, width=self.width, flow_map=self.flow_map, bias=PYTORCH.bias, trained=self.trained_tables
         )
+        time = sum(embedded)
         # The blocks apply SiLU to their condition once more.
         told = nn.silu(time + LabelEmbedding(self.num_classes, self.width, name="label_embedding")(condition))
 

@@ -112,7 +112,7 @@ class LabelEmbedding(nn.Module):
         return nn.Embed(self.num_classes + 1, self.width, embedding_init=init, name="table")(labels)
 
 
-def time_embedding(
+def time_embeddings(
     t: jax.Array,
     r: jax.Array | None,
     *,
@@ -120,8 +120,8 @@ def time_embedding(
     flow_map: bool,
     bias: Callable[[int], Initializer] = ZEROS.bias,
     trained: bool = False,
-) -> jax.Array:
-    """`[B, width]`: the embedding of `t`, plus that of `t - r` in a flow map, inside the calling compact module.
+) -> list[jax.Array]:
+    """The embedding of `t`, and that of `t - r` in a flow map, each `[B, width]`, inside the calling compact module.
 
     Args:
       bias: how the biases of the embedding of `t` start.
@@ -136,8 +136,8 @@ def time_embedding(
         )
         raise ValueError(f"flow_map={flow_map}: {what}")
     start = TIME_START._replace(bias=bias)
-    embedded = TimeEmbedding(width, start=start, trained=trained, name="time_embedding")(t)
+    embedded = [TimeEmbedding(width, start=start, trained=trained, name="time_embedding")(t)]
     if flow_map:
         # The released mean-flow models leave this embedder at PyTorch's default initialisation.
-        embedded += TimeEmbedding(width, start=PYTORCH, trained=trained, name="duration_embedding")(t - r)
+        embedded.append(TimeEmbedding(width, start=PYTORCH, trained=trained, name="duration_embedding")(t - r))
     return embedded

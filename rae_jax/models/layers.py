@@ -17,7 +17,7 @@ Parameters are float32 and carry logical axis names, which `training/sharding.py
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -207,7 +207,8 @@ class FromHeads(nn.Module):
 class Attention(nn.Module):
     """Multi-head self-attention, with optional query-key norm before the optional rotary embedding.
 
-    `x: [B, N, D] -> [B, N, D]`. Parameters: `qkv`, a `ToHeads`, and `out`, a `FromHeads`.
+    `x: [B, N, D] -> [B, N, D]`; tokens that `visible: [B, N]` says no of are not attended to. Parameters: `qkv`, a
+    `ToHeads`, and `out`, a `FromHeads`.
 
     Attributes:
       qkv_bias, key_bias: whether queries, keys and values have a bias, and keys too.
@@ -226,7 +227,7 @@ class Attention(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, rotary: Rotary | None = None) -> jax.Array:
+    def __call__(self, x: jax.Array, rotary: Rotary | None = None, visible: jax.Array | None = None) -> jax.Array:
         start = self.qkv_start or self.start._replace(kernel=drawn_apart(self.start.kernel, 3))
         qkv = ToHeads(self.num_heads, self.qkv_bias, self.key_bias, start, self.dtype, name="qkv")(x)  # [B, K, 3, E, N]
         if self.qk_norm is not None:
@@ -235,7 +236,7 @@ class Attention(nn.Module):
                 for i, name in enumerate(("query", "key"))
             )
             qkv = jnp.stack([query, key, qkv[:, :, 2]], axis=2)
-        return FromHeads(self.start, self.dtype, name="out")(attend(qkv, rotary, fused=self.fused))
+        return FromHeads(self.start, self.dtype, name="out")(attend(qkv, rotary, visible, fused=self.fused))
 
 
 class MLP(nn.Module):
@@ -296,31 +297,49 @@ def apply_blocks(
     x: jax.Array,
     *args: Any,
     depth: int,
+    kept: Sequence[int] | None = None,
     name: str = "blocks",
     scan: bool = False,
     remat: str = "none",
     **block_arguments: Any,
-) -> jax.Array:
+) -> Any:
     """`x` through `depth` blocks, each `block(x, *args) -> x`, inside the calling compact module.
+
+    With `kept`, numbers of blocks, returns `(x, [x after so many blocks for each of them])`.
 
     Unrolled, the blocks are named `blocks_0`, `blocks_1`, ...; scanned, one block's parameters are stacked along a
     leading `layers` axis under `blocks`, which compiles in a fraction of the time. `remat` is `none`, `full` (keep
     only each block's input for the backward pass) or `dots` (keep the matrix products too).
+
+    Raises:
+      ValueError: unknown `remat`, or fewer blocks than are `kept`.
     """
+    if any(not 0 <= count <= depth for count in kept or ()):
+        raise ValueError(f"x is wanted after {list(kept)} of the {depth} blocks of {name!r}")
     if remat != "none":
         if remat not in REMAT_POLICIES:
             raise ValueError(f"remat={remat!r} is not one of {['none', *REMAT_POLICIES]}")
         block_class = nn.remat(block_class, policy=REMAT_POLICIES[remat], prevent_cse=not scan)
     if not scan:
+        states = [x]
         for i in range(depth):
             x = block_class(**block_arguments, name=f"{name}_{i}")(x, *args)
-        return x
+            states.append(x)
+        return x if kept is None else (x, [states[count] for count in kept])
+
+    def step(block: nn.Module, carry: Any, *inner: Any) -> tuple[Any, None]:
+        x, count, copies = carry
+        x, count = block(x, *inner), count + 1
+        copies = [jnp.where(count == wanted, x, copy) for wanted, copy in zip(kept or (), copies, strict=True)]
+        return (x, count, copies), None
+
     scanned = nn.scan(
-        lambda block, carry, *inner: (block(carry, *inner), None),
+        step,
         variable_axes={"params": 0, "intermediates": 0, "cache": 0},
         split_rngs={"params": True},
         in_axes=nn.broadcast,
         length=depth,
         metadata_params={nn.PARTITION_NAME: "layers"},
     )
-    return scanned(block_class(**block_arguments, name=name), x, *args)[0]
+    (x, _, copies), _ = scanned(block_class(**block_arguments, name=name), (x, 0, [x for _ in kept or ()]), *args)
+    return x if kept is None else (x, copies)

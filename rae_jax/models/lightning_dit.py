@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from rae_jax.models.embeddings import LabelEmbedding, SinCosPositions, rotary_table, time_embedding
+from rae_jax.models.embeddings import LabelEmbedding, SinCosPositions, rotary_table, time_embeddings
 from rae_jax.models.layers import (
     MLP,
     ZEROS,
@@ -95,7 +95,8 @@ class Modulation(nn.Module):
 class Block(nn.Module):
     """Attention and feed-forward, each normalised and modulated before and gated after.
 
-    `x: [B, N, D]`, `condition: [B, D]` or `[B, N, D]` -> `[B, N, D]` float32.
+    `x: [B, N, D]`, `condition: [B, D]` or `[B, N, D]` -> `[B, N, D]` float32. Without a condition nothing is modulated
+    or gated. `visible: [B, N]` as in `attention.attend`.
 
     Attributes:
       start: number of matrices that the reference fuses into one -> how each starts.
@@ -113,14 +114,20 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, condition: jax.Array, rotary: tuple[jax.Array, jax.Array] | None = None
+        self,
+        x: jax.Array,
+        condition: jax.Array | None,
+        rotary: tuple[jax.Array, jax.Array] | None = None,
+        visible: jax.Array | None = None,
     ) -> jax.Array:
         x = divided_by_batch(x)
-        modulation = Modulation(BLOCK_MODULATION, self.dtype, name="modulation")(condition)
+        modulation = [0, 0, 1, 0, 0, 1]
+        if condition is not None:
+            modulation = Modulation(BLOCK_MODULATION, self.dtype, name="modulation")(condition)
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = modulation
 
         y = modulate(make_norm(self.rms_norm, "attention_norm")(x), shift, scale)
-        x = x + gate * self.attention()(y, rotary)
+        x = x + gate * self.attention()(y, rotary, visible)
         y = modulate(make_norm(self.rms_norm, "mlp_norm")(x), mlp_shift, mlp_scale)
         return x + mlp_gate * self.feed_forward(x.shape[-1])(y)
 
@@ -244,7 +251,7 @@ class LightningDiT(nn.Module):
 
     @nn.compact
     def __call__(self, z: jax.Array, t: jax.Array, condition: jax.Array, r: jax.Array | None = None) -> jax.Array:
-        time = time_embedding(t, r, width=self.width, flow_map=self.flow_map, trained=self.trained_tables)
+        time = sum(time_embeddings(t, r, width=self.width, flow_map=self.flow_map, trained=self.trained_tables))
         told = time + LabelEmbedding(self.num_classes, self.width, name="label_embedding")(condition)
 
         side = self.grid_size // self.patch_size

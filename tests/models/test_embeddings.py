@@ -16,7 +16,7 @@ from rae_jax.models.embeddings import (
     TimeEmbedding,
     rotary_table,
     sincos_table,
-    time_embedding,
+    time_embeddings,
 )
 
 TRANSFORMERS = ("dit_dh", "mf_dit_dh", "sample_euler_dit_dh", "lightning_dit")
@@ -118,4 +118,4 @@ def test_trained_positions_start_at_the_fixed_ones():
 @pytest.mark.parametrize(("flow_map", "r", "message"), [(True, None, "r is missing"), (False, 0.5, "takes t only")])
 def test_a_flow_map_needs_both_times_and_a_velocity_model_one(flow_map, r, message):
     with pytest.raises(ValueError, match=message):
-        time_embedding(jnp.ones(1), None if r is None else jnp.full(1, r), width=8, flow_map=flow_map)
+        time_embeddings(jnp.ones(1), None if r is None else jnp.full(1, r), width=8, flow_map=flow_map)

@@ -15,6 +15,7 @@ from rae_jax.models.bridge import BridgeDecoder, BridgeEncoder
 from rae_jax.models.decoder import ViTDecoder
 from rae_jax.models.discriminator import Heads
 from rae_jax.models.dit_dh import DiTDH
+from rae_jax.models.dit_in_context import DiTInContext
 from rae_jax.models.embeddings import sincos_table
 from rae_jax.models.lightning_dit import LightningDiT
 
@@ -23,6 +24,10 @@ TRANSFORMER = dict(
     grid_size=GRID, in_channels=CHANNELS, num_classes=99, width=WIDTH, depth=1, num_heads=4, trained_tables=True
 )
 Z, T, LABELS = jnp.zeros((1, GRID**2, CHANNELS)), jnp.zeros(1), jnp.zeros(1, jnp.int32)
+IN_CONTEXT = DiTInContext(
+    grid_size=GRID, in_channels=CHANNELS, num_classes=99, width=WIDTH, depth=1, num_heads=4, head_width=96,
+    head_depth=1, head_num_heads=4, base_depth=1, alignment_depth=1, alignment_features=48,
+)  # fmt: skip
 DIT_DH = DiTDH(head_width=96, head_depth=1, head_num_heads=4, **TRANSFORMER)
 VIT = ViTDecoder(grid_size=GRID, patch_size=8, width=WIDTH, depth=1, num_heads=4, mlp_dim=128, trained_tables=True)
 # Which of the recipe's words a parameter goes by: the first pattern that its path fits.
@@ -32,6 +37,7 @@ OF_DIT = {
     r"modulation": ("modulation",), r"final/linear": ("output_layer",), r"norm": ("norms",),
     r"positions": ("positions",), r"": ("linears",),
 }  # fmt: skip
+OF_IN_CONTEXT = {r"_tokens": ("learned_tokens",)} | OF_DIT
 OF_DECODER = {r"cls_token": ("class_token",), r"positions": ("positions",), r"norm": ("norms",), r"": ("linears",)}
 OF_BRIDGE = {
     r"attention/qkv": ("attention_in",), r"attention/out": ("attention_out",), r"^down": ("mlp_last_of_encoder",),
@@ -40,11 +46,13 @@ OF_BRIDGE = {
 CASES = [
     ("rae_stage2_dit_dh_xl_256", DIT_DH, (Z, T, LABELS), OF_DIT),
     ("rpiae_lightning_dit", LightningDiT(qk_norm=True, **TRANSFORMER), (Z, T, LABELS), OF_DIT),
+    ("raev2_imagenet_k7", IN_CONTEXT, (Z, T, LABELS), OF_IN_CONTEXT),
     ("rae_stage1_dinov2b_december", VIT, (Z,), OF_DECODER),
     ("rpiae_stage2", BridgeEncoder(latent_channels=16, mlp_dim=WIDTH), (jnp.zeros((1, 16, WIDTH)),), OF_BRIDGE),
     ("rpiae_stage2", BridgeDecoder(width=WIDTH, depth=1), (jnp.zeros((1, 16, 16)),), OF_BRIDGE),
 ]
 NOT_SAID = {"norms": "scale 1, bias 0", "fourier": "normal(0, 1)", "positions": "sine-cosine values"}
+NOT_SAID["learned_tokens"] = f"normal(0, {WIDTH**-0.5})"
 
 
 def parameters(model: Any, arguments: tuple[Any, ...]) -> dict[str, np.ndarray]:
@@ -73,7 +81,9 @@ def expected(words: str, leaf: str, fan_in: int, fan_out: int) -> tuple[str, flo
         return "constant", 0.0 if bias else 1.0
     if (bias and re.search(r"zero bias|bias 0", words)) or words.startswith("zeros"):
         return "constant", 0.0
-    if (bias and "bias PyTorch default" in words) or words.startswith(("uniform(-1/sqrt(fan_in)", "PyTorch default")):
+    # Words of weights alone leave the bias as that of any linear layer.
+    default = "bias PyTorch default" in words or (words.startswith("weight ") and "bias" not in words)
+    if (bias and default) or words.startswith(("uniform(-1/sqrt(fan_in)", "PyTorch default")):
         return "uniform", fan_in**-0.5
     if words.startswith("xavier uniform"):
         return "uniform", (6 / (fan_in + fan_out)) ** 0.5

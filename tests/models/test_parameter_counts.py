@@ -5,10 +5,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from rae_jax.models import decoder, dit_dh, lightning_dit
+from rae_jax.models import decoder, dit_dh, dit_in_context, lightning_dit
 from rae_jax.models.bridge import BridgeDecoder, BridgeEncoder
 from rae_jax.models.decoder import ViTDecoder
 from rae_jax.models.dit_dh import DiTDH
+from rae_jax.models.dit_in_context import DiTInContext
 from rae_jax.models.embeddings import sincos_table
 from rae_jax.models.lightning_dit import LightningDiT
 
@@ -34,6 +35,11 @@ def test_dit_dh_xl_has_839_million():  # RAE
 
 def test_the_flow_map_dit_dh_xl_has_841_million():  # MF-RAE
     assert round(diffusion_transformer(DiTDH, dit_dh.SIZES["XL"], 768, flow_map=True) / 1e6) == 841
+
+
+def test_the_in_context_dit_xl_has_875_2_million_on_the_latents_of_dinov3_l():  # RAEv2
+    model = DiTInContext(grid_size=16, in_channels=1024, num_classes=1000, scan=True, **dit_in_context.SIZES["XL"])
+    assert round(count(model, (256, 1024), (), ()) / 1e6, 1) == 875.2
 
 
 def test_lightning_dit_xl_has_676_million_on_the_latents_of_dinov2_s():  # RAE; on those of DINOv2-B a million more
