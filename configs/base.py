@@ -248,12 +248,15 @@ def get_config() -> ConfigDict:
     config.sampling.png = False  # also a folder of PNG files
     # "permuted": equal numbers of each class, in an order that the seed fixes; "random"; or "unconditional": all null.
     config.sampling.labels = "permuted"
-    config.sampling.method = "euler"  # "euler", "heun", or "euler_maruyama"
+    config.sampling.method = "euler"  # "euler", "heun", "dopri5", or "euler_maruyama"
     config.sampling.num_steps = 50  # network evaluations of an Euler sampler; 0: only the flow map is sampled
     config.sampling.grid = "full"  # "full" ends at t = 0; "released" is the reference's, which ends just above
     config.sampling.last_step = 0.0  # size of a full grid's last step, before the shift; 0: as large as the others
     config.sampling.diffusion = "sigma"  # of Euler-Maruyama, w(t): `flow/samplers.py: DIFFUSIONS` has the forms
     config.sampling.diffusion_norm = 1.0  # what multiplies it; REPA has 2
+    config.sampling.last_step_form = "mean"  # of Euler-Maruyama; or "tweedie", SiT's "Euler" too
+    config.sampling.rtol = 1e-3  # of dopri5, which takes as many steps as these tolerances want
+    config.sampling.atol = 1e-6
     config.sampling.guidance = "classifier_free"  # or "autoguidance", by the component "guide"
     config.sampling.guidance_scale = 1.0  # 1 is no guidance
     config.sampling.guidance_interval = (0.0, 1.0)  # times at which guidance acts, both ends included

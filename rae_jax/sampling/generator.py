@@ -18,7 +18,7 @@ from rae_jax.flow.times import sampling_times
 from rae_jax.models.autoencoder import LatentStatistics
 from rae_jax.training.state import TrainState
 
-ODE_SAMPLERS = {"euler": samplers.euler, "heun": samplers.heun}
+ODE_SAMPLERS = {"euler": samplers.euler, "heun": samplers.heun, "dopri5": samplers.dopri5}
 GUIDANCES = ("classifier_free", "autoguidance")
 # (network's parameters, those of "stats" and of what decodes and guides, keys [B], condition [B, ...])
 # -> images [B, H, W, 3], not clamped
@@ -65,6 +65,10 @@ def generator(config: ConfigDict, network: str = "flow", *, guide: str | None = 
     method = sampling.method
     if method not in (*ODE_SAMPLERS, "euler_maruyama"):
         raise ValueError(f"sampling.method={method!r} is not one of {[*ODE_SAMPLERS, 'euler_maruyama']}")
+    last = sampling.last_step_form
+    if last not in samplers.LAST_STEPS:
+        raise ValueError(f"sampling.last_step_form={last!r} is not one of {list(samplers.LAST_STEPS)}")
+    tolerances = dict(rtol=sampling.rtol, atol=sampling.atol) if method == "dopri5" else {}
 
     def to_latents(
         params: Params, frozen: dict[str, Params], noise: jax.Array, path_keys: jax.Array, asked: Condition
@@ -83,8 +87,8 @@ def generator(config: ConfigDict, network: str = "flow", *, guide: str | None = 
         elif classifier_free:
             velocity = classifier_free_guidance(conditional, asked, told.null(asked), **strength)
         if method in ODE_SAMPLERS:
-            return ODE_SAMPLERS[method](velocity, noise, times)
-        return samplers.euler_maruyama(velocity, noise, times, path_keys, diffusion=lambda t: norm * form(t))
+            return ODE_SAMPLERS[method](velocity, noise, times, **tolerances)
+        return samplers.euler_maruyama(velocity, noise, times, path_keys, diffusion=lambda t: norm * form(t), last=last)
 
     return _with_noise_and_decoder(config, to_latents)
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.integrate
 from golden import cases, tokens
 from golden_modules import linear_velocity, network
 
@@ -43,13 +44,64 @@ def test_trajectories_are_the_references(case):
 
 
 @cases("transport")
-def test_small_steps_reach_the_trajectory_of_the_references_adaptive_solver(case):
+def test_the_adaptive_solver_is_the_references(case):
+    """And small steps of another method arrive where it does."""
     (call,) = (call for call in case.calls("sample_ode") if call.inputs["sampling_method"] == "dopri5")
     times = released_times(call, case.constructor["time_dist_shift_base"])
+    velocity, noise = linear_velocity(case, call.inputs["y"]), call.inputs["x"]
+    tolerances = {name: call.inputs[name] for name in ("rtol", "atol") if name in call.inputs}
+    states = samplers.dopri5(velocity, noise, times, **tolerances, trajectory=True)
+    case.assert_close(states, call.outputs["trajectory"], atol=case.noted("absolute"))
+    np.testing.assert_allclose(samplers.dopri5(velocity, noise, times, **tolerances), states[-1], atol=1e-4)
     fine = np.concatenate([np.linspace(a, b, 20, endpoint=False) for a, b in itertools.pairwise(times)])
-    velocity = linear_velocity(case, call.inputs["y"])
-    states = samplers.heun(velocity, call.inputs["x"], [*fine, times[-1]], trajectory=True)
-    case.assert_close(states[::20], call.outputs["trajectory"], atol=case.noted("absolute"))
+    small = samplers.heun(velocity, noise, [*fine, times[-1]], trajectory=True)[::20]
+    case.assert_close(small, call.outputs["trajectory"], atol=case.noted("absolute"))
+
+
+def test_the_adaptive_solver_is_scipys_and_as_exact_as_it_is_asked_to_be():
+    noise = np.array([[-2.0], [0.0], [1.0]], np.float32)
+
+    def backwards(done, z):
+        return -np.asarray(gaussian_velocity(jnp.asarray(z, jnp.float32)[:, None], jnp.full(3, 1 - done)))[:, 0]
+
+    for tolerance in (1e-2, 1e-4):
+        z = samplers.dopri5(gaussian_velocity, noise, sampling_times(2), rtol=tolerance, atol=tolerance)
+        np.testing.assert_allclose(z, MEAN + STD * noise, atol=5 * tolerance)
+        theirs = scipy.integrate.solve_ivp(backwards, (0, 1), noise[:, 0], rtol=tolerance, atol=tolerance).y[:, -1:]
+        np.testing.assert_allclose(z, theirs, atol=5 * tolerance)
+
+
+def test_the_adaptive_solver_stays_within_its_times_and_ends_where_a_velocity_is_no_number():
+    looked_at = []
+
+    def watched(z, t):
+        jax.debug.callback(lambda t: looked_at.append(float(t[0])), t)
+        return gaussian_velocity(z, t)
+
+    jax.block_until_ready(samplers.dopri5(watched, jnp.ones((1, 1)), sampling_times(3, grid="released")))
+    jax.effects_barrier()
+    assert max(looked_at) == 1 and min(looked_at) == pytest.approx(1e-3, abs=1e-6)
+    assert jnp.isnan(samplers.dopri5(lambda z, t: z * jnp.nan, jnp.ones((1, 1)), sampling_times(3))).all()
+
+
+@pytest.mark.parametrize(("last", "shift"), [("mean", 1.0), ("tweedie", 1.0), ("tweedie", 2.0)])
+def test_the_last_step_of_the_sde(last, shift):
+    """Against SiT's formulas in NumPy, from the state before the last step."""
+    noise, keys = jnp.array([[-2.0], [0.0], [1.0]]), jax.random.split(jax.random.key(0), 3)
+    times = sampling_times(5, last_step=0.1, shift=shift)
+    states = samplers.euler_maruyama(gaussian_velocity, noise, times, keys, last=last, trajectory=True)
+    z, t = np.asarray(states[-2]), times[-2]
+    v = np.asarray(gaussian_velocity(z, jnp.full(3, t)))
+    score = -(z + (1 - t) * v) / t
+    expected = {"mean": z - t * (v - t * score / 2), "tweedie": (z + t**2 * score) / (1 - t)}[last]
+    np.testing.assert_allclose(states[-1], expected, atol=1e-5)
+
+
+def test_an_unknown_last_step():
+    with pytest.raises(ValueError, match="'euler' is not one of"):
+        samplers.euler_maruyama(
+            gaussian_velocity, jnp.zeros((1, 1)), [1.0, 0.0], jax.random.split(jax.random.key(0), 1), last="euler"
+        )
 
 
 @cases("sample_euler_dit_dh")
