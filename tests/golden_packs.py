@@ -23,7 +23,8 @@ def capacity(constructor: dict[str, Any]) -> dict[str, int]:
     """Of the position tables. Positions between those of a table, of an interpolated one, are not ours."""
     assert not constructor["interpolate_pos"]
     semantic = constructor.get("vit_max_num_patch_per_side", 0)
-    return {"latent": constructor["max_latent_size"], "semantic": semantic}
+    latent = constructor["max_latent_size"]
+    return {"clean": latent, "noised": latent, "semantic": semantic}
 
 
 def item(constructor: dict[str, Any], planned: dict[str, Any]) -> Item:

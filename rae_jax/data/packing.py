@@ -1,8 +1,8 @@
 """Packs for a mixture of transformers: texts and images in one sequence, as Bagel's code lays them out.
 
 A *sample* is a list of `Item`s. `arrange` makes splits of them, `pack` one sequence of several samples, and `buffers`
-the arrays of fixed sizes that a compiled step takes: texts, semantic tokens and latents apart, since each kind goes
-through other weights and attention does not ask in which order tokens lie. `PackFilling` chooses the samples of a pack.
+the arrays of fixed sizes that a compiled step takes: the kinds of tokens apart, since each goes through other weights
+and attention does not ask in which order tokens lie. `PackFilling` chooses the samples of a pack.
 """
 
 import dataclasses
@@ -13,8 +13,11 @@ import numpy as np
 
 from rae_jax.models.pack import Places
 
-TEXT, SEMANTIC, LATENT = "text", "semantic", "latent"  # the kinds of tokens, and the names of their buffers
-BUFFERS = (TEXT, SEMANTIC, LATENT)
+# The kinds of items and of their tokens: a text; an image as tokens of a vision encoder; one as latents; and one as
+# latents that the model is to predict. What stands around an image is text.
+TEXT, SEMANTIC, CLEAN, NOISED = KINDS = ("text", "semantic", "clean", "noised")
+LATENTS = (CLEAN, NOISED)
+MODE_OF = {TEXT: "causal", SEMANTIC: "full", CLEAN: "full", NOISED: "noise"}
 NO_LABEL = -1
 GIVEN = -np.inf  # the normal draw of an image that is given: its time is sigmoid(-inf) = 0
 
@@ -37,8 +40,7 @@ class Item:
     """One part of a sample.
 
     Attributes:
-      kind: "text"; "semantic", an image as tokens of a vision encoder; "clean", an image as latents; or "noised",
-        latents that the model is to predict.
+      kind: one of `KINDS`.
       ids: of a text, without markers.
       grid: rows and columns of an image's tokens.
       values: `[rows * columns, channels]`, an image's tokens; None where only the arrangement is wanted.
@@ -57,21 +59,15 @@ class Item:
     loss: bool = False
 
     def __post_init__(self) -> None:
-        if self.kind not in DROPOUT_OF:
-            raise ValueError(f"an item of kind {self.kind!r}; it is one of {list(DROPOUT_OF)}")
-        if self.droppable and (self.loss or self.kind == "noised"):
+        if self.kind not in KINDS:
+            raise ValueError(f"an item of kind {self.kind!r}; it is one of {list(KINDS)}")
+        if self.droppable and (self.loss or self.kind == NOISED):
             raise ValueError(f"a {self.kind} item has a loss and may be dropped; one of the two")
 
     @property
     def length(self) -> int:
         """Tokens, with the markers."""
-        return (len(self.ids) if self.kind == "text" else self.grid[0] * self.grid[1]) + 2
-
-
-# By which probability an item is dropped, and which tokens its content are.
-DROPOUT_OF = {"text": "text", "semantic": "semantic", "clean": "latent", "noised": "latent"}
-TOKENS_OF = {"text": TEXT, "semantic": SEMANTIC, "clean": LATENT, "noised": LATENT}
-MODE_OF = {"text": "causal", "semantic": "full", "clean": "full", "noised": "noise"}
+        return (len(self.ids) if self.kind == TEXT else self.grid[0] * self.grid[1]) + 2
 
 
 class Split(NamedTuple):
@@ -88,18 +84,18 @@ def arrange(sample: Sequence[Item], dropout: Mapping[str, float], draws: Iterato
     noised one does not, nor does a dropped text.
 
     Args:
-      dropout: probabilities by kind of token: "text", "semantic", "latent".
+      dropout: probabilities by kind.
       draws: uniform numbers, one taken for each droppable item; it is dropped if its number is below the probability.
     """
     splits, position = [], 0
     for item in sample:
-        text = item.kind == "text"
-        if item.droppable and next(draws) < dropout[DROPOUT_OF[item.kind]]:
+        text = item.kind == TEXT
+        if item.droppable and next(draws) < dropout[item.kind]:
             position += 0 if text else 1
             continue
         places = np.arange(item.length) if text else np.zeros(item.length, int)
         splits.append(Split(item, position + places))
-        position += item.length if text else int(item.kind != "noised")
+        position += item.length if text else int(item.kind != NOISED)
     return splits
 
 
@@ -109,16 +105,16 @@ class Pack:
 
     Attributes:
       places: where every token stands.
-      kind: "text" (markers of images too), "semantic" or "latent".
+      kind: one of `KINDS`.
       ids: of text tokens; 0 elsewhere.
       position: row times capacity plus column of an image's token, in the table of its kind; 0 elsewhere.
-      image: the number of a latent's image among those of latents; 0 elsewhere.
+      image: the number of a latent's image among those of its kind; 0 elsewhere.
       normal: the normal draw that says the time of a latent, -inf of a given one; 0 elsewhere.
       labels: the token that is to be predicted, or -1.
       label_weights: 1 / sqrt(number of labels of that text); 0 without a label.
       values: `{kind: [n, channels]}`, the content of the image tokens of each kind, where items have it.
       sample_lengths, split_lengths, modes: of the samples, and of all splits.
-      grids: rows and columns of each image of latents, in order.
+      grids: rows and columns of each image of latents, of either kind, in order.
     """
 
     places: Places
@@ -138,9 +134,9 @@ class Pack:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def indexes(self, kind: str) -> np.ndarray:
-        """Where the tokens of a kind are."""
-        return np.flatnonzero(self.kind == kind)
+    def indexes(self, *kinds: str) -> np.ndarray:
+        """Where the tokens of these kinds are."""
+        return np.flatnonzero(np.isin(self.kind, kinds))
 
 
 def pack(
@@ -153,7 +149,7 @@ def pack(
     """The samples one after the other.
 
     Args:
-      capacity: rows and columns of the position tables, of "semantic" and "latent" tokens.
+      capacity: rows and columns of the position table of each kind of image.
       normals: numbers from N(0, 1), one taken for each noised image.
 
     Raises:
@@ -164,6 +160,7 @@ def pack(
     }
     values: dict[str, list[np.ndarray]] = {}
     grids: list[tuple[int, int]] = []
+    images = dict.fromkeys(KINDS, 0)
 
     def extend(**arrays: Any) -> None:
         length = len(arrays["rotary"])
@@ -171,7 +168,7 @@ def pack(
             column.append(np.broadcast_to(arrays.get(name, 0), (length,)))
 
     for split in (split for sample in samples for split in sample):
-        item, kind = split.item, TOKENS_OF[split.item.kind]
+        item, kind = split.item, split.item.kind
         if kind == TEXT:
             ids, count = [markers.text_start, *item.ids, markers.text_end], len(item.ids) + 1
             told = {"labels": NO_LABEL}
@@ -186,13 +183,14 @@ def pack(
                 f"{capacity[kind]} x {capacity[kind]}"
             )
         position = (np.arange(rows)[:, None] * capacity[kind] + np.arange(across)).ravel()
-        normal = next(normals) if item.kind == "noised" else GIVEN
+        normal = next(normals) if kind == NOISED else GIVEN
         begin, content, end = split.rotary[:1], split.rotary[1:-1], split.rotary[-1:]
         extend(kind=TEXT, ids=markers.image_start, labels=NO_LABEL, rotary=begin)
-        told = {"image": len(grids), "normal": normal} if kind == LATENT else {}
+        told = {"image": images[kind], "normal": normal} if kind in LATENTS else {}
         extend(kind=kind, position=position, labels=NO_LABEL, rotary=content, **told)
         extend(kind=TEXT, ids=markers.image_end, labels=NO_LABEL, rotary=end)
-        if kind == LATENT:
+        images[kind] += 1
+        if kind in LATENTS:
             grids.append(item.grid)
         if item.values is not None:
             values.setdefault(kind, []).append(item.values)
@@ -227,11 +225,12 @@ def buffers(packed: Pack, sizes: Mapping[str, int]) -> dict[str, dict[str, Any]]
     Raises:
       ValueError: more tokens of a kind than its buffer is long.
     """
-    names = {TEXT: ("ids", "labels", "label_weights"), SEMANTIC: ("position",), LATENT: ("position", "image", "normal")}
+    latents = ("position", "image", "normal")
+    names = {TEXT: ("ids", "labels", "label_weights"), SEMANTIC: ("position",), CLEAN: latents, NOISED: latents}
     filling = {"labels": NO_LABEL, "normal": GIVEN}
     result: dict[str, dict[str, Any]] = {}
     padding = len(packed)
-    for kind in BUFFERS:
+    for kind in KINDS:
         at, size = packed.indexes(kind), sizes.get(kind, 0)
         extra = size - len(at)
         if extra < 0:
@@ -267,7 +266,7 @@ class Budget:
       per_sample: samples with more are skipped.
       buffer: samples that were too long for their pack and wait for the next.
       prefer_buffer_before: while a pack has fewer, those that wait come first.
-      maximum_of: likewise the most of each kind of token ("text", "semantic", "latent"), that their buffers hold.
+      maximum_of: likewise the most of each kind, that their buffers hold.
 
     Raises:
       ValueError: a pack that ends before it has begun, or could not hold the longest sample.
@@ -337,7 +336,7 @@ class PackFilling:
     def __next__(self) -> list[tuple[int, int]]:
         budget = self._budget
         chosen: list[tuple[int, int]] = []
-        used = dict.fromkeys(BUFFERS, 0)
+        used = dict.fromkeys(KINDS, 0)
 
         def put(sample: tuple[int, int]) -> None:
             chosen.append(sample)

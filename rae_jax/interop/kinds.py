@@ -13,6 +13,7 @@ import flax.linen as nn
 import numpy as np
 
 from rae_jax.interop import (
+    bagel,
     bridge,
     decoder,
     diffusers_kl,
@@ -43,6 +44,7 @@ from rae_jax.models.kl_vae import KLVAE
 from rae_jax.models.language_model import LanguageModel
 from rae_jax.models.lightning_dit import LightningDiT
 from rae_jax.models.lpips import LPIPS
+from rae_jax.models.mixture_of_transformers import MixtureOfTransformers
 from rae_jax.models.vit import VisionTransformer
 
 
@@ -296,6 +298,15 @@ KINDS = {
         lightning_dit.write,
         {"num_heads": ("num_heads",)},
         {"": LightningDiT},
+    ),
+    "bagel": Kind(
+        "Bagel's mixture of transformers, with its vision encoder or without",
+        (r"language_model\.model\.layers\.\d+\.self_attn\.q_proj_moe_gen\.weight", r"vae2llm\.weight"),
+        bagel.read,
+        bagel.write,
+        {name: (name,) for name in ("num_heads", "rope_theta", "norm_epsilon")}
+        | {"vision_heads": ("vision", "num_heads")},
+        {"": MixtureOfTransformers},
     ),
     "qwen": Kind(
         "Qwen2.5 or Qwen3, Hugging Face",

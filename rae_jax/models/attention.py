@@ -48,7 +48,7 @@ def attend(qkv: jax.Array, rotary: Rotary | None = None, visible: jax.Array | No
     Args:
       qkv: queries, keys and values of K heads of width E.
       rotary: turns queries and keys by their positions; `(cos, sin)`, each `[N, E / 2]`.
-      visible: `[B, N]` booleans, which tokens are attended to; all by default.
+      visible: `[B, N]` booleans, which tokens are attended to, or `[B, N, N]`, by which; all by all by default.
       fused: where the program is compiled for a TPU, bfloat16 goes through the kernel if all are visible and N is a
         multiple of 128 up to 1024. The kernel has no forward-mode derivative (`jax.jvp`), and so neither has the
         function there.
@@ -66,7 +66,7 @@ def plain_attention(qkv: jax.Array, rotary: Rotary | None, visible: jax.Array | 
     if rotary is not None:
         query, key = (rotate(x, rotary).astype(qkv.dtype) for x in (query, key))
     query, key, value = (jnp.moveaxis(x, -1, 1) for x in (query, key, value))  # [B, N, K, E]
-    mask = None if visible is None else visible[:, None, None]
+    mask = visible if visible is None else visible[:, None] if visible.ndim == 3 else visible[:, None, None]
     return jnp.moveaxis(jax.nn.dot_product_attention(query, key, value, mask=mask), 1, -1)
 
 

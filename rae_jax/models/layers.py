@@ -207,8 +207,8 @@ class FromHeads(nn.Module):
 class Attention(nn.Module):
     """Multi-head self-attention, with optional query-key norm before the optional rotary embedding.
 
-    `x: [B, N, D] -> [B, N, D]`; tokens that `visible: [B, N]` says no of are not attended to. Parameters: `qkv`, a
-    `ToHeads`, and `out`, a `FromHeads`.
+    `x: [B, N, D] -> [B, N, D]`; `rotary` and `visible` as in `attention.attend`. Parameters: `qkv`, a `ToHeads`, and
+    `out`, a `FromHeads`.
 
     Attributes:
       qkv_bias, key_bias: whether queries, keys and values have a bias, and keys too.

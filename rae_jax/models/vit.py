@@ -45,8 +45,8 @@ class Block(nn.Module):
     """Pre-norm transformer block `x: [B, N, D] -> [B, N, D]` of Vision Transformers.
 
     `activation` is `gelu`, `gelu_tanh` or `swiglu`; `layer_scale` multiplies each branch by a learned vector. `rotary`
-    is as in `attention.attend`. Linear layers start by `mlp_start` and, as in `Attention`, by `attention_start` and
-    `qkv_start`.
+    and `visible` are as in `attention.attend`. Linear layers start by `mlp_start` and, as in `Attention`, by
+    `attention_start` and `qkv_start`.
     """
 
     num_heads: int
@@ -62,7 +62,9 @@ class Block(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, rotary: tuple[jax.Array, jax.Array] | None = None) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, rotary: tuple[jax.Array, jax.Array] | None = None, visible: jax.Array | None = None
+    ) -> jax.Array:
         def scaled(branch: jax.Array, name: str) -> jax.Array:
             if not self.layer_scale:
                 return branch
@@ -83,7 +85,7 @@ class Block(nn.Module):
         )
         feed_forward = choice("activation", self.activation, FEED_FORWARD)
         mlp = feed_forward(self.mlp_dim, start=self.mlp_start, dtype=self.dtype, name="mlp")
-        x = x + scaled(attention(norm("attention_norm")(x), rotary), "attention_scale")
+        x = x + scaled(attention(norm("attention_norm")(x), rotary, visible), "attention_scale")
         return x + scaled(mlp(norm("mlp_norm")(x)), "mlp_scale")
 
 
@@ -245,6 +247,49 @@ class VisionTransformer(nn.Module):
             dtype=self.dtype,
         )
         return LayerNorm(epsilon=self.norm_epsilon, affine=False, name="norm")(x[:, num_prefix:])
+
+
+class PackedVisionTransformer(nn.Module):
+    """Patches of several images in one list, as NaViT has them (Dehghani et al., 2023): SigLIP's layers.
+
+    `patches: [B, N, P]`, flattened as (row, column, channel); `position: [B, N]`, rows of the table; `together:
+    [B, N, N]`, whether two patches are of one image -> tokens `[B, N, D]` float32, after a norm with scale and bias.
+
+    Attributes:
+      positions: rows of the learned table.
+      width, depth, num_heads, mlp_dim, norm_epsilon, dtype, scan, remat: as in `VisionTransformer`.
+    """
+
+    positions: int
+    width: int
+    depth: int
+    num_heads: int
+    mlp_dim: int
+    norm_epsilon: float = 1e-6
+    dtype: Any = jnp.float32
+    scan: bool = False
+    remat: str = "none"
+
+    @nn.compact
+    def __call__(self, patches: jax.Array, position: jax.Array, together: jax.Array) -> jax.Array:
+        x = Dense(self.width, ("patch", "embed"), start=TRUNC_NORMAL, dtype=self.dtype, name="patch")(patches)
+        init = named(TRUNC_NORMAL.kernel, "tokens", "embed")
+        table = self.param("position_embedding", init, (self.positions, self.width))
+        x = apply_blocks(
+            Block,
+            x.astype(jnp.float32) + jnp.take(table, position, axis=0),
+            None,
+            together,
+            depth=self.depth,
+            scan=self.scan,
+            remat=self.remat,
+            num_heads=self.num_heads,
+            mlp_dim=self.mlp_dim,
+            activation="gelu_tanh",
+            norm_epsilon=self.norm_epsilon,
+            dtype=self.dtype,
+        )
+        return LayerNorm(epsilon=self.norm_epsilon, name="norm")(x)
 
 
 def rotary_positions(

@@ -11,12 +11,12 @@ from rae_jax.data.packing import GIVEN, NO_LABEL, Budget, Group, Item, Markers, 
 from rae_jax.models.pack import Places, visible
 
 MARKERS = Markers(90, 91, 92, 93)
-NOTHING = {"text": 0.0, "semantic": 0.0, "latent": 0.0}
+NOTHING = {"text": 0.0, "semantic": 0.0, "clean": 0.0}
 
 
 def official_names(packed):
     """The tensors of the official `to_tensor`, by name."""
-    text, latent, semantic = (packed.indexes(kind) for kind in ("text", "latent", "semantic"))
+    text, latent, semantic = packed.indexes("text"), packed.indexes("clean", "noised"), packed.indexes("semantic")
     labelled = np.flatnonzero(packed.labels != NO_LABEL)
     starts = np.flatnonzero(packed.kind == "semantic")
     images = [n - 2 for n, m in zip(packed.split_lengths, split_kinds(packed), strict=True) if m == "semantic"]
@@ -56,7 +56,7 @@ def test_packs_are_the_official_ones(case):
         inputs = dict(call.inputs)
         samples = [[item(case.constructor, planned) for planned in s["plan"]] for s in inputs.pop("samples")]
         dropout = inputs.pop("dropout")
-        dropout = {"text": dropout["text"], "latent": dropout["vae"], "semantic": dropout["vit"]}
+        dropout = {"text": dropout["text"], "clean": dropout["vae"], "semantic": dropout["vit"]}
         uniform, normal = iter(inputs.pop("uniform_draws")), iter(inputs.pop("normal_draws"))
         assert not inputs, inputs
         arranged = [arrange(sample, dropout, uniform) for sample in samples]
@@ -84,34 +84,33 @@ def edit(ids=(5, 6), side=2):
 
 def packed_edits(count=2, **changes):
     arranged = [arrange(edit(**changes), NOTHING, itertools.repeat(0.5)) for _ in range(count)]
-    return pack(arranged, MARKERS, capacity={"latent": 4}, normals=itertools.count(0.25, 0.5))
+    return pack(arranged, MARKERS, capacity={"clean": 4, "noised": 4}, normals=itertools.count(0.25, 0.5))
 
 
 def test_buffers_hold_every_token_of_a_pack_and_padding_that_nobody_sees():
     packed = packed_edits()
-    held = buffers(packed, {"text": 20, "latent": 19})
-    assert held.keys() == {"text", "latent"}
+    held = buffers(packed, {"text": 20, "clean": 8, "noised": 11})
+    assert held.keys() == {"text", "clean", "noised"}
     for kind, arrays in held.items():
         at, count = packed.indexes(kind), int(arrays["mask"].sum())
         assert count == len(at) and arrays["mask"][:count].all()
         np.testing.assert_array_equal(arrays["places"].rotary[:count], packed.places.rotary[at])
     np.testing.assert_array_equal(held["text"]["ids"][: len(packed.indexes("text"))], packed.ids[packed.kind == "text"])
-    np.testing.assert_array_equal(held["latent"]["values"][:16], packed.values["latent"])
-    both = Places(
-        *(np.concatenate(pair) for pair in zip(held["text"]["places"], held["latent"]["places"], strict=True))
-    )
+    for kind in ("clean", "noised"):
+        np.testing.assert_array_equal(held[kind]["values"][:8], packed.values[kind])
+    both = Places(*(np.concatenate(each) for each in zip(*(held[kind]["places"] for kind in held), strict=True)))
     seen = visible(both, both)
-    real = np.concatenate([held["text"]["mask"], held["latent"]["mask"]])
+    real = np.concatenate([held[kind]["mask"] for kind in held])
     assert not seen[np.ix_(real, ~real)].any() and not seen[np.ix_(~real, real)].any()
     assert np.diag(seen).all()  # a softmax over nothing is not a number
-    at = np.concatenate([packed.indexes("text"), packed.indexes("latent")])
+    at = np.concatenate([packed.indexes(kind) for kind in held])
     np.testing.assert_array_equal(seen[np.ix_(real, real)], visible(packed.places, packed.places)[np.ix_(at, at)])
 
 
 def test_what_does_not_fit_is_said():
-    with pytest.raises(ValueError, match=r"a pack has 16 latent tokens, its buffer is of 15"):
-        buffers(packed_edits(), {"text": 20, "latent": 15})
-    with pytest.raises(ValueError, match="5 x 5 latent tokens; the table of positions has room for 4 x 4"):
+    with pytest.raises(ValueError, match=r"a pack has 8 noised tokens, its buffer is of 7"):
+        buffers(packed_edits(), {"text": 20, "clean": 8, "noised": 7})
+    with pytest.raises(ValueError, match="5 x 5 clean tokens; the table of positions has room for 4 x 4"):
         packed_edits(side=5)
     with pytest.raises(ValueError, match="cannot hold a sample of 200"):
         Budget(expected=50, maximum=100, per_sample=200)
@@ -174,7 +173,7 @@ def as_written(groups, budget, seed, count):
 def groups_of(*specs):
     def sizes(scale, position):
         whole = int(np.random.default_rng((scale, position)).integers(scale // 2, scale))
-        return {"text": whole, "latent": 8}, {"text": whole if position % 3 else 2, "latent": 8}
+        return {"text": whole, "noised": 8}, {"text": whole if position % 3 else 2, "noised": 8}
 
     return [Group(lambda p, scale=scale: sizes(scale, p), weight, mandatory) for scale, weight, mandatory in specs]
 
@@ -194,10 +193,10 @@ def test_packs_are_filled_by_the_official_rule():
 
 def test_no_buffer_overflows():
     groups = groups_of((30, 1.0, False))
-    budget = Budget(expected=100, maximum=120, per_sample=60, maximum_of={"latent": 24, "text": 60})
+    budget = Budget(expected=100, maximum=120, per_sample=60, maximum_of={"noised": 24, "text": 60})
     for chosen in itertools.islice(PackFilling(groups, budget, seed=0), 40):
         used = [groups[g].sizes(p)[1] for g, p in chosen]
-        assert sum(u["latent"] for u in used) <= 24 and sum(u["text"] for u in used) <= 60
+        assert sum(u["noised"] for u in used) <= 24 and sum(u["text"] for u in used) <= 60
 
 
 def test_filling_continues_exactly():

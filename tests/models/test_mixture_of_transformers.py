@@ -1,0 +1,172 @@
+"""The mixture of transformers against Bagel's code: one layer, the decoder, and whole training packs."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from golden import cases
+from golden_mixtures import at, decoder_fields, decoder_params, mixture, official_pack, patches_of, places_of, row
+
+from rae_jax.flow.path import interpolate, velocity_target
+from rae_jax.flow.times import shift_times
+from rae_jax.interop import bagel
+from rae_jax.interop.layout import import_params
+from rae_jax.models.language_model import rotary_angles
+from rae_jax.models.mixture_of_transformers import Decoder, Layer, MixtureOfTransformers
+from rae_jax.models.pack import Places, visible
+
+LAYER = ("width", "num_heads", "num_kv_heads", "head_dim", "hidden", "qkv_bias", "qk_norm", "norm_epsilon")
+
+
+def of_decoder(fields):
+    return {k: v for k, v in fields.items() if k not in ("vocabulary", "language_head")}
+
+
+def with_causal(places: Places, causal: bool) -> Places:
+    """The same tokens, as one split of one sample."""
+    length = len(places.order)
+    return Places.of_splits([length], ["causal" if causal else "full"], [0], places.rotary)
+
+
+@cases("bagel_mot_layer")
+def test_a_layer_is_the_official_one(case):
+    fields = decoder_fields(case.constructor)
+    layer = Layer(**{name: fields[name] for name in LAYER}, freeze_understanding=fields["freeze_understanding"])
+    params, _ = import_params(case.weights, bagel.layer_rules(fields))
+
+    @jax.jit
+    def run(u, g, places):
+        angles = rotary_angles(places.rotary, fields["head_dim"], fields["rope_theta"])
+        mask = visible(places, places)[:, None]
+        out, seen = layer.apply(
+            {"params": params}, (u, g), angles, mask, capture_intermediates=True, mutable=["intermediates"]
+        )
+        attended = [seen["intermediates"][expert]["out"]["__call__"][0] for expert in ("understanding", "generation")]
+        return jnp.concatenate(out, axis=1)[0], jnp.concatenate(attended, axis=1)[0], angles
+
+    train = case.call(r".*forward_train")
+    inputs, outputs = train.inputs, train.outputs
+    places = places_of(inputs)
+    und, gen = inputs["packed_und_token_indexes"], inputs["packed_gen_token_indexes"]
+    hidden, order = inputs["packed_sequence"], np.concatenate([und, gen])
+    out, attended, angles = run(row(hidden[und]), row(hidden[gen]), at(places, order))
+    case.assert_close(out, outputs["layer output"][order])
+    case.assert_close(attended, outputs["self_attn output after the output projection"][order])
+    for name, table in zip(("cos", "sin"), angles, strict=True):
+        half = table.shape[-1]
+        case.assert_close(table[0], outputs[name][order, :half])
+
+    for call in case.calls(r".*forward_inference.*"):
+        count = call.inputs["num_tokens"]
+        alike = "mode und" in call.function
+        first = Places(*(np.asarray(field)[:count] for field in places))
+        tokens = np.arange(count)
+        plain = tokens if alike else tokens[np.isin(tokens, und)]
+        other = np.setdiff1d(tokens, plain)
+        order = np.concatenate([plain, other]).astype(int)
+        causal = "not causal" not in call.function
+        out, _, _ = run(row(hidden[plain]), row(hidden[other]), at(with_causal(first, causal), order))
+        case.assert_close(out, call.outputs["layer output"][order])
+
+
+@cases("bagel_mot", where=lambda case: case.name.startswith("bagel_mot") and "layer" not in case.name)
+def test_the_decoder_is_the_official_one_packed_and_through_its_cache(case):
+    fields = decoder_fields(case.constructor)
+    decoder, params = Decoder(**of_decoder(fields)), decoder_params(case, fields)
+    train = case.call(r".*forward_train")
+    places = places_of(train.inputs)
+    sequence = train.inputs["packed_sequence"]
+    und, gen = train.inputs["packed_und_token_indexes"], train.inputs["packed_gen_token_indexes"]
+    order = np.concatenate([und, gen])
+
+    @jax.jit
+    def run(u, g, places):
+        out, seen = decoder.apply(
+            {"params": params}, (u, g), places, capture_intermediates=True, mutable=["intermediates"]
+        )
+        each = [seen["intermediates"][f"blocks_{i}"]["__call__"][0] for i in range(fields["depth"])]
+        return [jnp.concatenate(x, axis=1)[0] for x in (out, *each)]
+
+    out, *each = run(row(sequence[und]), row(sequence[gen]), at(places, order))
+    case.assert_close(out, train.outputs["last_hidden_state"][order])
+    case.assert_close(jnp.stack(each), train.outputs["output of each layer"][:, order])
+
+    # Pieces that are remembered, then the last one that looks back at them.
+    call = case.call(r".*forward_inference.*cache")
+    pieces = call.inputs["pieces"]
+    *given, asked = pieces
+    assert all(piece["update_cache"] for piece in given) and not asked["update_cache"]
+    start, end = given[0]["start"], given[-1]["end"]
+    inside = lambda indexes, a, b: indexes[(indexes >= a) & (indexes < b)]  # noqa: E731
+    plain, other = inside(und, start, end), inside(gen, start, end)
+    context = at(places, np.concatenate([plain, other]))
+    remembered, cache = jax.jit(lambda u, g: decoder.apply({"params": params}, (u, g), context, mutable=["cache"]))(
+        row(sequence[plain]), row(sequence[other])
+    )
+    last = [inside(indexes, asked["start"], asked["end"]) for indexes in (und, gen)]
+    out = jax.jit(
+        lambda u, g: decoder.apply({"params": params, **cache}, (u, g), at(places, np.concatenate(last)), context)
+    )(*(row(sequence[indexes]) for indexes in last))
+    order = np.concatenate([plain, other, *last]) - start
+    both = jnp.concatenate([*remembered, *out], axis=1)[0]
+    case.assert_close(both, call.outputs["last hidden state of all pieces, concatenated"][order])
+    for ours, theirs in (
+        ("key", "cached keys per layer, after rotary embedding"),
+        ("value", "cached values per layer"),
+    ):
+        kept = jnp.stack([cache["cache"][f"blocks_{i}"][ours][0] for i in range(fields["depth"])])
+        case.assert_close(kept, call.outputs[theirs][:, np.concatenate([plain, other]) - start])
+
+    ids, head = case.call("embed_tokens"), case.call(r"lm_head.*")
+    table = case.weights["model.embed_tokens.weight"]
+    case.assert_close(table[ids.inputs["input_ids"]], ids.outputs["embedding"])
+    model = MixtureOfTransformers(**fields, latent_channels=1, latent_capacity=1)
+    states = train.outputs["last_hidden_state"][head.inputs["indexes"]]
+    words = {"embedding": table, "head": case.weights.get("lm_head.weight")}
+    case.assert_close(model.apply({"params": words}, jnp.asarray(states), method="logits"), head.outputs["logits"])
+
+
+@cases("bagel_edit", "bagel_t2i_loss")
+def test_a_training_pack_gives_the_official_velocities(case):
+    model, params, _ = mixture(case)
+    call = case.call(r"Bagel\.forward.*")
+    inputs, outputs = call.inputs, call.outputs
+    z = patches_of(
+        inputs["padded_latent"], inputs["patchified_vae_latent_shapes"], case.constructor["latent_patch_size"]
+    )
+    t = shift_times(jax.nn.sigmoid(inputs["packed_timesteps"]), case.constructor["timestep_shift"])
+    case.assert_close(t, outputs["t after sigmoid and shift, per latent token"])
+    x_t = interpolate(z, inputs["noise"], t)
+    pack = official_pack(case, inputs, x_t, t)
+    velocity, states = jax.jit(model.apply)({"params": params}, *pack[:4])
+    expected = outputs["velocity at the loss tokens"]
+    case.assert_close(velocity[0], expected)
+    target = velocity_target(z, inputs["noise"])[pack.noised_at]
+    case.assert_close(jnp.square(velocity[0] - target), outputs["mse"])
+    case.assert_close(states[0], outputs["last_hidden_state"][inputs["packed_text_indexes"]])
+    for name, value in {"clean latent tokens": z, "x_t": x_t, "target velocity": target}.items():
+        if name in outputs:
+            case.assert_close(value, outputs[name])
+
+
+def test_each_expert_multiplies_its_own_tokens_and_no_others():
+    """A step of the decoder of Qwen2.5-0.5B's widths costs at most 1.1 times what its tokens cost."""
+    size = {"width": 896, "depth": 1, "num_heads": 14, "num_kv_heads": 2, "head_dim": 64, "hidden": 4864}
+    texts, image, samples = 94, 256, 2
+    lengths = [texts, image + 2] * samples
+    rotary = np.concatenate([np.r_[np.arange(texts), np.full(image + 2, texts)]] * samples)
+    places = Places.of_splits(lengths, ["causal", "noise"] * samples, [0, 0, 1, 1], rotary)
+    starts = np.cumsum([0, *lengths])[1::2]
+    gen = np.concatenate([start + 1 + np.arange(image) for start in starts])
+    und = np.setdiff1d(np.arange(len(rotary)), gen)
+    decoder, there = Decoder(**size), at(places, np.concatenate([und, gen]))
+    x = tuple(jax.ShapeDtypeStruct((1, len(part), size["width"]), jnp.float32) for part in (und, gen))
+    params = jax.eval_shape(decoder.init, jax.random.key(0), x, there)["params"]
+
+    def loss(params, x):
+        return sum(jnp.sum(part) for part in decoder.apply({"params": params}, x, there))
+
+    compiled = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(params, x).compile()
+    matrices = 896 * (896 + 2 * 128) + 896 * 896 + 3 * 896 * 4864  # of one expert
+    pairs = int(np.sum(visible(places, places)))
+    own = 3 * (2 * matrices * len(rotary) + 4 * pairs * 896)
+    assert own < compiled.cost_analysis()["flops"] < 1.1 * own
