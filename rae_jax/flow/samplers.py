@@ -48,6 +48,21 @@ def euler(
     return walk(step, noise, times, trajectory=trajectory)
 
 
+def euler_as_coded(
+    velocity: VelocityFunction, noise: jax.Array, times: jax.Array | np.ndarray, *, trajectory: bool = False
+) -> jax.Array:
+    """Euler's method as Scale-RAE's code runs over its grid `times`, 1 = times[0] > ... > times[K].
+
+    It reads its list of times, which rises there, from the wrong end: the noise is taken to lie at times[1], the steps
+    lead from there to times[K], and one more, of times[0] - times[1] > 0, is made with the velocity at times[1]. K
+    evaluations of the network. `euler` on the same times is what was meant.
+    """
+    times = jnp.asarray(times, jnp.float32)
+    states = euler(velocity, noise, times[1:], trajectory=True)
+    last = states[-1] + (times[0] - times[1]) * velocity(states[-1], jnp.full(noise.shape[0], times[1]))
+    return jnp.concatenate([states, last[None]]) if trajectory else last
+
+
 def heun(
     velocity: VelocityFunction, noise: jax.Array, times: jax.Array | np.ndarray, *, trajectory: bool = False
 ) -> jax.Array:

@@ -11,7 +11,8 @@ from jax.scipy.special import logit, ndtr, ndtri
 # Training times, before the shift, and the reference's sampling grid stay this far from the ends of [0, 1].
 MAX_TRAINING_TIME = 0.999
 DISTRIBUTIONS = ("uniform", "logit_normal")
-GRIDS = ("full", "released")
+GRIDS = ("full", "released", "scale_rae")
+SCALE_RAE_TIMES = 1000  # equal ones, of which its grid has some
 
 
 def dimension_shift(dimension: int, base: int = 4096) -> float:
@@ -72,6 +73,7 @@ def sampling_times(num_steps: int, *, shift: float = 1.0, grid: str = "full", la
         `num_steps` is ours plus one, and its "50 steps" are `num_steps=49, grid="released"`.
       shift: of the time, see `dimension_shift`.
       grid: `full` ends at t = 0. `released` is the reference's, which ends just above, where 0.001 is shifted to.
+        `scale_rae` ends there too; its points are evenly spaced but for rounding to one of 1,000 times.
       last_step: the size of the last step of a full grid, before the shift; the others are equally large. 0: as large
         as they. SiT and REPA take 0.04, because the score has no value at t = 0.
 
@@ -88,5 +90,8 @@ def sampling_times(num_steps: int, *, shift: float = 1.0, grid: str = "full", la
         )
     if last_step:
         return shift_times(np.append(np.linspace(1, last_step, num_steps), 0.0), shift).astype(np.float32)
+    if grid == "scale_rae":
+        chosen = np.rint(np.arange(num_steps + 1) * (SCALE_RAE_TIMES - 1) / num_steps)
+        return shift_times((chosen[::-1] + 1) / SCALE_RAE_TIMES, shift).astype(np.float32)
     last = 1.0 if grid == "full" else MAX_TRAINING_TIME
     return shift_times(1 - np.linspace(0, last, num_steps + 1), shift).astype(np.float32)

@@ -1,8 +1,9 @@
 """Official checkpoint files, as tensors by name: reading never runs code from the file, writing is whole or not at all.
 
 Read are `.safetensors` files, memory-mapped, so that a large file costs no more memory than what is looked at; `.pt`,
-`.pth`, `.bin` and `.ckpt` files by torch's weights-only loading; and directories as Hugging Face lays them out, with
-one file or with shards and their index, which may be named itself. Dtypes are the file's own, bfloat16 included.
+`.pth`, `.bin` and `.ckpt` files by torch's weights-only loading, also compressed, with `.zstd` after that; and
+directories as Hugging Face lays them out, with one file or with shards and their index, which may be named itself.
+Dtypes are the file's own, bfloat16 included.
 """
 
 import argparse
@@ -10,6 +11,7 @@ import json
 import mmap
 import pickle
 import re
+import tempfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path, PosixPath, PurePosixPath
@@ -31,9 +33,10 @@ WRAPPERS = ("module", "_orig_mod", "_orig_module", "_fsdp_wrapped_module", "_che
 COUNTER = "n_averaged"  # beside the weights of torch's AveragedModel
 PATHLIB = ("pathlib", "pathlib._local")  # where its classes are, by the version of Python that wrote
 PICKLES = (".pt", ".pth", ".bin", ".ckpt")
+COMPRESSED = ".zstd"  # after one of these
 DIRECTORY_FILES = (
     "model.safetensors", "diffusion_pytorch_model.safetensors", "pytorch_model.bin",
-    "model.fp16.safetensors", "diffusion_pytorch_model.fp16.safetensors",
+    "model.fp16.safetensors", "diffusion_pytorch_model.fp16.safetensors", "model.pth.zstd",
 )  # fmt: skip
 INDEX = ".index.json"
 DTYPES = {
@@ -76,19 +79,25 @@ def read_tensors(path: str | Path, part: str = "") -> Tensors:
 def write_tensors(path: str | Path, tensors: Mapping[str, np.ndarray]) -> None:
     """Writes `tensors` as a safetensors file or as a torch state dict, by the ending of `path`.
 
+    A compressed one has them in its entry `model`, as Scale-RAE's trainer writes it.
+
     Raises:
       ValueError: the ending is another.
     """
     path = Path(path)
     if path.suffix == ".safetensors":
         write_safetensors(path, tensors)
-    elif path.suffix in PICKLES:
+    elif _is_pickle(path):
         torch = _torch(f"to write {path}")
         content = {name: _to_torch(torch, value) for name, value in tensors.items()}
         with whole_file(path) as file:
-            torch.save(content, file)
+            if path.suffix == COMPRESSED:
+                with _zstandard(path).ZstdCompressor().stream_writer(file, closefd=False) as stream:
+                    torch.save({"model": content}, stream)
+            else:
+                torch.save(content, file)
     else:
-        raise ValueError(f"{path}: a checkpoint's name ends in .safetensors or one of {', '.join(PICKLES)}")
+        raise ValueError(_endings(path))
 
 
 def write_safetensors(path: str | Path, tensors: Mapping[str, np.ndarray]) -> None:
@@ -153,9 +162,40 @@ def _read_file(path: Path) -> dict[str, Any]:
         return _read_shards(path)
     if path.suffix == ".safetensors":
         return read_safetensors(path)
-    if path.suffix in PICKLES:
+    if path.suffix == COMPRESSED and _is_pickle(path):
+        return _read_compressed(path)
+    if _is_pickle(path):
         return _read_pickle(path)
-    raise ValueError(f"{path}: a checkpoint's name ends in .safetensors or one of {', '.join(PICKLES)}")
+    raise ValueError(_endings(path))
+
+
+def _is_pickle(path: Path) -> bool:
+    return (path.with_suffix("") if path.suffix == COMPRESSED else path).suffix in PICKLES
+
+
+def _endings(path: Path) -> str:
+    return f"{path}: a checkpoint's name ends in .safetensors or one of {', '.join(PICKLES)}, perhaps with {COMPRESSED}"
+
+
+def _read_compressed(path: Path) -> dict[str, Any]:
+    """A compressed checkpoint, by way of a file that takes disk, not memory, and is gone once nothing maps it."""
+    zstandard = _zstandard(path)
+    with tempfile.TemporaryDirectory() as folder:
+        plain = Path(folder) / path.with_suffix("").name
+        try:
+            with path.open("rb") as compressed, plain.open("wb") as file:
+                zstandard.ZstdDecompressor().copy_stream(compressed, file)
+        except zstandard.ZstdError as error:
+            raise ValueError(f"{path} is no readable compressed checkpoint: {error}") from None
+        return _read_pickle(plain)
+
+
+def _zstandard(path: Path) -> Any:
+    try:
+        import zstandard
+    except ImportError:
+        raise ValueError(f"{path} needs zstandard: pip install zstandard") from None
+    return zstandard
 
 
 def _read_directory(path: Path) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from rae_jax.interop import (
     lpips,
     rac_coder,
     rpiae,
+    scale_rae,
     statistics,
     vit,
 )
@@ -45,6 +46,7 @@ from rae_jax.models.language_model import LanguageModel
 from rae_jax.models.lightning_dit import LightningDiT
 from rae_jax.models.lpips import LPIPS
 from rae_jax.models.mixture_of_transformers import MixtureOfTransformers
+from rae_jax.models.text_to_image import Adapters, PromptedDiT
 from rae_jax.models.vit import VisionTransformer
 
 
@@ -307,6 +309,15 @@ KINDS = {
         {name: (name,) for name in ("num_heads", "rope_theta", "norm_epsilon")}
         | {"vision_heads": ("vision", "num_heads")},
         {"": MixtureOfTransformers},
+    ),
+    "scale_rae": Kind(
+        "Scale-RAE's text-to-image system: language model, adapters, DiT",
+        (r"model\.latent_queries", r"diff_head\.model\.dit_blocks\..*"),
+        scale_rae.read,
+        scale_rae.write,
+        {name: ("language_model", name) for name in ("num_heads", "rope_theta", "norm_epsilon")}
+        | {"text_dit_heads": ("text_dit", "num_heads")},
+        {"language_model": LanguageModel, "adapters": Adapters, "text_dit": PromptedDiT},
     ),
     "qwen": Kind(
         "Qwen2.5 or Qwen3, Hugging Face",

@@ -67,23 +67,36 @@ class SinCosPositions(nn.Module):
 
 
 TIME_START = Start(nn.initializers.normal(0.02))
+NORMAL = nn.initializers.normal(1.0)
+
+
+def torch_normal(seed: int, count: int) -> np.ndarray:
+    """The first `count` standard normal numbers of PyTorch's CPU generator, `[count]` float32, but for their last bits.
+
+    `count` is a multiple of 16, from 16 on: so many are drawn by Box and Muller's method in groups of 16.
+    """
+    bits = np.random.RandomState(seed).randint(0, 2**32, count, dtype=np.uint32)
+    radius, turn = np.moveaxis(((bits & 0xFFFFFF) / 2**24).reshape(-1, 2, 8), 1, 0)
+    radius, angle = np.sqrt(-2 * np.log(1 - radius)), 2 * math.pi * turn
+    return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1).ravel().astype(np.float32)
 
 
 class TimeEmbedding(nn.Module):
     """Gaussian Fourier features of a time, then an MLP: `t: [B] -> [B, width]`, float32 always.
 
     The features are the sines, then the cosines, of `2 pi t w` for 256 frequencies w drawn once from N(0, 1), and
-    trained only if `trained`.
+    trained only if `trained`; `frequencies` draws them.
     """
 
     width: int
     num_frequencies: int = 256
     start: Start = TIME_START
     trained: bool = False
+    frequencies: Initializer = NORMAL
 
     @nn.compact
     def __call__(self, t: jax.Array) -> jax.Array:
-        frequencies = self.param("frequencies", named(nn.initializers.normal(1.0), None), (self.num_frequencies,))
+        frequencies = self.param("frequencies", named(self.frequencies, None), (self.num_frequencies,))
         if not self.trained:
             frequencies = jax.lax.stop_gradient(frequencies)
         angle = t.astype(jnp.float32)[:, None] * frequencies * (2 * math.pi)
@@ -120,12 +133,14 @@ def time_embeddings(
     flow_map: bool,
     bias: Callable[[int], Initializer] = ZEROS.bias,
     trained: bool = False,
+    frequencies: Initializer = NORMAL,
 ) -> list[jax.Array]:
     """The embedding of `t`, and that of `t - r` in a flow map, each `[B, width]`, inside the calling compact module.
 
     Args:
       bias: how the biases of the embedding of `t` start.
       trained: whether the frequencies are.
+      frequencies: draws those of the embedding of `t`.
 
     Raises:
       ValueError: a flow map without `r`, or `r` given to a velocity model.
@@ -136,7 +151,7 @@ def time_embeddings(
         )
         raise ValueError(f"flow_map={flow_map}: {what}")
     start = TIME_START._replace(bias=bias)
-    embedded = [TimeEmbedding(width, start=start, trained=trained, name="time_embedding")(t)]
+    embedded = [TimeEmbedding(width, start=start, trained=trained, frequencies=frequencies, name="time_embedding")(t)]
     if flow_map:
         # The released mean-flow models leave this embedder at PyTorch's default initialisation.
         embedded.append(TimeEmbedding(width, start=PYTORCH, trained=trained, name="duration_embedding")(t - r))

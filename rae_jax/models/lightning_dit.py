@@ -67,13 +67,14 @@ def make_norm(rms_norm: bool, name: str) -> nn.Module:
 
 
 class Modulation(nn.Module):
-    """A vector of the model's width for each of `names` from the condition, zero at first: adaLN-Zero (Peebles & Xie).
+    """A vector of `width` for each of `names` from the condition, zero at first: adaLN-Zero (Peebles & Xie).
 
-    `condition: [B, D]` for a whole image, or `[B, N, D]` for each token -> arrays `[B, 1 or N, D]`, one a name. Each
-    has its own kernel: the gradients of a single wide one would first have to be put side by side.
+    `condition: [B, C]` for a whole image, or `[B, N, C]` for each token -> arrays `[B, 1 or N, width]`, one a name.
+    Each has its own kernel: the gradients of a single wide one would first have to be put side by side.
     """
 
     names: tuple[str, ...]
+    width: int
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -83,7 +84,7 @@ class Modulation(nn.Module):
         condition = nn.silu(condition.astype(jnp.float32))
         linear = functools.partial(
             Dense,
-            condition.shape[-1],
+            self.width,
             ("embed", "mlp"),
             start=ZEROS,
             dtype=self.dtype if each_token else jnp.float32,
@@ -95,7 +96,7 @@ class Modulation(nn.Module):
 class Block(nn.Module):
     """Attention and feed-forward, each normalised and modulated before and gated after.
 
-    `x: [B, N, D]`, `condition: [B, D]` or `[B, N, D]` -> `[B, N, D]` float32. Without a condition nothing is modulated
+    `x: [B, N, D]`, `condition: [B, C]` or `[B, N, C]` -> `[B, N, D]` float32. Without a condition nothing is modulated
     or gated. `visible: [B, N]` as in `attention.attend`.
 
     Attributes:
@@ -123,7 +124,7 @@ class Block(nn.Module):
         x = divided_by_batch(x)
         modulation = [0, 0, 1, 0, 0, 1]
         if condition is not None:
-            modulation = Modulation(BLOCK_MODULATION, self.dtype, name="modulation")(condition)
+            modulation = Modulation(BLOCK_MODULATION, x.shape[-1], self.dtype, name="modulation")(condition)
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = modulation
 
         y = modulate(make_norm(self.rms_norm, "attention_norm")(x), shift, scale)
@@ -165,7 +166,7 @@ class FinalLayer(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, condition: jax.Array) -> jax.Array:
-        shift, scale = Modulation(FINAL_MODULATION, self.dtype, name="modulation")(condition)
+        shift, scale = Modulation(FINAL_MODULATION, x.shape[-1], self.dtype, name="modulation")(condition)
         x = modulate(make_norm(self.rms_norm, "norm")(x), shift, scale)
         linear = Dense(self.features, ("embed", "patch"), start=ZEROS, dtype=jnp.float32, name="linear")
         return linear(x)
