@@ -3,8 +3,6 @@
 import functools
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from golden import Case
 
@@ -113,12 +111,12 @@ def places_of(inputs: dict[str, Any]) -> Places:
 
 def at(places: Places, indexes: Any) -> Places:
     """The places of some tokens, as a batch of one."""
-    return Places(*(jnp.asarray(field)[indexes][None] for field in places))
+    return Places(*(np.asarray(field)[indexes][None] for field in places))
 
 
-def row(values: Any) -> jax.Array:
+def row(values: Any) -> np.ndarray:
     """A batch of one."""
-    return jnp.asarray(values)[None]
+    return np.asarray(values)[None]
 
 
 class Pack(NamedTuple):

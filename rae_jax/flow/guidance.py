@@ -82,3 +82,46 @@ def autoguidance(
         return guide(velocity(z, t), weak_velocity(z, t), t, scale, interval)
 
     return guided
+
+
+RENORMALISATIONS = ("global", "channel", "text_channel")
+
+
+def shrink(v: jax.Array, to: jax.Array, least: float, axes: tuple[int, ...]) -> jax.Array:
+    """`v` times `|to| / |v|` over `axes`, at least by `least` and at most by 1: guidance makes velocities too long."""
+    norm, wanted = (jnp.sqrt(jnp.sum(jnp.square(x), axis=axes, keepdims=True)) for x in (v, to))
+    return v * jnp.clip(wanted / (norm + 1e-8), least, 1.0)
+
+
+def guide_twice(
+    v: jax.Array,
+    v_without_text: jax.Array,
+    v_without_image: jax.Array | None = None,
+    *,
+    text_scale: float,
+    image_scale: float = 1.0,
+    renormalisation: str = "global",
+    least_norm: float = 0.0,
+) -> jax.Array:
+    """Guidance by two conditions, away from the velocity without the text, then from that without the image (Bagel).
+
+    All are `[B, N, C]`. The result is no longer than `v`: as a whole (`global`), each token (`channel`), or each token
+    between the two steps and not after them (`text_channel`).
+
+    Args:
+      v_without_image: needed where `image_scale` is above 1.
+      least_norm: the smallest factor of the renormalisation; 1 switches it off.
+
+    Raises:
+      ValueError: an unknown renormalisation.
+    """
+    if renormalisation not in RENORMALISATIONS:
+        raise ValueError(f"renormalisation {renormalisation!r} is not one of {RENORMALISATIONS}")
+    guided = v_without_text + text_scale * (v - v_without_text)
+    if renormalisation == "text_channel":
+        guided = shrink(guided, v, least_norm, (-1,))
+    if image_scale > 1:
+        guided = v_without_image + image_scale * (guided - v_without_image)
+    if renormalisation == "text_channel":
+        return guided
+    return shrink(guided, v, least_norm, (-1,) if renormalisation == "channel" else (-2, -1))

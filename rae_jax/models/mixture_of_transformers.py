@@ -169,7 +169,8 @@ class Layer(nn.Module):
             key = jnp.concatenate([self.get_variable("cache", "key"), key], axis=1)
             value = jnp.concatenate([self.get_variable("cache", "value"), value], axis=1)
         y = attend(query, key, value, mask)
-        y = jnp.split(y.reshape(*y.shape[:2], -1), [x[0].shape[1]], axis=1)
+        y = y.reshape(*y.shape[:2], self.num_heads * self.head_dim)
+        y = jnp.split(y, [x[0].shape[1]], axis=1)
         return tuple(hold(e.after(p, of)) for hold, e, p, of in zip(held, experts, x, y, strict=True))
 
 
