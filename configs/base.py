@@ -186,17 +186,22 @@ def get_config() -> ConfigDict:
     config.flow = ConfigDict()
     config.flow.dtype = ""
     config.flow.weights = ""
-    config.flow.family = "dit_dh"  # or "lightning_dit"
+    config.flow.family = "dit_dh"  # or "lightning_dit", or "dit_in_context" (RAEv2)
     config.flow.model = ConfigDict()
     config.flow.objective = "velocity"
+    config.flow.prediction = "velocity"  # of the network; or "x", the data, from which the velocity follows (RAEv2)
+    config.flow.t_eps = 0.0  # the smallest time by which a difference to the data is divided; with "x" above 0 (0.05)
+    config.flow.base_coefficient = 1.0  # of the loss of an early output, if the network has one (RAEv2)
     config.flow.num_classes = 1000  # -1: as many as the data have. 0: the images have none
     config.flow.label_dropout = 0.1  # share of the labels replaced by the null label; 1: unconditional generation
+    config.flow.largest_time = 0.999  # of those that are drawn, before the shift
     config.flow.time_distribution = "uniform"  # or "logit_normal"
     config.flow.logit_normal_mean = 0.0
     config.flow.logit_normal_std = 1.0
     config.flow.shift_base = 4096  # dimension at which the time shift is 1
-    config.flow.alignment_weight = 0.5  # of "aligned_velocity" (REPA): agreement with the encoder's tokens
-    config.flow.alignment_depth = 8  # blocks before the tokens that are aligned
+    # Of REPA, agreement with the encoder's tokens: of "aligned_velocity", and of a "dit_in_context" that projects them.
+    config.flow.alignment_weight = 0.5
+    config.flow.alignment_depth = 8  # of "aligned_velocity": blocks before the tokens that are aligned
     config.flow.alignment_width = 2048  # of the projector's hidden layers
     config.flow.train = train(transform="center_crop_flip")
 
@@ -206,7 +211,11 @@ def get_config() -> ConfigDict:
     config.guide.family = "dit_dh"
     config.guide.model = ConfigDict()
     config.guide.objective = "velocity"
+    config.guide.prediction = "velocity"  # of the network; or "x", the data, from which the velocity follows (RAEv2)
+    config.guide.t_eps = 0.0  # the smallest time by which a difference to the data is divided; with "x" above 0 (0.05)
+    config.guide.base_coefficient = 1.0  # of the loss of an early output, if the network has one (RAEv2)
     config.guide.label_dropout = 0.1
+    config.guide.largest_time = 0.999  # of those that are drawn, before the shift
     config.guide.time_distribution = "uniform"
     config.guide.logit_normal_mean = 0.0
     config.guide.logit_normal_std = 1.0
@@ -260,6 +269,10 @@ def get_config() -> ConfigDict:
     config.sampling.guidance = "classifier_free"  # or "autoguidance", by the component "guide"
     config.sampling.guidance_scale = 1.0  # 1 is no guidance
     config.sampling.guidance_interval = (0.0, 1.0)  # times at which guidance acts, both ends included
+    # Of the network by its own early output (RAEv2), beside the guidance above; 1 is none. Published: 1.78.
+    config.sampling.internal_guidance_scale = 1.0
+    config.sampling.internal_guidance_interval = (0.0, 1.0)
+    config.sampling.internal_guidance_null_scale = 0.0  # of the null condition in classifier-free guidance; 0: the same
 
     config.sampling.coder_steps = 4  # of the rectified coder, each way
 
@@ -516,6 +529,34 @@ def dit_dh(
         rms_norm=True,
         absolute_positions=True,
         trained_tables=False,  # True: positions and Fourier frequencies are parameters, as in RAE's trainer of December
+        fused_attention=True,  # one kernel, where the program is for a TPU; plain operations elsewhere
+        scan=False,
+        remat="none",
+    )
+    return _with(fields, changes)
+
+
+def dit_in_context(
+    *, width: int, depth: int, num_heads: int, head_width: int = 2048, head_depth: int = 2, head_num_heads: int = 16,
+    **changes: object,
+) -> ConfigDict:  # fmt: skip
+    """Every field of the architecture of RAEv2's generator; the defaults are the published ones."""
+    fields = dict(
+        width=width,
+        depth=depth,
+        num_heads=num_heads,
+        head_width=head_width,
+        head_depth=head_depth,
+        head_num_heads=head_num_heads,
+        base_depth=8,  # blocks before the early output; 0: there is none
+        time_tokens=4,
+        condition_tokens=8,  # of the class; or how many words a text has
+        context_width=0,  # of a text's features; 0: the condition is a class
+        patch_size=1,
+        mlp_ratio=4.0,
+        alignment_depth=0,  # blocks before the tokens that REPA aligns (8)
+        alignment_features=0,  # width of the encoder's tokens, which those are to be after a projection; 0: no REPA
+        trained_frequencies=True,  # the Fourier frequencies of times are parameters like others, as released
         fused_attention=True,  # one kernel, where the program is for a TPU; plain operations elsewhere
         scan=False,
         remat="none",

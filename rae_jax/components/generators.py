@@ -1,25 +1,71 @@
 """Generators: the networks that predict velocities and mean velocities in latent space."""
 
+import dataclasses
 import math
+from typing import Any
 
+import jax
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from rae_jax.components.component import Component, of_module, spec
+from rae_jax.components.component import Component, Params, of_module, spec
 from rae_jax.components.conditions import condition
 from rae_jax.components.encoders import tokens_shape
 from rae_jax.components.latent_spaces import latent_space
+from rae_jax.flow.prediction import check_prediction, velocity_of
 from rae_jax.flow.times import dimension_shift
 from rae_jax.models.alignment import AlignmentProjector
 from rae_jax.models.dit_dh import DiTDH
+from rae_jax.models.dit_in_context import DiTInContext, Outputs
 from rae_jax.models.lightning_dit import LightningDiT
 
-FAMILIES = {"dit_dh": DiTDH, "lightning_dit": LightningDiT}
+FAMILIES = {"dit_dh": DiTDH, "lightning_dit": LightningDiT, "dit_in_context": DiTInContext}
 # The kinds of official files: of velocity networks, and of flow maps.
-KINDS = {"dit_dh": ("dit_dh", "mf_dit_dh"), "lightning_dit": ("lightning_dit", "")}
+KINDS = {
+    "dit_dh": ("dit_dh", "mf_dit_dh"),
+    "lightning_dit": ("lightning_dit", ""),
+    "dit_in_context": ("dit_in_context", ""),
+}
 
 
-def velocity_network(config: ConfigDict, name: str = "flow") -> Component:
+@dataclasses.dataclass(frozen=True)
+class VelocityNetwork(Component):
+    """A network of velocities, or of mean velocities, whatever its module predicts.
+
+    Attributes:
+      prediction, t_eps: what the module predicts, and the time at which its velocity is held: `flow/prediction.py`.
+    """
+
+    prediction: str = "velocity"
+    t_eps: float = 0.0
+
+    @property
+    def has_base(self) -> bool:
+        """Whether there is an early output, which can guide the other."""
+        return bool(getattr(self.module, "base_depth", 0))
+
+    @property
+    def aligns(self) -> bool:
+        """Whether the module projects tokens for REPA by itself."""
+        return bool(getattr(self.module, "alignment_features", 0))
+
+    def outputs(self, params: Params, z: jax.Array, t: jax.Array, condition: Any, *r: jax.Array) -> Outputs:
+        """The velocities of all outputs, and the projected tokens."""
+        out = super().apply(params, z, t, condition, *r)
+        out = out if isinstance(out, Outputs) else Outputs(out, None, None)
+        base = None if out.base is None else self.velocity(out.base, z, t)
+        return Outputs(self.velocity(out.full, z, t), base, out.aligned)
+
+    def apply(self, params: Params, z: jax.Array, t: jax.Array, condition: Any, *r: jax.Array) -> jax.Array:
+        """The velocity `[B, N, C]`."""
+        return self.outputs(params, z, t, condition, *r).full
+
+    def velocity(self, predicted: jax.Array, z: jax.Array, t: jax.Array) -> jax.Array:
+        """The velocity that a prediction of the module means."""
+        return velocity_of(self.prediction, predicted, z, t, self.t_eps)
+
+
+def velocity_network(config: ConfigDict, name: str = "flow") -> VelocityNetwork:
     """The network `(z, t, condition) -> velocity` of the section `name`: "flow", or "guide", AutoGuidance's weak one.
 
     Raises:
@@ -28,13 +74,14 @@ def velocity_network(config: ConfigDict, name: str = "flow") -> Component:
     return _network(config, name, config[name], flow_map=False)
 
 
-def flow_map(config: ConfigDict, name: str = "flow_map") -> Component:
+def flow_map(config: ConfigDict, name: str = "flow_map") -> VelocityNetwork:
     """The network `(z, t, condition, r) -> mean velocity`: the velocity network with the second time."""
     return _network(config, name, config.flow, flow_map=True)
 
 
-def _network(config: ConfigDict, name: str, section: ConfigDict, *, flow_map: bool) -> Component:
+def _network(config: ConfigDict, name: str, section: ConfigDict, *, flow_map: bool) -> VelocityNetwork:
     described = "flow" if flow_map else name
+    check_prediction(section.prediction, section.t_eps, described)
     if section.family not in FAMILIES:
         raise ValueError(f"{described}.family={section.family!r} is not one of {list(FAMILIES)}")
     if not section.model:
@@ -54,7 +101,9 @@ def _network(config: ConfigDict, name: str, section: ConfigDict, *, flow_map: bo
     fields = section.model.to_dict()
     inputs = [spec(num_tokens, channels), spec(), told.example] + [spec()] * flow_map
     kind = KINDS[section.family][flow_map]
-    return of_module(config, name, make, *inputs, kind=kind, described_by=f"config.{described}.model")
+    part = of_module(config, name, make, *inputs, kind=kind, described_by=f"config.{described}.model")
+    fields = {field.name: getattr(part, field.name) for field in dataclasses.fields(part)}
+    return VelocityNetwork(**fields, prediction=section.prediction, t_eps=section.t_eps)
 
 
 def alignment_projector(config: ConfigDict) -> Component:

@@ -16,8 +16,8 @@ from rae_jax.flow.samplers import VelocityFunction
 Interval = tuple[float, float]
 
 
-def guide(v: jax.Array, v_weak: jax.Array, t: jax.Array, scale: float, interval: Interval) -> jax.Array:
-    """The guided velocity `[B, ...]` from the two models' at times `t: [B]`.
+def guide(v: jax.Array, v_weak: jax.Array, t: jax.Array, scale: jax.Array | float, interval: Interval) -> jax.Array:
+    """The guided velocity `[B, ...]` from the two models' at times `t: [B]`; a scale for all, or for each, `[B]`.
 
     Raises:
       ValueError: the interval is empty.
@@ -26,6 +26,7 @@ def guide(v: jax.Array, v_weak: jax.Array, t: jax.Array, scale: float, interval:
     if t_min > t_max:
         raise ValueError(f"guidance interval {interval} is empty; give (t_min, t_max) with t_min <= t_max")
     inside = (t >= t_min) & (t <= t_max)
+    scale = over(scale, v) if jnp.ndim(scale) else scale
     return jnp.where(over(inside, v), v_weak + scale * (v - v_weak), v)
 
 
@@ -65,6 +66,29 @@ def classifier_free_guidance(
         v = velocity(jnp.repeat(z, 2, axis=0), jnp.repeat(t, 2), both)
         v = v.reshape(-1, 2, *v.shape[1:])
         return rule(v[:, 0], v[:, 1], t, scale, interval)
+
+    return guided
+
+
+def internal_guidance(
+    outputs: Callable[[jax.Array, jax.Array, Any], tuple[jax.Array, jax.Array]],
+    *,
+    interval: Interval = (0.0, 1.0),
+) -> Callable[[jax.Array, jax.Array, tuple[Any, jax.Array]], jax.Array]:
+    """Guidance by the model's own early output, in one pass of the network (RAEv2).
+
+    Args:
+      outputs: `(z, t, condition) -> (v, early v)`.
+
+    Returns:
+      `(z, t, (condition, scales [B])) -> v`. The scales go with the conditions, so that `classifier_free_guidance` of
+      it may guide conditional and unconditional velocities by different ones.
+    """
+
+    def guided(z: jax.Array, t: jax.Array, told: tuple[Any, jax.Array]) -> jax.Array:
+        condition, scales = told
+        v, early = outputs(z, t, condition)
+        return guide(v, early, t, scales, interval)
 
     return guided
 

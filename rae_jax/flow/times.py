@@ -1,5 +1,6 @@
 """When training looks at the path, and where sampling stops along it: distributions, the time shift, and grids."""
 
+import functools
 import math
 from typing import Any
 
@@ -28,15 +29,17 @@ def shift_times(t: Any, shift: float) -> Any:
     return shift * t / (1 + (shift - 1) * t)
 
 
-def uniform_times(uniform: jax.Array) -> jax.Array:
-    """Times uniform in [0, 0.999] from draws uniform in [0, 1]."""
-    return MAX_TRAINING_TIME * uniform
+def uniform_times(uniform: jax.Array, largest: float = MAX_TRAINING_TIME) -> jax.Array:
+    """Times uniform in [0, largest] from draws uniform in [0, 1]."""
+    return largest * uniform
 
 
-def logit_normal_times(uniform: jax.Array, mean: float = 0.0, std: float = 1.0) -> jax.Array:
-    """Times whose logit is normal, truncated to [0, 0.999], from draws uniform in [0, 1] (by the inverse CDF)."""
-    highest = ndtr((logit(jnp.float32(MAX_TRAINING_TIME)) - mean) / std)
-    return jnp.minimum(jax.nn.sigmoid(mean + std * ndtri(highest * uniform)), MAX_TRAINING_TIME)
+def logit_normal_times(
+    uniform: jax.Array, mean: float = 0.0, std: float = 1.0, largest: float = MAX_TRAINING_TIME
+) -> jax.Array:
+    """Times whose logit is normal, truncated to [0, largest], from draws uniform in [0, 1] (by the inverse CDF)."""
+    highest = ndtr((logit(jnp.float32(largest)) - mean) / std)
+    return jnp.minimum(jax.nn.sigmoid(mean + std * ndtri(highest * uniform)), largest)
 
 
 def sample_times(
@@ -46,9 +49,10 @@ def sample_times(
     *,
     mean: float = 0.0,
     std: float = 1.0,
+    largest: float = MAX_TRAINING_TIME,
     shift: float = 1.0,
 ) -> jax.Array:
-    """Training times `[B]`, drawn in [0, 0.999] and then shifted.
+    """Training times `[B]`, drawn in [0, largest] and then shifted.
 
     Args:
       distribution: `uniform` (RAE's paper, MF-RAE) or `logit_normal` (RAE's release, RPiAE).
@@ -56,12 +60,15 @@ def sample_times(
       shift: of the time, see `dimension_shift`.
 
     Raises:
-      ValueError: unknown distribution.
+      ValueError: unknown distribution, or a largest time that is none.
     """
     if distribution not in DISTRIBUTIONS:
         raise ValueError(f"time distribution {distribution!r} is not one of {DISTRIBUTIONS}")
+    if not 0 < largest <= 1:
+        raise ValueError(f"largest_time={largest} is not in (0, 1]")
     uniform = jax.random.uniform(key, (batch_size,))
-    t = uniform_times(uniform) if distribution == "uniform" else logit_normal_times(uniform, mean, std)
+    draw = {"uniform": uniform_times, "logit_normal": functools.partial(logit_normal_times, mean=mean, std=std)}
+    t = draw[distribution](uniform, largest=largest)
     return shift_times(t, shift)
 
 

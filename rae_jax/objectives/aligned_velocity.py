@@ -25,6 +25,11 @@ def velocity_and_alignment(
 ) -> Callable[[dict[str, Params], Params, jax.Array, TrainingPoint], tuple[jax.Array, jax.Array]]:
     """`({"flow", "alignment"}, encoder's parameters, images, training point) -> (velocity loss, alignment loss)`."""
     network, projector, depth = velocity_network(config), alignment_projector(config), config.flow.alignment_depth
+    if config.flow.family == "dit_in_context":
+        raise ValueError(
+            "flow.objective='aligned_velocity' is for networks without a projection of their own; flow.family="
+            "'dit_in_context' has one: set flow.objective='velocity', and flow.model.alignment_features"
+        )
     to_tokens = tokens_of(config)
 
     def losses(
@@ -32,7 +37,10 @@ def velocity_and_alignment(
     ) -> tuple[jax.Array, jax.Array]:
         tokens = to_tokens(encoder, images)
         with network.precise():
-            v, halfway = with_tokens_after(network.module, params["flow"], depth, point.z_t, point.t, point.condition)
+            predicted, halfway = with_tokens_after(
+                network.module, params["flow"], depth, point.z_t, point.t, point.condition
+            )
+        v = network.velocity(predicted, point.z_t, point.t)
         projected = projector.apply(params["alignment"], halfway)
         return jnp.mean(jnp.square(v - point.target)), alignment_loss(projected, tokens)
 

@@ -9,11 +9,11 @@ from ml_collections import ConfigDict
 
 from rae_jax.components.component import Params
 from rae_jax.components.conditions import Condition, condition
+from rae_jax.components.generators import VelocityNetwork, time_shift, velocity_network
 from rae_jax.components.generators import flow_map as flow_map_network
-from rae_jax.components.generators import time_shift, velocity_network
 from rae_jax.components.latent_spaces import latent_space
 from rae_jax.flow import flow_map, samplers
-from rae_jax.flow.guidance import autoguidance, classifier_free_guidance
+from rae_jax.flow.guidance import autoguidance, classifier_free_guidance, internal_guidance
 from rae_jax.flow.times import sampling_times
 from rae_jax.models.autoencoder import LatentStatistics
 from rae_jax.training.state import TrainState
@@ -42,20 +42,43 @@ def guiding_component(config: ConfigDict) -> str | None:
     return "guide" if sampling.guidance == "autoguidance" and sampling.guidance_scale != 1.0 else None
 
 
+def guides_itself(config: ConfigDict, network: VelocityNetwork) -> bool:
+    """Whether samples of `network` are guided by its own early output.
+
+    Raises:
+      ValueError: they are to be, and it has none.
+    """
+    sampling = config.sampling
+    asked = sampling.internal_guidance_scale != 1.0 or sampling.internal_guidance_null_scale not in (0.0, 1.0)
+    if asked and not network.has_base:
+        raise ValueError(
+            f"sampling.internal_guidance_scale={sampling.internal_guidance_scale}, but {network.name}.model has no "
+            "early output to be guided by; it is one of a 'dit_in_context' with base_depth above 0"
+        )
+    return asked
+
+
 def generator(config: ConfigDict, network: str = "flow", *, guide: str | None = None) -> Generator:
     """Generation with the velocity network of the component `network`, as `config.sampling` says.
+
+    Internal guidance, of a network that has an early output, goes first: classifier-free guidance or AutoGuidance sees
+    a velocity that it has guided.
 
     Args:
       guide: the component whose velocity network gives AutoGuidance, its parameters in the generator's second argument.
         Without it only classifier-free guidance, which the network gives itself, is heeded.
 
     Raises:
-      ValueError: unknown sampler or guidance, or an empty guidance interval.
+      ValueError: unknown sampler or guidance, an empty guidance interval, or internal guidance of a network without an
+        early output.
     """
     strong, sampling, told = velocity_network(config, network), config.sampling, condition(config)
     weak = velocity_network(config, guide) if guide else None
     classifier_free = sampling.guidance == "classifier_free" and sampling.guidance_scale != 1.0
     strength = dict(scale=sampling.guidance_scale, interval=tuple(sampling.guidance_interval))
+    own_scales = (sampling.internal_guidance_scale, sampling.internal_guidance_null_scale)
+    own_scales = (own_scales[0], own_scales[1] or own_scales[0])
+    own_interval, internal = tuple(sampling.internal_guidance_interval), guides_itself(config, strong)
     times = sampling_times(
         sampling.num_steps, shift=time_shift(config), grid=sampling.grid, last_step=sampling.last_step
     )
@@ -76,16 +99,24 @@ def generator(config: ConfigDict, network: str = "flow", *, guide: str | None = 
         def conditional(z: jax.Array, t: jax.Array, asked: Condition) -> jax.Array:
             return strong.apply(params, z, t, asked)
 
+        def outputs(z: jax.Array, t: jax.Array, asked: Condition) -> tuple[jax.Array, jax.Array]:
+            return strong.outputs(params, z, t, asked)[:2]
+
+        null = told.null(asked)
+        if internal:
+            conditional = internal_guidance(outputs, interval=own_interval)
+            asked, null = ((c, jnp.full(noise.shape[0], s)) for c, s in zip((asked, null), own_scales, strict=True))
+
         def velocity(z: jax.Array, t: jax.Array) -> jax.Array:
             return conditional(z, t, asked)
 
         def weak_velocity(z: jax.Array, t: jax.Array) -> jax.Array:
-            return weak.apply(frozen[guide], z, t, asked)
+            return weak.apply(frozen[guide], z, t, asked[0] if internal else asked)
 
         if guide:
             velocity = autoguidance(velocity, weak_velocity, **strength)
         elif classifier_free:
-            velocity = classifier_free_guidance(conditional, asked, told.null(asked), **strength)
+            velocity = classifier_free_guidance(conditional, asked, null, **strength)
         if method in ODE_SAMPLERS:
             return ODE_SAMPLERS[method](velocity, noise, times, **tolerances)
         return samplers.euler_maruyama(velocity, noise, times, path_keys, diffusion=lambda t: norm * form(t), last=last)

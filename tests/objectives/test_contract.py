@@ -1,6 +1,7 @@
 """The contract of `objectives/objective.py`, written once and run on every objective of the laptop experiment."""
 
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -9,12 +10,14 @@ import pytest
 from flax import linen as nn
 from products import HIGHEST, kinds_of_products
 
-from configs import digits, digits_rac, digits_rpiae
+from configs import base, digits, digits_rac, digits_rpiae
 from rae_jax.components.catalogue import trained_components
 from rae_jax.objectives.catalogue import OBJECTIVES
 from rae_jax.training import sharding
 
 CONFIGS = {stage: digits for stage in ("encoder", "decoder", "stats", "flow", "mid_training", "flow_map")}
+IN_CONTEXT = types.SimpleNamespace(get_config=digits.get_config)  # with another generator
+CONFIGS |= {f"{stage}/in_context": IN_CONTEXT for stage in ("flow", "mid_training", "flow_map")}
 CONFIGS |= {stage: digits_rac for stage in ("teacher", "coder", "tuned_coder", "flow/aligned")}
 CONFIGS |= {stage: digits_rpiae for stage in ("feature_stats", "pivot", "bridge", "specialisation")}
 STAGES = tuple(CONFIGS)
@@ -34,6 +37,12 @@ def config_of(stage: str):
         config.flow.objective = "aligned_velocity"
         config.flow.alignment_depth, config.flow.alignment_width = 1, 16
         config.tuned_coder.train.optimizer.learning_rate = 1e-3
+    if stage.endswith("/in_context"):  # RAEv2: in-context conditions, x-prediction, both heads, REPA
+        config.flow.family, config.flow.prediction, config.flow.t_eps = "dit_in_context", "x", 0.05
+        config.flow.model = base.dit_in_context(
+            width=16, depth=2, num_heads=2, head_width=24, head_depth=1, head_num_heads=2, base_depth=1,
+            alignment_depth=1, alignment_features=config.encoder.model.width,
+        )  # fmt: skip
     optimizer = config[stage.partition("/")[0]].train.optimizer
     optimizer.final_learning_rate = optimizer.learning_rate  # the tests run past the end of the schedule
     return config

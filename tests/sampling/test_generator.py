@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import digits
+from configs import base, digits
 from rae_jax.components.catalogue import component
 from rae_jax.components.generators import time_shift
 from rae_jax.components.latent_spaces import latent_space
@@ -78,6 +78,72 @@ def test_autoguidance_composes_with_each_sampler(method, weights):
     config.guide.model = config.flow.model
     within = config.sampling.rtol if method == "dopri5" else 1e-4  # rounding decides how long its steps are
     np.testing.assert_allclose(images(config, with_itself, guide="guide"), plain, atol=within)
+
+
+def in_context(**sampling):
+    """A config whose generator has an early output and predicts the data; sampled in a few steps."""
+    config = configured(num_steps=3, **sampling)
+    for section in (config.flow, config.guide):
+        section.family, section.prediction, section.t_eps = "dit_in_context", "x", 0.05
+        section.model = base.dit_in_context(
+            width=16, depth=2, num_heads=2, head_width=16, head_depth=1, head_num_heads=2, base_depth=1
+        )
+    return config
+
+
+@pytest.mark.parametrize("guidance", ["alone", "classifier_free", "autoguidance"])
+def test_internal_guidance_goes_first_and_composes_with_the_others(guidance):
+    own, own_interval, null_scale = 1.7, (0.4, 1.0), 1.3
+    config = in_context(
+        internal_guidance_scale=own, internal_guidance_interval=own_interval, internal_guidance_null_scale=null_scale
+    )
+    config.sampling.guidance = "classifier_free" if guidance == "alone" else guidance
+    config.sampling.guidance_scale = 1.0 if guidance == "alone" else SCALE
+    rng = np.random.default_rng(1)
+    weights = {
+        name: jax.tree.map(
+            lambda x: 0.3 * rng.normal(size=x.shape).astype(np.float32), component(config, name).structure()
+        )
+        for name in ("flow", "guide", "decoder")
+    }
+    shape = latent_space(config).shape
+    weights |= {"stats": {"mean": jnp.zeros(shape), "variance": jnp.ones(shape)}}
+    guide = "guide" if guidance == "autoguidance" else None
+    outputs = {name: jax.jit(component(config, name).outputs) for name in ("flow", "guide")}
+
+    def guided(network, z, t, labels, scale):
+        full, base, _ = map(np.asarray, outputs[network](weights[network], z, np.full(len(z), t, np.float32), labels))
+        return base + scale * (full - base) if own_interval[0] <= t <= own_interval[1] else full
+
+    z = np.stack(
+        [jax.random.normal(jax.random.split(key)[0], shape)
+         for key in sample_keys(config.seed, jnp.arange(len(LABELS)))]
+    )  # fmt: skip
+    times = np.linspace(1, 0, config.sampling.num_steps + 1)
+    times = time_shift(config) * times / (1 + (time_shift(config) - 1) * times)
+    assert any(t < own_interval[0] for t in times[:-1])
+    for t, t_next in itertools.pairwise(times):
+        v = guided("flow", z, t, LABELS, own)
+        if guidance != "alone" and INTERVAL[0] <= t <= INTERVAL[1]:
+            weak = (
+                guided("flow", z, t, np.full_like(LABELS, 10), null_scale)
+                if guidance == "classifier_free"
+                else np.asarray(outputs["guide"](weights["guide"], z, np.full(len(z), t, np.float32), LABELS).full)
+            )
+            v = weak + SCALE * (v - weak)
+        z = z - (t - t_next).astype(np.float32) * v
+    expected = latent_space(config).decode(weights, LatentStatistics(**weights["stats"]).denormalise(z))
+    np.testing.assert_allclose(images(config, weights, guide=guide), expected, atol=1e-4)
+
+
+def test_internal_guidance_of_a_network_without_an_early_output_is_refused():
+    config = configured(internal_guidance_scale=1.5)
+    with pytest.raises(ValueError, match=r"internal_guidance_scale=1\.5, but flow\.model has no early output"):
+        generator(config)
+    config = in_context(internal_guidance_null_scale=1.5)
+    config.flow.model.base_depth = 0
+    with pytest.raises(ValueError, match="no early output"):
+        generator(config)
 
 
 def test_a_network_alone_is_not_autoguided_and_the_weak_one_samples_like_any_other(weights):
