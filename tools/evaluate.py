@@ -7,12 +7,16 @@
     python -m tools.evaluate samples.npz --reference=held_out/ --metrics=fd_encoder,precision_encoder,recall_encoder \\
         --encoder_config=configs/digits.py --encoder=runs/digits/encoder/weights
 
+    python -m tools.evaluate samples.npz --reference=images/ --inception=pt_inception.pth --networks=timm/ \\
+        --metrics=fdr6
+
 Metrics (`rae_jax/evaluation/metrics.py` has their definitions): fid, sfid, is, precision, recall (ADM's; --inception),
 rfid (FID to the reference's images, never to statistics stored in the file; --inception), psnr, ssim, lpips (AlexNet),
 lpips_vgg16 (image by image), fd_encoder, rfd_encoder, precision_encoder, recall_encoder (in the mean token of any
-encoder; --encoder_config). A run's `reconstructions.npz` holds its reference, the originals. What is computed of a
-reference is kept in --cache. The name of a number that depends on how many images are judged ends in their count unless
-that is 50,000: `fid_5000`.
+encoder; --encoder_config), RAEv2's fdr6 and, in each of its six spaces, fdr_SPACE and mind_SPACE (--inception, and
+--networks with the files of timm). A run's `reconstructions.npz` holds its reference, the originals. What is computed
+of a reference is kept in --cache. The name of a number that depends on how many images are judged ends in their count
+unless that is 50,000: `fid_5000`.
 """
 
 import argparse
@@ -49,6 +53,7 @@ from rae_jax.evaluation.metrics import (
     of_lpips,
 )  # fmt: skip
 from rae_jax.evaluation.reference import read_statistics
+from rae_jax.evaluation.representations import SPACES
 from rae_jax.files import local_path, whole_file
 from rae_jax.interop.checkpoint_files import read_tensors
 from rae_jax.interop.inception_fid import import_inception
@@ -60,7 +65,7 @@ from rae_jax.training import sharding
 LPIPS = {"alexnet": "lpips", "vgg16": "lpips_vgg16"}  # networks, and the metrics that need their parameters
 OFFERED = (
     "fid", "sfid", "is", "precision", "recall", "rfid", "psnr", "ssim", *LPIPS.values(), "fd_encoder", "rfd_encoder",
-    "precision_encoder", "recall_encoder",
+    "precision_encoder", "recall_encoder", "fdr6", *(name for name in METRICS if name.startswith(("fdr_", "mind_"))),
 )  # fmt: skip
 STATISTICS = ("fid", "sfid")  # what stored statistics can stand in for images in
 
@@ -77,6 +82,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--metrics", required=True, help=f"joined by commas: {', '.join(OFFERED)}")
     parser.add_argument("--inception", type=local_path, help="the FID Inception file, pt_inception-2015-12-05*.pth")
+    parser.add_argument("--networks", type=local_path, help="a folder of timm's files, of the other spaces of fdr6")
     parser.add_argument("--encoder_config", help="the experiment whose encoder is to look: configs/NAME.py[:VARIANT]")
     parser.add_argument("--encoder", type=local_path, help="its weights, in place of those that the experiment names")
     parser.add_argument("--batch_size", type=int, default=64)
@@ -153,6 +159,7 @@ def asked_for(options: argparse.Namespace) -> list[Metric]:
     for network, option, what in (
         ("inception", "inception", "--inception=FILE, the official Inception weights"),
         ("encoder", "encoder_config", "--encoder_config=FILE, an experiment with the encoder"),
+        *((space, "networks", "--networks=FOLDER of timm's files") for space in SPACES),
     ):
         lacking = [metric.name for metric in metrics if network in _networks_of(metric)]
         if lacking and getattr(options, option) is None:
@@ -200,11 +207,31 @@ def _networks(
         structure = jax.eval_shape(Inception().init, jax.random.key(0), images)["params"]
         params["inception"] = import_inception(read_tensors(options.inception), structure)
         features["inception"], identities["inception"] = of_inception, fingerprint(options.inception)
+    for name in sorted(networks & SPACES.keys()):
+        file = _published(options.networks, SPACES[name].published)
+        params[name], features[name] = SPACES[name].load(file), SPACES[name].of_images(name)
+        identities[name] = fingerprint(file)
     if "encoder" in networks:
         params["encoder"], features["encoder"], identities["encoder"] = _encoder(
             options.encoder_config, options.encoder
         )
     return sharding.place(params, sharding.replicated(mesh)), features, identities
+
+
+def _published(folder: Path, name: str) -> Path:
+    """The file or directory in `folder` that has the published `name`.
+
+    Raises:
+      ValueError: there is none.
+    """
+    endings = ("", ".safetensors", ".bin", ".pth")
+    found = next((path for end in endings if (path := folder / f"{name}{end}").exists()), None)
+    if found is None:
+        raise ValueError(
+            f"--networks={folder} has no {name}: a directory of that name, as Hugging Face has it, or a file with one "
+            f"of the endings {', '.join(endings[1:])}"
+        )
+    return found
 
 
 def _read_config(config_file: str) -> ConfigDict:

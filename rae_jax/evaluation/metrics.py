@@ -11,6 +11,16 @@ sfid                            the same of inception.spatial (Nash et al., 2021
 rfid                            Fréchet distance of inception.pool                          reconstructions -> originals
 is                              inception score of inception.logits, in random order        samples
 precision, recall               of inception.pool (Kynkäänniemi et al., 2019)               samples -> images
+fdr6                            RAEv2's mean over six spaces of FDr, a Fréchet distance     samples -> images, moments
+                                over a constant of the space (`fdr.py`)
+fdr_inception, fdr_convnext_v2, FDr in one of the six: inception.pool, or the vector of     samples -> images, moments
+fdr_dinov2_l, fdr_mae_l,        one of `representations.py`
+fdr_siglip2_so400m, fdr_clip_l
+mind_inception,                 MIND in one of the six                                      samples -> images
+mind_convnext_v2,
+mind_dinov2_l, mind_mae_l,
+mind_siglip2_so400m,
+mind_clip_l
 fd_encoder                      Fréchet distance of encoder.mean_token, the mean of the     samples -> images
                                 tokens of the experiment's encoder
 rfd_encoder                     Fréchet distance of encoder.mean_token                      reconstructions -> originals
@@ -25,10 +35,10 @@ attached_head_accuracy          the original encoder's regression on encoder.mea
 judge_accuracy                  a classifier of pixels sees the class that the image has    held-out -> training images
 label_agreement                 it sees the class that was asked for                        samples -> training images
 
-Published numbers are fid, sfid, is, precision, recall, rfid, psnr, ssim and lpips. Those of an encoder or a latent
-compare runs that share it, and no others. Ends of names tell which set is judged where a run has several: `_1step`,
-`_2step` the samples of a flow map, `_train` the training images. A number whose expectation depends on how many images
-are judged ends in that count, unless it is the 50,000 of published ones: `fid_5000` (`named`).
+Published numbers are fid, sfid, is, precision, recall, rfid, psnr, ssim, lpips, and those of FDr and MIND. Those of an
+encoder or a latent compare runs that share it, and no others. Ends of names tell which set is judged where a run has
+several: `_1step`, `_2step` the samples of a flow map, `_train` the training images. A number whose expectation depends
+on how many images are judged ends in that count, unless it is the 50,000 of published ones: `fid_5000` (`named`).
 """
 
 import dataclasses
@@ -40,6 +50,7 @@ import jax.numpy as jnp
 
 from rae_jax.evaluation import precision_recall
 from rae_jax.evaluation.evaluator import Needs, Summary
+from rae_jax.evaluation.fdr import CONSTANTS, fdr, fdr6, mind
 from rae_jax.evaluation.frechet import frechet_distance, require_samples
 from rae_jax.evaluation.image_quality import psnr, ssim
 from rae_jax.evaluation.inception_score import in_random_order, inception_score
@@ -109,6 +120,26 @@ def _inception_score(judged: Summary, reference: Summary) -> float:
     return inception_score(in_random_order(judged.rows[_LOGITS]))
 
 
+def _of_space(quantity: str) -> tuple[Metric, Metric]:
+    """FDr and MIND in the space of `quantity`."""
+
+    def distance(judged: Summary, reference: Summary) -> float:
+        return fdr(judged.gaussians[quantity], reference.gaussians[quantity], quantity)
+
+    def sliced(judged: Summary, reference: Summary) -> float:
+        return mind(judged.rows[quantity], reference.rows[quantity])
+
+    space = quantity.partition(".")[0]
+    return (
+        Metric(f"fdr_{space}", "lower", distance, moments=(quantity,), biased=True),
+        Metric(f"mind_{space}", "lower", sliced, rows=(quantity,), biased=True),
+    )
+
+
+def _fdr6(judged: Summary, reference: Summary) -> float:
+    return fdr6(judged.gaussians, reference.gaussians)
+
+
 _LOGITS = "inception.logits"
 _ENCODER, _ORIGINAL = "encoder.mean_token", "original_encoder.mean_token"
 METRICS = {
@@ -124,6 +155,8 @@ METRICS = {
         Metric("is", "higher", _inception_score, rows=(_LOGITS,), alone=True, biased=True),
         _of_manifolds("precision", precision_recall.precision, "inception.pool"),
         _of_manifolds("recall", precision_recall.recall, "inception.pool"),
+        Metric("fdr6", "lower", _fdr6, moments=tuple(CONSTANTS), biased=True),
+        *(metric for quantity in CONSTANTS for metric in _of_space(quantity)),
         _frechet("fd_encoder", _ENCODER),
         _frechet("rfd_encoder", _ENCODER),
         _of_manifolds("precision_encoder", precision_recall.precision, _ENCODER),

@@ -20,6 +20,7 @@ from rae_jax.data.digits import ArraySource
 from rae_jax.data.transforms import transform
 from rae_jax.evaluation import metrics
 from rae_jax.evaluation.evaluator import Evaluator, Needs, Summary, image_batches, source_batches
+from rae_jax.evaluation.fdr import CONSTANTS
 from rae_jax.evaluation.frechet import Moments, frechet_distance
 from rae_jax.evaluation.image_sets import images_of
 from rae_jax.evaluation.metrics import (
@@ -230,7 +231,8 @@ def test_a_number_that_depends_on_how_many_images_are_judged_says_so_in_its_name
     biased = {name for name, metric in METRICS.items() if metric.biased}
     assert biased == {
         "fid", "sfid", "rfid", "is", "precision", "recall", "fd_encoder", "rfd_encoder", "precision_encoder",
-        "recall_encoder", "fd_latent",
+        "recall_encoder", "fd_latent", "fdr6",
+        *(f"{kind}_{quantity.partition('.')[0]}" for kind in ("fdr", "mind") for quantity in CONSTANTS),
     }  # fmt: skip
     assert named(METRICS["fid"], 5000) == "fid_5000" and named(METRICS["fid"], 50_000) == "fid"
     assert named(METRICS["fd_encoder"], 1000, "_2step") == "fd_encoder_2step_1000"

@@ -1,21 +1,27 @@
 """`python -m tools.evaluate` against NumPy, SciPy and scikit-learn, and its refusals."""
 
+import dataclasses
 import json
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 import small_inception
 from PIL import Image
+from safetensors.numpy import save_file
 from scipy.linalg import sqrtm
 from sklearn.neighbors import NearestNeighbors
 from whole_autoencoder import autoencoder
 
 from configs import digits
 from rae_jax.components.catalogue import component
+from rae_jax.evaluation.fdr import mind
 from rae_jax.evaluation.image_sets import open_images, stream_pairs
+from rae_jax.evaluation.representations import SPACES
 from rae_jax.interop.weights import save_weights
-from rae_jax.sampling.samples import write_png_folder, write_samples
+from rae_jax.models.representations import PooledVisionTransformer
+from rae_jax.sampling.samples import read_samples, write_png_folder, write_samples
 from rae_jax.training import sharding
 from tools import evaluate
 from tools.evaluate import main
@@ -95,6 +101,33 @@ def test_what_is_computed_of_the_reference_is_kept_and_used_again(sets):
     assert kept and after["fd_encoder_45"] > before["fd_encoder_45"] + 1000
     for file, content in kept.items():
         file.write_bytes(content)
+
+
+def test_fdr_and_mind_look_through_timms_files(sets, tmp_path, monkeypatch):
+    """A small network under a published name; its vectors are those of `test_representations`."""
+    shapes = json.loads((Path(__file__).parents[1] / "models" / "timm_outputs.json").read_text())["mae"]["shapes"]
+    rng = np.random.default_rng(0)
+    tensors = {name: (0.2 * rng.normal(size=shape)).astype(np.float32) for name, shape in shapes.items()}
+    small = PooledVisionTransformer(28, 7, width=32, depth=2, num_heads=4, mlp_dim=128)
+    space = dataclasses.replace(SPACES["mae_l"], module=small, size=28)
+    monkeypatch.setitem(SPACES, "mae_l", space)
+    networks, folder = tmp_path / "timm", sets[0]
+    networks.mkdir()
+    with pytest.raises(SystemExit, match=r"fdr_mae_l need --networks=FOLDER"):
+        evaluated(folder, "a.npz", "b.npz", "fdr_mae_l")
+    with pytest.raises(SystemExit, match=r"has no vit_large_patch16_224\.mae: a directory of that name"):
+        evaluated(folder, "a.npz", "b.npz", "fdr_mae_l", f"--networks={networks}")
+    save_file(tensors, networks / "vit_large_patch16_224.mae.safetensors")
+    found = evaluated(folder, "a.npz", "b.npz", "fdr_mae_l,mind_mae_l", f"--networks={networks}")
+    params = {"mae_l": space.load(networks / "vit_large_patch16_224.mae.safetensors")}
+    a, b = (
+        np.asarray(space.of_images("mae_l")(params, read_samples(folder / f"{name}.npz").images)["vector"])
+        for name in ("a", "b")
+    )
+    cov_a, cov_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    distance = np.sum((a.mean(0) - b.mean(0)) ** 2) + np.trace(cov_a + cov_b - 2 * sqrtm(cov_a @ cov_b).real)
+    assert found["fdr_mae_l_45"] == pytest.approx(distance / 0.04, rel=1e-3)
+    assert found["mind_mae_l_45"] == pytest.approx(mind(a, b), rel=1e-3)
 
 
 def test_reconstructions_are_compared_pair_by_pair(sets, tmp_path):
