@@ -25,6 +25,7 @@ from rae_jax.experiment.workdir import CONFIG, ConfigError, progress
 from rae_jax.files import local_path
 from rae_jax.flow.flow_map import jump_times
 from rae_jax.interop import hub
+from rae_jax.interop.weights import is_weights, read_weights
 from rae_jax.objectives.catalogue import OBJECTIVES, objective_of
 from rae_jax.objectives.objective import Objective
 from rae_jax.sampling.generator import generator, guiding_component, sample_keys
@@ -289,6 +290,31 @@ def _check_weights(config: ConfigDict) -> None:
             _check_own(config, name, weights)
         elif weights not in ("", RANDOM, IDENTITY):
             component(config, name).check(weights)
+            if "stats" in name:
+                _check_measured_here(config, name, weights)
+
+
+def _check_measured_here(config: ConfigDict, name: str, weights: str) -> None:
+    """Raises ValueError if the statistics at `weights`, which a run has left, are of other latents than this config's.
+
+    They may be of the same shape. Of which latents an official file is cannot be told; training warns of what comes.
+    """
+    theirs = read_weights(weights)[0].get("config") if is_weights(weights) else None
+    if not theirs:
+        return
+    ours = json.loads(config.to_json_best_effort())
+    sections = latent_space(config).encoding if name == "stats" else ("encoder",)
+    changed = [
+        f"{section}.{field}"
+        for section in sections
+        for field in ("model", "input_size", "image_mean", "image_std")
+        if field in ours[section] and theirs.get(section, {}).get(field) != ours[section][field]
+    ]
+    if changed:
+        raise ValueError(
+            f"{name}.weights={weights!r} are of other latents: {', '.join(changed)} differ from those of the run that "
+            f"measured them. Measure them anew: put {name!r} into the stages"
+        )
 
 
 def example_batch(

@@ -2,7 +2,7 @@
 
 import dataclasses
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -63,6 +63,8 @@ class Objective:
       groups: the rows of a picture of samples: captions, and the numbers of the samples in each.
       evaluation: how the stage is judged while it trains, or None.
       likely_cause: what to say first if the stage diverges.
+      expected: between what a metric lies where all is well, by its name; outside there is a warning, once.
+      unexpected: what that warning says.
       reads_latents: its batches have the "latent" of `config.data.latents` in place of the "image".
       one_epoch: the stage makes one exact pass over the data in order (with `mask`) instead of `train.steps` steps.
     """
@@ -79,6 +81,8 @@ class Objective:
     groups: Sequence[tuple[str, np.ndarray]] = ()
     evaluation: Evaluation | None = None
     likely_cause: str = ""
+    expected: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
+    unexpected: str = ""
     reads_latents: bool = False
     one_epoch: bool = False
 

@@ -16,7 +16,7 @@ from rae_jax.components.component import Component, Params
 from rae_jax.components.conditions import condition, drop
 from rae_jax.components.encoders import encoder, tokens_of
 from rae_jax.components.generators import VelocityNetwork, time_shift, velocity_network
-from rae_jax.components.latent_spaces import latent_space, stats
+from rae_jax.components.latent_spaces import IDENTITY, latent_space, stats
 from rae_jax.flow.path import interpolate
 from rae_jax.flow.prediction import held_velocity_target
 from rae_jax.flow.times import sample_times
@@ -24,6 +24,9 @@ from rae_jax.models.autoencoder import LatentStatistics
 from rae_jax.objectives.objective import Batch, Metrics, Objective, single_network, stage_key, to_float
 from rae_jax.objectives.quality import sample_evaluation
 from rae_jax.sampling.generator import generator, shown_samples
+
+# Where mean and deviation of a batch of normalised latents lie; those of statistics of other latents are far outside.
+NORMALISED = {"latent_mean": (-0.5, 0.5), "latent_deviation": (0.5, 2.0)}
 
 
 def latent_encoder(config: ConfigDict) -> Callable[[dict[str, Params], Batch], jax.Array]:
@@ -132,9 +135,11 @@ def make(config: ConfigDict, stage: str) -> Objective:
             )
 
     def loss(params: Params, frozen: dict[str, Params], batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
-        point = draw(encode(frozen, batch), told.of_batch(batch), key)
+        z = encode(frozen, batch)
+        point = draw(z, told.of_batch(batch), key)
         tokens = to_tokens(frozen["encoder"], to_float(batch)) if network.aligns else None
-        return losses(params, point, tokens)
+        value, metrics = losses(params, point, tokens)
+        return value, metrics | {"latent_mean": jnp.mean(z), "latent_deviation": jnp.std(z)}
 
     return single_network(
         model_init=network.init,
@@ -143,6 +148,13 @@ def make(config: ConfigDict, stage: str) -> Objective:
         key=stage_key(config.seed, stage),
         frozen=frozen_parts,
         reads_latents=bool(config.data.latents),
+        expected={}
+        if config.stats.weights == IDENTITY
+        else {"latent_mean": (-0.5, 0.5), "latent_deviation": (0.5, 2.0)},
+        unexpected=(
+            "the latents are not normalised. Are the statistics those of this encoder, at this size, of these images? "
+            f"config.stats.weights={config.stats.weights!r}"
+        ),
         **sampled(config, stage),
     )
 

@@ -231,6 +231,7 @@ class _Watch:
 
     def __init__(self, objective: Any, train: ConfigDict, stage: str, step: int, log: RunLog):
         self._objective, self._stage, self._last_good, self._log = objective, stage, step, log
+        self._expected = dict(objective.expected)
         self._bounds = {"gradient_norm": train.max_gradient_norm, "loss": train.max_loss}
         # A pass that must see every image exactly once cannot leave any out.
         self._max_skipped = 0 if objective.one_epoch else train.max_skipped_steps
@@ -274,8 +275,18 @@ class _Watch:
                 "not finite"
             )
             newest["skipped_steps"] = float(skipped)
+        self._warn_of_unexpected(newest, step)
         self._last_good = step
         return newest
+
+    def _warn_of_unexpected(self, metrics: dict[str, float], step: int) -> None:
+        for name, (low, high) in list(self._expected.items()):
+            if name in metrics and not low <= metrics[name] <= high:
+                self._log.warn(
+                    f"{self._stage}: {name} is {metrics[name]:.3g} at step {step}, where {low:g} to {high:g} is usual: "
+                    f"{self._objective.unexpected}"
+                )
+                del self._expected[name]
 
     def _stop(self, what: str, step: int, latest_checkpoint: int | None) -> NoReturn:
         raise Diverged(

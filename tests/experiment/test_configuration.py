@@ -282,3 +282,25 @@ def test_a_bridge_before_the_encoder_and_decoder_that_it_joins_says_which_stage_
     config.stages = ("encoder", "feature_stats", "pivot", "specialisation")
     with pytest.raises(ConfigError, match=r"trained weights of 'bridge_\w+': put 'bridge' before it"):
         check(config, file="x", num_devices=1)
+
+
+def test_statistics_that_a_run_measured_of_another_encoder_are_refused(tmp_path):
+    """Of the same width: nothing in the shapes would tell."""
+    config = generators_alone(stats__weights=str(tmp_path / "stats"))
+    params = jax.tree.map(lambda x: np.ones(x.shape, np.float32), component(config, "stats").structure())
+
+    def measured_by(other):
+        remembered = json.loads(other.to_json_best_effort())
+        save_weights(tmp_path / "stats", params, {"component": "stats", "config": remembered})
+
+    measured_by(config)
+    checked(config)
+    for field, value in {"encoder__model__depth": 2, "encoder__image_mean": (0.5, 0.5, 0.5)}.items():
+        measured_by(changed(**{field: value}))
+        message = rf"stats\.weights=.* of other latents: encoder\.{field.split('__')[1]} differ"
+        with pytest.raises(ConfigError, match=message):
+            checked(config)
+
+
+def checked(config):
+    check(config, file="test.py", num_devices=1)

@@ -30,7 +30,7 @@ def test_the_loss_is_the_mean_squared_error_of_noise_minus_latent_at_a_point_on_
     mean, variance = rng.normal(size=(16, 16)).astype(np.float32), rng.uniform(0.5, 2, (16, 16)).astype(np.float32)
     params = random_params(model, batch["latent"], np.zeros(4), batch["label"], std=0.3)
     stats = {"mean": mean, "variance": variance}
-    loss, _ = loss_of(velocity, config, "flow", monkeypatch)(params, {"stats": stats}, batch, key)
+    loss, metrics = loss_of(velocity, config, "flow", monkeypatch)(params, {"stats": stats}, batch, key)
 
     time_key, noise_key, _ = jax.random.split(key, 3)
     even = 0.999 * np.asarray(jax.random.uniform(time_key, (4,)))
@@ -43,4 +43,5 @@ def test_the_loss_is_the_mean_squared_error_of_noise_minus_latent_at_a_point_on_
         np.mean((model.apply({"params": params}, z_t, t, y) - (eps - z)) ** 2) for y in (labels, labels - 1)
     )
     np.testing.assert_allclose(loss, expected, rtol=1e-4)
+    np.testing.assert_allclose([metrics["latent_mean"], metrics["latent_deviation"]], [z.mean(), z.std()], rtol=1e-4)
     assert abs(of_other_labels / expected - 1) > 1e-3

@@ -255,6 +255,27 @@ def test_a_gradient_norm_beyond_its_bound_stops_the_run_before_the_next_checkpoi
     run(tmp_path / "free", objective=objective)
 
 
+def test_a_metric_outside_what_is_expected_is_a_warning_once(tmp_path, capsys):
+    plain = regression()
+
+    def train_step(state, batch):
+        new, metrics = plain.train_step(state, batch)
+        return new, metrics | {"latent_deviation": jnp.where(state.step < 4, 1.0, 7.0)}
+
+    objective = Objective(
+        init=plain.init,
+        train_step=train_step,
+        frozen={},
+        expected={"latent_deviation": (0.5, 2.0), "absent": (0.0, 1.0)},
+        unexpected="look at the statistics",
+    )
+    run(tmp_path, objective=objective, log_every=1)
+    lines = capsys.readouterr().out.splitlines()
+    warned = [line for line in lines if "latent_deviation" in line and "usual" in line]
+    assert len(warned) == 1
+    assert "latent_deviation is 7 at step 5, where 0.5 to 2 is usual: look at the statistics" in warned[0]
+
+
 def test_a_spike_between_two_reports_is_found_before_a_checkpoint_is_made(tmp_path):
     plain = regression()
 
