@@ -148,9 +148,7 @@ def make(config: ConfigDict, stage: str) -> Objective:
         key=stage_key(config.seed, stage),
         frozen=frozen_parts,
         reads_latents=bool(config.data.latents),
-        expected={}
-        if config.stats.weights == IDENTITY
-        else {"latent_mean": (-0.5, 0.5), "latent_deviation": (0.5, 2.0)},
+        expected={} if config.stats.weights == IDENTITY else NORMALISED,
         unexpected=(
             "the latents are not normalised. Are the statistics those of this encoder, at this size, of these images? "
             f"config.stats.weights={config.stats.weights!r}"
