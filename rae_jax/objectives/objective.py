@@ -3,6 +3,7 @@
 import dataclasses
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -66,6 +67,7 @@ class Objective:
       expected: between what a metric lies where all is well, by its name; outside there is a warning, once.
       unexpected: what that warning says.
       reads_latents: its batches have the "latent" of `config.data.latents` in place of the "image".
+      reads_conversations: its batches are of conversations, with their images (`data.conversation_batches`).
       one_epoch: the stage makes one exact pass over the data in order (with `mask`) instead of `train.steps` steps.
     """
 
@@ -84,6 +86,7 @@ class Objective:
     expected: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
     unexpected: str = ""
     reads_latents: bool = False
+    reads_conversations: bool = False
     one_epoch: bool = False
 
     def first_state(self, key: jax.Array, batch: Batch, initial: dict[str, Params]) -> TrainState:
@@ -136,18 +139,22 @@ def single_network(
     train: ConfigDict,
     key: jax.Array,
     frozen: dict[str, Component],
+    whole: Callable[[Batch], Batch] = lambda batch: batch,
+    grouped: Mapping[str, Any] = MappingProxyType({}),
     **hooks: Any,
 ) -> Objective:
-    """An objective with one trained network, one optimizer and one loss.
+    """An objective with one trained network, or several under one loss, and one optimizer.
 
     Args:
       model_init: `key -> boxed parameters`.
       loss: `(params, frozen, batch, key) -> (scalar, metrics)`.
       train: the stage's `train` section: optimizer, EMA decays, gradient accumulation.
       key: the stage's key.
+      whole: the batch with what its parts have to know of all of it, a row for each of its own.
+      grouped: `others` and `group` of `training.optimizer.make_optimizer`.
       hooks: the other fields of `Objective`.
     """
-    optimizer, learning_rate = make_optimizer(train.optimizer)
+    optimizer, learning_rate = make_optimizer(train.optimizer, **grouped)
     pieces, decays = train.gradient_accumulation, ema_decays(train)
 
     def init(init_key: jax.Array, batch: Batch) -> TrainState:
@@ -160,7 +167,7 @@ def single_network(
         value_and_grad = jax.value_and_grad(loss, has_aux=True)
         (value, metrics), gradients = accumulate(
             lambda piece, piece_key: value_and_grad(state.params, state.frozen, piece, piece_key),
-            batch,
+            whole(batch),
             step_key,
             pieces,
         )

@@ -1,6 +1,7 @@
 """The optimizer of every objective: AdamW behind global-norm clipping, with the papers' learning-rate schedules."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -54,8 +55,36 @@ def kernels_only(params: Any) -> Any:
     )
 
 
-def make_optimizer(config: ConfigDict) -> tuple[optax.GradientTransformation, Callable[[jax.Array], jax.Array]]:
-    """The optimizer that an `optimizer` section asks for, and its learning-rate schedule; durations are in steps."""
+Schedule = Callable[[jax.Array], jax.Array]
+
+
+def make_optimizer(
+    config: ConfigDict,
+    others: Mapping[str, ConfigDict] = MappingProxyType({}),
+    group: Callable[[tuple[str, ...]], str] = lambda path: "",
+) -> tuple[optax.GradientTransformation, Schedule]:
+    """The optimizer that an `optimizer` section asks for, and its learning-rate schedule; durations are in steps.
+
+    Args:
+      others: more such sections, for parameters that are to have an optimizer of their own. Gradients are clipped
+        together, by the norm of `config`.
+      group: the path of a parameter -> the name of its section among `others`; "": none.
+    """
+    clipping = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm > 0 else []
+    adamw, schedule = _adamw(config)
+    if not others:
+        return optax.chain(*clipping, adamw), schedule
+
+    def groups(params: Any) -> Any:
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: group(tuple(entry.key for entry in path if hasattr(entry, "key"))), params
+        )
+
+    each = {"": adamw} | {name: _adamw(section)[0] for name, section in others.items()}
+    return optax.chain(*clipping, optax.partition(each, groups)), schedule
+
+
+def _adamw(config: ConfigDict) -> tuple[optax.GradientTransformation, Schedule]:
     schedule = learning_rate_schedule(
         config.learning_rate,
         final=config.final_learning_rate,
@@ -64,17 +93,12 @@ def make_optimizer(config: ConfigDict) -> tuple[optax.GradientTransformation, Ca
         shape=config.shape,
         warmup_from_zero=config.warmup_from_zero,
     )
-    steps = []
-    if config.clip_norm > 0:
-        steps.append(optax.clip_by_global_norm(config.clip_norm))
-    steps.append(
-        optax.adamw(
-            schedule,
-            b1=config.beta1,
-            b2=config.beta2,
-            eps=config.epsilon,
-            weight_decay=config.weight_decay,
-            mask=kernels_only,
-        )
+    adamw = optax.adamw(
+        schedule,
+        b1=config.beta1,
+        b2=config.beta2,
+        eps=config.epsilon,
+        weight_decay=config.weight_decay,
+        mask=kernels_only,
     )
-    return optax.chain(*steps), schedule
+    return adamw, schedule

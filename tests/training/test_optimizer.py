@@ -38,6 +38,28 @@ def test_ema_equals_the_released_update(case):
     case.assert_close(np.stack(averages), call.outputs["ema per step"], atol=case.noted("for the rest"))
 
 
+def test_parameters_of_a_group_have_its_optimizer_and_are_clipped_with_the_others():
+    fields = dict(
+        learning_rate=0.1, final_learning_rate=0.0, warmup_steps=0, decay_end_step=0, shape="constant",
+        warmup_from_zero=False, clip_norm=1.0, beta1=0.9, beta2=0.999, epsilon=1e-8, weight_decay=0.0,
+    )  # fmt: skip
+    main, head = ConfigDict(fields), ConfigDict(fields | {"learning_rate": 1.0, "beta2": 0.95})
+    params = {"a": {"kernel": jnp.ones(3)}, "b": {"kernel": jnp.ones(3), "bias": jnp.zeros(2)}}
+    optimizer, schedule = make_optimizer(main, {"head": head}, lambda path: "head" if path[0] == "b" else "")
+    state = optimizer.init(params)
+    alone = {"a": make_optimizer(main)[0], "b": make_optimizer(head)[0]}
+    states = {name: alone[name].init(params[name]) for name in params}
+    for i in range(3):
+        gradients = jax.tree.map(lambda x, i=i: jnp.full_like(x, 3.0 + i), params)
+        updates, state = optimizer.update(gradients, state, params)
+        norm = float(optax.tree.norm(gradients))
+        clipped = jax.tree.map(lambda g, norm=norm: g / norm, gradients)
+        for name in params:
+            expected, states[name] = alone[name].update(clipped[name], states[name], params[name])
+            jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5), updates[name], expected)
+    assert float(schedule(0)) == pytest.approx(0.1)
+
+
 @cases("schedule")
 def test_adamw_with_clipping_equals_torch(case):
     call = case.call("AdamW with clip_grad_norm .*")
