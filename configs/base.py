@@ -30,7 +30,7 @@ def get_config() -> ConfigDict:
     config.autoencoder = "rae"  # which latent space the flow lives in: `components/catalogue.py: LATENT_SPACES`
 
     config.data = ConfigDict()
-    config.data.source = "tfds:imagenet2012"  # "digits", "scenes", "folder", or "tfds:<builder>"
+    config.data.source = "tfds:imagenet2012"  # "digits", "scenes", "folder", "conversations", or "tfds:<builder>"
     config.data.path = ""  # the folder of images, or the TFDS data directory
     config.data.train_split = "train"
     config.data.train_images = 0  # in it, that an epoch is of; 0: as many as there are
@@ -205,6 +205,41 @@ def get_config() -> ConfigDict:
     config.flow.alignment_width = 2048  # of the projector's hidden layers
     config.flow.train = train(transform="center_crop_flip")
 
+    config.language_model = ConfigDict()  # of text to image (RAE, appendix N): it reads prompts and images
+    config.language_model.dtype = ""
+    config.language_model.weights = ""  # also a directory of Hugging Face's
+    config.language_model.model = ConfigDict()  # what `language_model` returns; empty: generators are told classes
+    config.language_model.tokenizer = ""  # a tokenizer.json or its directory; "scenes": of their grammar; "": bytes
+    config.language_model.context = 512  # tokens of a conversation, those of its images included
+
+    config.adapters = ConfigDict()  # the projector of images, the learned queries, the projector of conditions
+    config.adapters.dtype = ""
+    config.adapters.weights = ""
+
+    config.text_dit = ConfigDict()  # the generator that is told a vector for each token
+    config.text_dit.dtype = ""
+    config.text_dit.weights = ""
+    config.text_dit.model = ConfigDict()
+
+    config.text_to_image = ConfigDict()  # the stage that trains all three on conversations
+    config.text_to_image.objective = "text_to_image"
+    # Without "text_dit" there is no image loss: understanding alone (Scale-RAE, Table 20).
+    config.text_to_image.trains = ("language_model", "adapters", "text_dit")
+    config.text_to_image.image_weight = 2.0  # of the image loss beside the cross-entropy
+    config.text_to_image.condition_dropout = 0.1  # share of the images whose condition is the learned null
+    config.text_to_image.time_distribution = "logit_normal"
+    config.text_to_image.logit_normal_mean = 0.0
+    config.text_to_image.logit_normal_std = 1.0
+    config.text_to_image.max_images = 1  # in a conversation
+    config.text_to_image.loss_chunk = 128  # positions whose logits are in memory at a time; a divisor of the context
+    # Directories of conversations and how often each is drawn from, as (("data/a", 3.0), ("data/b", 1.0)); empty: the
+    # conversations at data.path, or about the scenes.
+    config.text_to_image.mixture = ()
+    config.text_to_image.question_share = 0.5  # of conversations about scenes, those that ask instead of paint
+    config.text_to_image.train = train(transform="resize")
+    # Of the DiT and the projector of its conditions; train.optimizer is that of the rest.
+    config.text_to_image.image_optimizer = optimizer()
+
     config.guide = ConfigDict()  # the weak network of AutoGuidance: smaller than "flow", or trained for less
     config.guide.dtype = ""
     config.guide.weights = ""
@@ -257,9 +292,13 @@ def get_config() -> ConfigDict:
     config.sampling.png = False  # also a folder of PNG files
     # "permuted": equal numbers of each class, in an order that the seed fixes; "random"; or "unconditional": all null.
     config.sampling.labels = "permuted"
-    config.sampling.method = "euler"  # "euler", "heun", "dopri5", or "euler_maruyama"
+    config.sampling.prompts = ""  # a file: a prompt a line, or JSON lines with "prompt"; "": a few of the scenes' own
+    config.sampling.prompt = ""  # one prompt in its stead
+    # "euler", "heun", "dopri5", "euler_maruyama", or "euler_as_coded", Scale-RAE's, which misreads its times.
+    config.sampling.method = "euler"
     config.sampling.num_steps = 50  # network evaluations of an Euler sampler; 0: only the flow map is sampled
-    config.sampling.grid = "full"  # "full" ends at t = 0; "released" is the reference's, which ends just above
+    # "full" ends at t = 0; "released" is the reference's, which ends just above, and "scale_rae" that of its code.
+    config.sampling.grid = "full"
     config.sampling.last_step = 0.0  # size of a full grid's last step, before the shift; 0: as large as the others
     config.sampling.diffusion = "sigma"  # of Euler-Maruyama, w(t): `flow/samplers.py: DIFFUSIONS` has the forms
     config.sampling.diffusion_norm = 1.0  # what multiplies it; REPA has 2
@@ -463,6 +502,51 @@ def vit_decoder(
         mlp_dim=mlp_dim,
         norm_epsilon=1e-12,
         trained_tables=False,  # True: the positions are parameters, as in dit_dh
+        scan=False,
+        remat="none",
+    )
+    return _with(fields, changes)
+
+
+def language_model(
+    *, width: int, depth: int, num_heads: int, num_kv_heads: int, head_dim: int, hidden: int, vocabulary: int,
+    **changes: object,
+) -> ConfigDict:  # fmt: skip
+    """Every field of a language model's architecture; the defaults are Qwen2.5's, of which `SIZES` names some."""
+    fields = dict(
+        vocabulary=vocabulary,
+        width=width,
+        depth=depth,
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,  # of keys and values
+        head_dim=head_dim,
+        hidden=hidden,  # width of the feed-forward layers
+        qkv_bias=True,
+        qk_norm=False,  # True, without the biases: Qwen3
+        tied=True,  # the head is the table
+        rope_theta=1e6,
+        norm_epsilon=1e-6,
+        scan=False,
+        remat="none",
+    )
+    return _with(fields, changes)
+
+
+def text_dit(*, width: int, depth: int, num_heads: int, **changes: object) -> ConfigDict:
+    """Every field of the architecture of a DiT that is told a vector for each token; the defaults are Scale-RAE's."""
+    fields = dict(
+        width=width,
+        depth=depth,
+        num_heads=num_heads,
+        condition_width=width,
+        patch_size=1,  # latents along a side that become one token
+        mlp_ratio=4.0,
+        qk_norm=False,
+        swiglu=True,
+        rms_norm=True,
+        rope=True,
+        trained_tables=False,  # as in dit_dh
+        fused_attention=True,
         scan=False,
         remat="none",
     )

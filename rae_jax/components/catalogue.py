@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
-from rae_jax.components import critics, decoders, encoders, generators, latent_spaces
+from rae_jax.components import critics, decoders, encoders, generators, language, latent_spaces
 from rae_jax.components.component import RANDOM, Component
 
 CATALOGUE: dict[str, Callable[[ConfigDict], Component]] = {
@@ -19,6 +19,9 @@ CATALOGUE: dict[str, Callable[[ConfigDict], Component]] = {
     "tuned_coder": functools.partial(latent_spaces.coder, name="tuned_coder"),
     "stats": latent_spaces.stats,
     "flow": generators.velocity_network,
+    "language_model": language.language_model,
+    "adapters": language.adapters,
+    "text_dit": language.text_dit,
     "guide": functools.partial(generators.velocity_network, name="guide"),
     "mid_training": functools.partial(generators.flow_map, name="mid_training"),
     "flow_map": generators.flow_map,
@@ -29,7 +32,7 @@ CATALOGUE: dict[str, Callable[[ConfigDict], Component]] = {
 }
 
 # The sections that say of what architecture a component is, where its own does not.
-BUILT_AS = {"tuned_coder": "coder", "mid_training": "flow", "flow_map": "flow"}
+BUILT_AS = {"adapters": "language_model", "tuned_coder": "coder", "mid_training": "flow", "flow_map": "flow"}
 
 
 def component(config: ConfigDict, name: str) -> Component:

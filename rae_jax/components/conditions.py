@@ -15,6 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from rae_jax.components.language import prompt_length, prompts, speaks, tokenizer
+from rae_jax.data.conversations import HERE, IMAGE, prompt
+from rae_jax.data.tokenizer import IMAGE_START, Tokenizer
+
 Condition = Any
 CHOICES = ("permuted", "random", "unconditional")
 SHOWN_CLASSES, SHOWN_OF_EACH, SHOWN_UNCONDITIONAL = 10, 8, 32  # samples in a picture that is taken while training
@@ -113,10 +117,89 @@ class ClassCondition:
         return {} if self.unconditional else {"labels": condition}
 
 
-def condition(config: ConfigDict) -> ClassCondition:
+@dataclasses.dataclass(frozen=True)
+class PromptCondition:
+    """Told a prompt: ids of a conversation up to where the image begins, `{"ids": [B, L], "length": [B], ...}`.
+
+    `dropped`, bool `[B]`, says whether the learned null condition stands for what the prompt would tell, as it does for
+    the empty prompt.
+
+    Attributes:
+      prompts: what samples are asked for, one after the other, and over again.
+      tokenizer: of the language model.
+      context: L, with the tokens of an image the most that it reads.
+    """
+
+    prompts: tuple[str, ...]
+    tokenizer: Tokenizer
+    context: int
+
+    unconditional = False
+
+    @property
+    def example(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """The condition of a batch of one."""
+        return {
+            "ids": jax.ShapeDtypeStruct((1, self.context), jnp.int32),
+            "length": jax.ShapeDtypeStruct((1,), jnp.int32),
+            "dropped": jax.ShapeDtypeStruct((1,), jnp.bool_),
+        }
+
+    def null(self, condition: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """As many nulls as `condition` has rows."""
+        return condition | {"dropped": jnp.ones_like(condition["dropped"])}
+
+    def asked(self, names: Sequence[str]) -> dict[str, np.ndarray]:
+        """The condition of prompts.
+
+        Raises:
+          ValueError: one is longer than the context.
+        """
+        ids = np.full((len(names), self.context), self.tokenizer.padding, np.int32)
+        lengths = []
+        for row, name in zip(ids, names, strict=True):
+            words = prompt(self.tokenizer, name) + self.tokenizer.encode(HERE.replace(IMAGE, IMAGE_START))
+            if len(words) > self.context:
+                raise ValueError(
+                    f"the prompt {name[:40]!r}... has {len(words)} tokens with what stands around it, and room is for "
+                    f"{self.context}; shorten it, or raise language_model.context"
+                )
+            row[: len(words)] = words
+            lengths.append(len(words))
+        return {"ids": ids, "length": np.array(lengths, np.int32), "dropped": np.array([not n for n in names])}
+
+    def chosen(self, num_samples: int) -> dict[str, np.ndarray]:
+        """What samples are asked for, on the host."""
+        asked = self.asked(self.prompts)
+        return jax.tree.map(lambda x: x[np.arange(num_samples) % len(self.prompts)], asked)
+
+    def shown(self) -> dict[str, np.ndarray]:
+        """A few, for pictures that are taken while a stage trains."""
+        few = self.asked(self.prompts[:SHOWN_CLASSES])
+        return jax.tree.map(lambda x: np.repeat(x, SHOWN_OF_EACH // 2, axis=0), few)
+
+    def words(self, condition: dict[str, np.ndarray]) -> list[str]:
+        """The prompts of a condition."""
+        rows = zip(condition["ids"], condition["length"], strict=True)
+        whole = [self.tokenizer.decode(ids[:length]) for ids, length in rows]
+        return [text.partition("user\n")[2].rpartition("\nassistant\n")[0] for text in whole]
+
+    def groups(self, condition: dict[str, np.ndarray]) -> list[tuple[str, np.ndarray]]:
+        """How a picture is laid out: for each prompt its words and the samples of it."""
+        words = np.array(self.words(condition))
+        return [(str(text), np.flatnonzero(words == text)) for text in dict.fromkeys(words)]
+
+    def arrays(self, condition: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """What a file of samples says of what was asked for, by name."""
+        return {"prompts": np.array(self.words(condition))}
+
+
+def condition(config: ConfigDict) -> ClassCondition | PromptCondition:
     """What the config's generators are told.
 
     Raises:
-      ValueError: see `ClassCondition`.
+      ValueError: see `ClassCondition`; or there are no prompts.
     """
+    if speaks(config):
+        return PromptCondition(prompts(config), tokenizer(config), prompt_length(config))
     return ClassCondition(config.flow.num_classes, config.sampling.labels, config.seed)

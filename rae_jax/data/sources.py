@@ -2,6 +2,7 @@
 
 digits           scikit-learn's 1,797 handwritten digits, enlarged to 32 x 32; split "train" or "test"
 scenes           one to four of these digits, coloured, in a grid of cells; no classes; `scenes.py`
+conversations    the first image of each (`conversation_shards.py`); <path>, or <path>/<split>
 folder           <path>/<class>/**/*.jpg, or train/ and test/ (or validation/) with these; `folders.py` has the layouts
 tfds:<builder>   a prepared data set in ArrayRecord files, read without TensorFlow; any split expression of TFDS
 """
@@ -16,6 +17,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from rae_jax.data.conversation_shards import ConversationShards
 from rae_jax.data.decoding import decode_image
 from rae_jax.data.digits import ArraySource, class_counts, digits
 from rae_jax.data.folders import LAYOUT, find_images
@@ -62,7 +64,7 @@ def open_source(
     """The images `name` of the module's table.
 
     Args:
-      name: "digits", "scenes", "folder" or "tfds:<builder>".
+      name: "digits", "scenes", "folder", "conversations" or "tfds:<builder>".
       split: "train" or "test" (held out); for TFDS any split expression, for a folder see `folders.find_images`.
       path: the folder of images; for TFDS its data directory or the directory of one prepared version.
       max_unreadable_share: a folder with a larger share of unreadable images is an error.
@@ -77,6 +79,10 @@ def open_source(
         if not path:
             raise ValueError(f"the source 'folder' needs the folder's path (config.data.path); {LAYOUT}")
         return FolderSource(path, split, max_unreadable_share, check_images, held_out_share, classes)
+    if name == "conversations":
+        if not path:
+            raise ValueError("the source 'conversations' needs the directory of their shards (config.data.path)")
+        return ConversationShards(Path(path) / split if (Path(path) / split).is_dir() else path)
     if name == "digits":
         source: Source = digits(split)
     elif name == "scenes":
@@ -84,7 +90,9 @@ def open_source(
     elif name.startswith("tfds:"):
         source = TfdsSource(name.removeprefix("tfds:"), split, path)
     else:
-        raise ValueError(f"there is no data source {name!r}; use 'digits', 'scenes', 'folder' or 'tfds:<builder>'")
+        raise ValueError(
+            f"there is no data source {name!r}; use 'digits', 'scenes', 'folder', 'conversations' or 'tfds:<builder>'"
+        )
     if classes is not None and source.class_names != tuple(classes):
         raise ValueError(
             f"{source} has other classes than when this run began, and labels would no longer mean the same; give the "

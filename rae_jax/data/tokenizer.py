@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import tokenizers
-from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, trainers
 
 PADDING, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 IMAGE_START, IMAGE_END = "<im_start>", "<im_end>"
@@ -68,6 +68,19 @@ def open_tokenizer(path: str | Path = "") -> Tokenizer:
         raise
     except Exception as error:  # the library raises bare exceptions
         raise ValueError(f"{file} is no tokenizer: {error}") from error
+
+
+def trained_tokenizer(texts: Sequence[str], size: int, described: str) -> Tokenizer:
+    """The tokenizer of bytes with pairs that are frequent in `texts` added, up to `size` tokens before `SPECIAL`."""
+    learnt = tokenizers.Tokenizer(models.BPE())
+    learnt.normalizer = normalizers.NFC()
+    learnt.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    learnt.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    learnt.train_from_iterator(texts, trainer)
+    return Tokenizer(learnt, described)
 
 
 def _of_bytes() -> tokenizers.Tokenizer:

@@ -16,6 +16,7 @@ from rae_jax.components.component import PRECISIONS, RANDOM
 from rae_jax.components.conditions import condition
 from rae_jax.components.decoders import decoded_size, decoder
 from rae_jax.components.encoders import grid as encoder_grid
+from rae_jax.components.language import layout
 from rae_jax.components.latent_spaces import IDENTITY, latent_space
 from rae_jax.data.sources import count_classes, count_images
 from rae_jax.data.transforms import transform
@@ -325,6 +326,13 @@ def example_batch(
     It is of latents computed before instead of images if the objective reads those, or if asked.
     """
     rows, size = config[stage].train.batch_size, config.data.image_size
+    if objective.reads_conversations:
+        shape = layout(config)
+        sizes = {"answer_img_mask": shape.max_images, "reverse_vti": shape.max_images * shape.tokens_per_image}
+        names = ("input_ids", "labels", "attention_mask", "vision_token_indices", "answer_token_mask", *sizes)
+        return {"image": jax.ShapeDtypeStruct((rows, shape.max_images, size, size, 3), jnp.uint8)} | {
+            name: jax.ShapeDtypeStruct((rows, sizes.get(name, shape.length)), jnp.int32) for name in names
+        }
     if latents or objective.reads_latents:
         content = {"latent": jax.ShapeDtypeStruct((rows, *latent_space(config).shape), jnp.bfloat16)}
     else:

@@ -21,8 +21,11 @@ from ml_collections import ConfigDict
 
 from rae_jax.components.catalogue import given_to, trained_components
 from rae_jax.components.component import Component, Params
+from rae_jax.components.language import SCENES, layout, tokenizer
 from rae_jax.components.latent_spaces import latent_space
 from rae_jax.data.batches import Batches, evaluation_batches, latent_batches, training_batches
+from rae_jax.data.conversation_batches import Conversations, SceneConversations, conversation_batches
+from rae_jax.data.conversation_shards import ConversationShards
 from rae_jax.data.device import DeviceBatches, batch_rows
 from rae_jax.data.latents import LatentSource
 from rae_jax.data.sources import Source, open_source
@@ -102,15 +105,39 @@ def open_batches(
 
     `rows`: those of each batch that this process reads; all of them by default.
     """
-    train = config[stage].train
+    train, size = config[stage].train, config.data.image_size
     arguments = dict(batch_size=train.batch_size, num_workers=config.data.num_workers, rows=rows)
+    if objective.reads_conversations:
+        arguments |= dict(tokenizer=tokenizer(config), layout=layout(config))
+        return conversation_batches(
+            conversations(config, stage), seed=config.seed, transform=transform(train.transform, size), **arguments
+        )
     if objective.reads_latents:
         _, flip = without_flip(train.transform)
         return latent_batches(LatentSource(config.data.latents), seed=config.seed, flip=flip, **arguments)
-    arguments["transform"] = transform(train.transform, config.data.image_size)
+    arguments["transform"] = transform(train.transform, size)
     if objective.one_epoch:
         return evaluation_batches(source, **arguments)
     return training_batches(source, seed=config.seed, **arguments)
+
+
+def conversations(config: ConfigDict, stage: str) -> list[tuple[Conversations, float]]:
+    """The conversations that `stage` trains on, and how often each source is drawn from.
+
+    Raises:
+      ValueError: there are none.
+    """
+    section = config[stage]
+    if section.mixture:
+        return [(ConversationShards(path), float(weight)) for path, weight in section.mixture]
+    if config.data.source == SCENES:
+        return [(SceneConversations(config.data.train_split, section.question_share), 1.0)]
+    if not config.data.path:
+        raise ValueError(
+            f"{stage} trains on conversations: set {stage}.mixture or data.path to directories that "
+            "`python -m tools.prepare_captions` has written"
+        )
+    return [(ConversationShards(config.data.path), 1.0)]
 
 
 class Stages:

@@ -15,6 +15,7 @@ from rae_jax.objectives import (
     pivot,
     reconstruction,
     rectified_coder,
+    text_to_image,
     velocity,
 )
 from rae_jax.objectives.objective import Objective
@@ -31,6 +32,7 @@ OBJECTIVES = {
     "pivot": pivot.make,
     "reconstruction": reconstruction.make,
     "rectified_coder": rectified_coder.make,
+    "text_to_image": text_to_image.make,
     "velocity": velocity.make,
 }
 

@@ -122,6 +122,8 @@ def shardings_of(boxed: Any, mesh: Mesh) -> Any:
     def sharding(path: Any, leaf: Any) -> Any:
         if not isinstance(leaf, nn.LogicallyPartitioned):
             return replicated(mesh)
+        if not jax.tree.leaves(leaf.value):  # of a parameter that is another optimizer's
+            return leaf.value
         unknown = [name for name in leaf.names if name is not None and name not in rules]
         if unknown:
             raise ValueError(

@@ -1,0 +1,110 @@
+"""The laptop experiment of text to image: scenes of digits that are painted from prompts and asked about, on a CPU.
+
+    python -m rae_jax.main --config=configs/digits_text.py
+    python -m rae_jax.main --config=configs/digits_text.py --mode=sample --prompt="a red two at the top left"
+
+An encoder is pretrained on the scenes and frozen, a decoder inverts it, the latents' statistics are measured; then a
+small language model is trained from nothing, together with the DiT that its hidden states condition, on requests and
+questions half and half.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base
+from configs.digits import shorten, stage
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """The experiment; `configs/digits_text.py:tiny` is the same pipeline in seconds, for tests: nothing is learnt.
+
+    Further variants: "understanding", without generation; "kl", in the latents of a KL-VAE, which is trained first;
+    "unguided"; "unshifted".
+    """
+    words = base.words_of(
+        variant, ("tiny",), ("understanding",), ("kl",), ("unguided",), ("unshifted",), file="configs/digits_text.py"
+    )
+    config = base.get_config()
+    config.stages = ("encoder", "decoder", "stats", "text_to_image")
+
+    config.data.source = "scenes"
+    config.data.test_split = "test"
+    config.data.image_size = 32
+    config.data.num_workers = 0
+
+    # 16 tokens of 64 channels, four a cell.
+    config.encoder.input_size = 32
+    config.encoder.image_mean = (0.1, 0.1, 0.1)
+    config.encoder.image_std = (0.25, 0.25, 0.25)
+    config.encoder.model = base.vision_transformer(image_size=32, patch_size=8, width=64, depth=4, num_heads=4)
+    config.encoder.head = ConfigDict(dict(width=64, depth=2, num_heads=4, mlp_dim=256))
+    config.encoder.mask_ratio = 0.5
+    stage(config.encoder.train, steps=2500, batch_size=64, learning_rate=2e-3, ema_decay=0.995)
+
+    config.decoder.model = base.vit_decoder(patch_size=8, width=64, depth=3, num_heads=4, mlp_dim=256)
+    config.decoder.noise_tau = 0.3
+    stage(config.decoder.train, steps=2000, batch_size=64, learning_rate=2e-3, ema_decay=0.995)
+
+    config.stats.train.transform = "none"
+    config.stats.train.batch_size = 200
+
+    config.language_model.tokenizer = "scenes"
+    config.language_model.context = 80
+    config.language_model.model = base.language_model(
+        vocabulary=448, width=128, depth=4, num_heads=4, num_kv_heads=2, head_dim=32, hidden=384, rope_theta=1e4
+    )
+    config.text_dit.model = base.text_dit(width=128, depth=4, num_heads=4)
+    config.flow.shift_base = 256  # a shift of 2
+    config.text_to_image.loss_chunk = 80
+    stage(config.text_to_image.train, steps=6000, batch_size=64, learning_rate=1e-3, ema_decay=0.998)
+    stage_optimizer(config, learning_rate=2e-3)
+    config.text_to_image.train.pictures_every = 1000
+
+    config.sampling.num_samples = 600
+    config.sampling.batch_size = 100
+    config.sampling.guidance_scale = 2.0
+
+    if "understanding" in words:
+        config.stages = ("encoder", "text_to_image")
+        config.text_to_image.trains = ("language_model", "adapters")
+        config.text_to_image.question_share = 1.0
+    if "kl" in words:
+        config.autoencoder = "kl"
+        config.stages = ("encoder", "teacher", "stats", "text_to_image")
+        config.teacher.model = base.kl_vae(channels=(16, 32), latent_channels=4, num_groups=8, middle_attention=False)
+        stage(config.teacher.train, steps=2000, batch_size=64, learning_rate=1e-3, ema_decay=0.995)
+        config.text_dit.model.patch_size = 4
+    if "unguided" in words:
+        config.sampling.guidance_scale = 1.0
+    if "unshifted" in words:
+        config.flow.shift_base = 16 * 64
+    if "tiny" in words:
+        shrink(config)
+    return config
+
+
+def stage_optimizer(config: ConfigDict, *, learning_rate: float) -> None:
+    """The DiT's optimizer: the language model's with another rate."""
+    config.text_to_image.image_optimizer = config.text_to_image.train.optimizer.copy_and_resolve_references()
+    config.text_to_image.image_optimizer.learning_rate = learning_rate
+    config.text_to_image.image_optimizer.final_learning_rate = learning_rate / 10
+
+
+def shrink(config: ConfigDict) -> None:
+    """Makes every part small and every stage short."""
+    config.encoder.model.width = config.encoder.head.width = config.decoder.model.width = 16
+    config.encoder.model.depth = config.encoder.head.depth = config.decoder.model.depth = 1
+    config.encoder.model.num_heads = config.encoder.head.num_heads = config.decoder.model.num_heads = 2
+    config.encoder.model.mlp_dim = config.encoder.head.mlp_dim = config.decoder.model.mlp_dim = 32
+    config.language_model.model.width, config.language_model.model.depth = 16, 1
+    config.language_model.model.num_heads, config.language_model.model.num_kv_heads = 2, 1
+    config.language_model.model.head_dim, config.language_model.model.hidden = 8, 16
+    config.text_dit.model.width, config.text_dit.model.depth, config.text_dit.model.num_heads = 16, 1, 2
+    config.text_dit.model.condition_width = 16
+    for name in config.stages:
+        shorten(config[name].train)
+    stage_optimizer(config, learning_rate=1e-3)
+    config.text_to_image.train.pictures_every = 0
+    config.stats.train.batch_size = 256
+    config.sampling.num_samples = 12
+    config.sampling.num_steps = 4
+    config.lpips.weights = config.lpips_alexnet.weights = ""

@@ -1,0 +1,137 @@
+"""Language: the model that reads prompts and images, what stands around it, and the generator that it tells."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from rae_jax.components.component import Component, of_module, spec
+from rae_jax.components.encoders import tokens_shape
+from rae_jax.components.latent_spaces import latent_space
+from rae_jax.data.conversations import Layout
+from rae_jax.data.prompts import EXAMPLES, read_prompts, scene_prompts
+from rae_jax.data.scene_tokens import scene_tokenizer
+from rae_jax.data.tokenizer import Tokenizer, open_tokenizer
+from rae_jax.models.language_model import LanguageModel
+from rae_jax.models.text_to_image import Adapters, PromptedDiT, Reader, TokenCondition
+
+SCENES = "scenes"  # the source; as a tokenizer: that of their grammar
+
+
+def speaks(config: ConfigDict) -> bool:
+    """Whether generators are told prompts."""
+    return bool(config.language_model.model)
+
+
+def language_model(config: ConfigDict) -> Component:
+    """The language model.
+
+    Raises:
+      ValueError: no architecture.
+    """
+    fields = config.language_model.model.to_dict()
+    if not fields:
+        raise ValueError("language_model.model is empty; it is to be what language_model of configs/base.py returns")
+    ids = spec(2, dtype=jnp.int32)
+    return of_module(config, "language_model", lambda dtype: LanguageModel(**fields, dtype=dtype), ids, kind="qwen")
+
+
+def adapters(config: ConfigDict) -> Component:
+    """The projector of the encoder's tokens, the learned queries, and the projector of conditions.
+
+    Raises:
+      ValueError: images to read have another number of tokens than images to make.
+    """
+    (seen, features), queries = tokens_shape(config), num_queries(config)
+    if seen != queries:
+        raise ValueError(
+            f"the encoder gives {seen} tokens, and the generator makes images of {queries}; they must be equal: change "
+            "encoder.input_size, or text_dit.model.patch_size"
+        )
+    width, condition_width = config.language_model.model.width, config.text_dit.model.condition_width
+    return of_module(
+        config,
+        "adapters",
+        lambda dtype: Adapters(features, width, queries, condition_width, dtype=dtype),
+        spec(seen, features),
+        spec(queries, width),
+        kind="",
+        described_by="config.encoder.model, config.language_model.model and config.text_dit.model",
+    )
+
+
+def num_queries(config: ConfigDict) -> int:
+    """Tokens of an image as the generator makes them."""
+    return latent_space(config).shape[0] // config.text_dit.model.patch_size**2
+
+
+def text_dit(config: ConfigDict) -> Component:
+    """The network `(z, t, TokenCondition) -> velocity`.
+
+    Raises:
+      ValueError: no architecture.
+    """
+    fields = config.text_dit.model.to_dict()
+    if not fields:
+        raise ValueError("text_dit.model is empty; it is to be what text_dit of configs/base.py returns")
+    num_tokens, channels = latent_space(config).shape
+    told = TokenCondition(spec(num_queries(config), fields["condition_width"]), jax.ShapeDtypeStruct((1,), jnp.bool_))
+    return of_module(
+        config,
+        "text_dit",
+        lambda dtype: PromptedDiT(math.isqrt(num_tokens), channels, dtype=dtype, **fields),
+        spec(num_tokens, channels),
+        spec(),
+        told,
+        kind="",
+    )
+
+
+def reader(config: ConfigDict) -> Reader:
+    """The language model and the adapters as one."""
+    return Reader(language_model(config).module, adapters(config).module)
+
+
+@functools.cache
+def _opened(name: str) -> Tokenizer:
+    return scene_tokenizer() if name == SCENES else open_tokenizer(name)
+
+
+def tokenizer(config: ConfigDict) -> Tokenizer:
+    """The tokenizer, of no more tokens than the language model has.
+
+    Raises:
+      ValueError: it is another's, or see `open_tokenizer`.
+    """
+    opened, rows = _opened(config.language_model.tokenizer), config.language_model.model.vocabulary
+    if opened.size > rows:
+        raise ValueError(
+            f"language_model.tokenizer={config.language_model.tokenizer!r} has {opened.size} tokens, and "
+            f"language_model.model.vocabulary={rows} rows: it is not the tokenizer of these weights"
+        )
+    return opened
+
+
+def prompts(config: ConfigDict) -> tuple[str, ...]:
+    """What samples are asked for.
+
+    Raises:
+      ValueError: see `read_prompts`.
+    """
+    if config.sampling.prompt:
+        return (config.sampling.prompt,)
+    if config.sampling.prompts:
+        return read_prompts(config.sampling.prompts)
+    return tuple(each.text for each in scene_prompts()) if config.data.source == SCENES else EXAMPLES
+
+
+def prompt_length(config: ConfigDict) -> int:
+    """How many tokens a prompt may have, with what stands around it and without its image's."""
+    return config.language_model.context - num_queries(config)
+
+
+def layout(config: ConfigDict) -> Layout:
+    """The shape of conversations."""
+    return Layout(config.language_model.context, num_queries(config), config.text_to_image.max_images)

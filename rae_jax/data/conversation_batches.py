@@ -1,0 +1,141 @@
+"""Batches of conversations with their images: text alone, questions and requests beside each other.
+
+As in `batches.py`, the order and every random choice follow from the seed and the place in the global stream alone.
+"""
+
+import functools
+import itertools
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import grain
+import numpy as np
+
+from rae_jax.data.batches import Batches
+from rae_jax.data.conversations import IMAGE, Layout, UnusableError, laid_out, request, tables
+from rae_jax.data.decoding import decode_image
+from rae_jax.data.scene_words import caption, partial_caption, question
+from rae_jax.data.scenes import SceneSource, render
+from rae_jax.data.tokenizer import Tokenizer
+from rae_jax.data.transforms import Transform
+
+log = logging.getLogger(__name__)
+
+Turns = Sequence[Mapping[str, str]]
+PARTIAL = 0.25  # of the captions of scenes, those that leave something open
+
+
+class Conversations(Protocol):
+    """Random access to conversations; pickles into worker processes."""
+
+    def __len__(self) -> int: ...
+
+    def conversation(self, index: int, rng: np.random.Generator) -> tuple[list[bytes | np.ndarray], Turns]:
+        """Its images, bytes of files or uint8 `[H, W, 3]`, and its turns; `rng` is for what is drawn."""
+
+
+class SceneConversations:
+    """Requests for scenes of digits and questions about them, put into other words each time.
+
+    Attributes:
+      question_share: of questions.
+    """
+
+    def __init__(self, split: str, question_share: float):
+        self._scenes, self.question_share = SceneSource(split), question_share
+
+    def __len__(self) -> int:
+        return len(self._scenes)
+
+    def conversation(self, index: int, rng: np.random.Generator) -> tuple[list[bytes | np.ndarray], Turns]:
+        items = self._scenes.scene(index)
+        image, random = render(items, self._scenes.split), np.random.RandomState(rng.integers(2**32))
+        if rng.random() >= self.question_share:
+            words = partial_caption if rng.random() < PARTIAL else caption
+            return [image], request(words(items, random))
+        asked, answer = question(items, random)
+        return [image], [{"from": "human", "value": f"{IMAGE}\n{asked}"}, {"from": "gpt", "value": answer}]
+
+
+def conversation_batches(
+    mixture: Sequence[tuple[Conversations, float]],
+    *,
+    batch_size: int,
+    seed: int,
+    tokenizer: Tokenizer,
+    layout: Layout,
+    transform: Transform,
+    num_workers: int = 0,
+    prefetch: int = 2,
+    rows: Sequence[int] | None = None,
+) -> Batches:
+    """Endless batches of what `conversations.tables` makes of each conversation, and its images.
+
+    `image` is uint8 `[b, max_images, S, S, 3]`, zeros where there is none. A conversation that cannot be used is named
+    in a warning, the first of each reason, and stands for the next of its source that can.
+
+    Args:
+      mixture: sources, and how often each is drawn from.
+
+    Raises:
+      ValueError: a source is empty, or a weight is not above 0.
+    """
+    parts, weights = [], []
+    for number, (source, weight) in enumerate(mixture):
+        if len(source) == 0 or not weight > 0:
+            raise ValueError(f"there are {len(source)} conversations in {source}, with weight {weight:g}")
+        indices = grain.MapDataset.source(range(len(source))).seed(seed + number).shuffle().repeat()
+        parts.append(indices.map(functools.partial(_of, number)))
+        weights.append(weight)
+    mixed = parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, weights)
+    finish = _Finish([source for source, _ in mixture], tokenizer, layout, transform)
+    return Batches(mixed.seed(seed).random_map(finish), batch_size, num_workers, prefetch, rows)
+
+
+def element(
+    tokenizer: Tokenizer, layout: Layout, transform: Transform, images: Sequence[Any], turns: Turns,
+    rng: np.random.Generator | None = None,
+) -> dict[str, np.ndarray]:  # fmt: skip
+    """One conversation as a row of a batch.
+
+    Raises:
+      UnusableError: it cannot be trained on, or an image cannot be read.
+    """
+    ids, labels = laid_out(tokenizer, turns, len(images), layout)
+    try:
+        decoded = [decode_image(image) if isinstance(image, bytes) else image for image in images]
+    except ValueError as error:
+        raise UnusableError(f"an image that cannot be read: {error}") from error
+    pixels = [transform(image, rng) for image in decoded]
+    size = pixels[0].shape if pixels else transform(np.zeros((8, 8, 3), np.uint8), rng).shape
+    slots = np.zeros((layout.max_images, *size), np.uint8)
+    for slot, image in zip(slots, pixels, strict=False):
+        slot[...] = image
+    return {"image": slots, **tables(tokenizer, ids, labels, layout)}
+
+
+def _of(number: int, index: int) -> tuple[int, int]:
+    return number, index
+
+
+class _Finish:
+    """`(number of the source, index) -> row`, for grain's `random_map`."""
+
+    def __init__(self, sources: list[Conversations], tokenizer: Tokenizer, layout: Layout, transform: Transform):
+        self._sources, self._tokenizer, self._layout, self._transform = sources, tokenizer, layout, transform
+        self._unusable: dict[str, int] = {}
+
+    def __call__(self, place: tuple[int, int], rng: np.random.Generator) -> dict[str, np.ndarray]:
+        number, index = place
+        source = self._sources[number]
+        for candidate in itertools.chain(range(index, len(source)), range(index)):
+            images, turns = source.conversation(candidate, rng)
+            try:
+                return element(self._tokenizer, self._layout, self._transform, images, turns, rng)
+            except UnusableError as error:
+                reason = str(error)
+                self._unusable[reason] = self._unusable.get(reason, 0) + 1
+                if self._unusable[reason] == 1:
+                    log.warning("conversation %d of %s is skipped, and others like it: %s", candidate, source, reason)
+        raise ValueError(f"not one of the {len(source)} conversations in {source} can be used: {self._unusable}")
