@@ -356,8 +356,9 @@ def train(*, transform: str) -> ConfigDict:
 
 
 def optimizer() -> ConfigDict:
-    """AdamW, and how its learning rate changes."""
+    """AdamW, or Muon with it, and how their learning rate changes."""
     section = ConfigDict()
+    section.name = "adamw"  # or "muon", of which AdamW has what is no matrix (RAEv2)
     section.learning_rate = 2e-4
     section.final_learning_rate = 2e-5
     section.warmup_epochs = 0.0  # how long the warm-up is
@@ -372,7 +373,11 @@ def optimizer() -> ConfigDict:
     section.beta1 = 0.9
     section.beta2 = 0.95
     section.epsilon = 1e-8
-    section.weight_decay = 0.0
+    section.weight_decay = 0.0  # of kernels; with Muon of every parameter, as released
+    section.muon_momentum = 0.95
+    section.muon_nesterov = True
+    section.muon_coefficients = "polar_express"  # of the Newton-Schulz steps; or "you"
+    section.muon_products = "float32"  # of the steps; "bfloat16_3x"; or "released", in the released half precisions
     return section
 
 

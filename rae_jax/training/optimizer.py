@@ -1,4 +1,4 @@
-"""The optimizer of every objective: AdamW behind global-norm clipping, with the papers' learning-rate schedules."""
+"""The optimizer of every objective: AdamW, or Muon for matrices, behind global-norm clipping; and its schedules."""
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -9,6 +9,9 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
+from rae_jax.training.muon import muon
+
+OPTIMIZERS = ("adamw", "muon")
 SHAPES = ("constant", "linear", "cosine")
 
 
@@ -69,22 +72,27 @@ def make_optimizer(
       others: more such sections, for parameters that are to have an optimizer of their own. Gradients are clipped
         together, by the norm of `config`.
       group: the path of a parameter -> the name of its section among `others`; "": none.
+
+    Raises:
+      ValueError: there is no such optimizer, or schedule.
     """
     clipping = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm > 0 else []
-    adamw, schedule = _adamw(config)
+    update, schedule = _unclipped(config)
     if not others:
-        return optax.chain(*clipping, adamw), schedule
+        return optax.chain(*clipping, update), schedule
 
     def groups(params: Any) -> Any:
         return jax.tree_util.tree_map_with_path(
             lambda path, _: group(tuple(entry.key for entry in path if hasattr(entry, "key"))), params
         )
 
-    each = {"": adamw} | {name: _adamw(section)[0] for name, section in others.items()}
+    each = {"": update} | {name: _unclipped(section)[0] for name, section in others.items()}
     return optax.chain(*clipping, optax.partition(each, groups)), schedule
 
 
-def _adamw(config: ConfigDict) -> tuple[optax.GradientTransformation, Schedule]:
+def _unclipped(config: ConfigDict) -> tuple[optax.GradientTransformation, Schedule]:
+    if config.name not in OPTIMIZERS:
+        raise ValueError(f"optimizer.name={config.name!r} is not one of {list(OPTIMIZERS)}")
     schedule = learning_rate_schedule(
         config.learning_rate,
         final=config.final_learning_rate,
@@ -99,6 +107,9 @@ def _adamw(config: ConfigDict) -> tuple[optax.GradientTransformation, Schedule]:
         b2=config.beta2,
         eps=config.epsilon,
         weight_decay=config.weight_decay,
-        mask=kernels_only,
+        mask=kernels_only if config.name == "adamw" else None,  # the released Muon's decays every parameter
     )
-    return adamw, schedule
+    if config.name == "adamw":
+        return adamw, schedule
+    fields = {name: config[f"muon_{name}"] for name in ("momentum", "nesterov", "coefficients", "products")}
+    return muon(schedule, adamw, weight_decay=config.weight_decay, **fields), schedule

@@ -82,6 +82,18 @@ def num_batch_shards(mesh: Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
+def num_devices() -> int:
+    """Devices of the mesh that traced code refers to; 1 without one."""
+    return jax.sharding.get_abstract_mesh().size or 1
+
+
+def divided_over_all(x: jax.Array, axis: int) -> jax.Array:
+    """`x`, inside traced code, with that axis, a multiple of `num_devices`, divided over all of them."""
+    if num_devices() == 1:
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*(None,) * axis, MESH_AXES))
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Rows divided over the data-parallel devices, everything else whole."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))

@@ -40,8 +40,11 @@ def config_of(stage: str):
         config.flow.objective = "aligned_velocity"
         config.flow.alignment_depth, config.flow.alignment_width = 1, 16
         config.tuned_coder.train.optimizer.learning_rate = 1e-3
-    if stage.endswith("/in_context"):  # RAEv2: in-context conditions, x-prediction, both heads, REPA
-        config.flow.family, config.flow.prediction, config.flow.t_eps = "dit_in_context", "x", 0.05
+    if stage.endswith("/in_context"):  # RAEv2: in-context conditions, x-prediction, both heads, REPA, Muon
+        config.flow.family = "dit_in_context"
+        config.flow.train.optimizer.name, config.flow.train.optimizer.learning_rate = "muon", 1e-2
+        if stage.startswith("flow/"):
+            config.flow.prediction, config.flow.t_eps = "x", 0.5
         config.flow.model = base.dit_in_context(
             width=16, depth=2, num_heads=2, head_width=24, head_depth=1, head_num_heads=2, base_depth=1,
             alignment_depth=1, alignment_features=config.encoder.model.width,

@@ -40,7 +40,7 @@ def test_ema_equals_the_released_update(case):
 
 def test_parameters_of_a_group_have_its_optimizer_and_are_clipped_with_the_others():
     fields = dict(
-        learning_rate=0.1, final_learning_rate=0.0, warmup_steps=0, decay_end_step=0, shape="constant",
+        name="adamw", learning_rate=0.1, final_learning_rate=0.0, warmup_steps=0, decay_end_step=0, shape="constant",
         warmup_from_zero=False, clip_norm=1.0, beta1=0.9, beta2=0.999, epsilon=1e-8, weight_decay=0.0,
     )  # fmt: skip
     main, head = ConfigDict(fields), ConfigDict(fields | {"learning_rate": 1.0, "beta2": 0.95})
@@ -67,9 +67,9 @@ def test_adamw_with_clipping_equals_torch(case):
     optimizer, _ = make_optimizer(
         ConfigDict(
             dict(
-                learning_rate=call.inputs["lr"], final_learning_rate=0.0, warmup_steps=0, decay_end_step=0,
-                shape="constant", warmup_from_zero=False, clip_norm=float(call.function.split()[-1]), beta1=beta1,
-                beta2=beta2, epsilon=call.inputs["eps"], weight_decay=call.inputs["weight_decay"],
+                name="adamw", learning_rate=call.inputs["lr"], final_learning_rate=0.0, warmup_steps=0,
+                decay_end_step=0, shape="constant", warmup_from_zero=False, clip_norm=float(call.function.split()[-1]),
+                beta1=beta1, beta2=beta2, epsilon=call.inputs["eps"], weight_decay=call.inputs["weight_decay"],
             )
         )
     )  # fmt: skip
@@ -89,8 +89,9 @@ def test_weight_decay_acts_on_kernels_alone(boxed):
     optimizer, _ = make_optimizer(
         ConfigDict(
             dict(
-                learning_rate=0.1, final_learning_rate=0.0, warmup_steps=0, decay_end_step=0, shape="constant",
-                warmup_from_zero=False, clip_norm=0.0, beta1=0.9, beta2=0.95, epsilon=1e-8, weight_decay=0.5,
+                name="adamw", learning_rate=0.1, final_learning_rate=0.0, warmup_steps=0, decay_end_step=0,
+                shape="constant", warmup_from_zero=False, clip_norm=0.0, beta1=0.9, beta2=0.95, epsilon=1e-8,
+                weight_decay=0.5,
             )
         )
     )  # fmt: skip

@@ -1,0 +1,235 @@
+"""Muon against the released optimizer, and against itself in other layouts and over several devices."""
+
+import json
+import re
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import runs
+from flax.core import meta
+from flax.traverse_util import flatten_dict, unflatten_dict
+from golden import cases
+from golden_modules import in_context
+
+from configs import base
+from rae_jax.interop import dit_in_context
+from rae_jax.interop.layout import stack_blocks, unstack_blocks
+from rae_jax.interop.model import Model
+from rae_jax.training.muon import COEFFICIENTS, orthogonalised
+from rae_jax.training.optimizer import make_optimizer
+
+PRESETS = {"POLAR_EXPRESS_COEFFICIENTS": "polar_express", "YOU_COEFFICIENTS": "you"}
+OUTPUTS = {"released": "y", "float32": "the same without half precision"}
+NOTES = {"released": r"for ns\*\.y ([\d.]+)", "float32": r"y_float32: ([\de.-]+)"}
+
+
+def optimizer_of(call, products):
+    """Our optimizer for a call of the official `build_optimizer`, whose scheduler overwrites the rates."""
+    official, scheduler = call.inputs["optimizer"], call.inputs["scheduler"]
+    assert official["type"] == "gmuon" and not official["ns_use_kernels"]
+    section = base.optimizer()
+    section.name, section.muon_products = "muon", products
+    section.learning_rate = official["lr"]
+    (section.beta1, section.beta2), section.epsilon = official["betas"], official["eps"]
+    section.muon_momentum, section.muon_nesterov = official["momentum"], official["nesterov"]
+    section.weight_decay, section.clip_norm = official["weight_decay"], call.inputs["clip_grad"] or 0.0
+    section.muon_coefficients = PRESETS[official["ns_coefficients_preset"]]
+    if scheduler:
+        section.shape, section.warmup_from_zero = scheduler["type"], scheduler["warmup_from_zero"]
+        section.learning_rate, section.final_learning_rate = scheduler["base_lr"], scheduler["final_lr"]
+        section.warmup_steps = scheduler["warmup_epochs"] * scheduler["steps_per_epoch"]
+        section.decay_end_step = scheduler["decay_end_epoch"] * scheduler["steps_per_epoch"]
+    return make_optimizer(section)
+
+
+def ours(name, tensor):
+    """Our path of an official tensor, and how `[..., *shape]` of it are laid out."""
+    stem = name.removesuffix(".weight").replace(".", "_")
+    if "table" in name:
+        return f"{stem}/embedding", lambda w: w
+    if name.endswith("tokens"):
+        return f"{stem}/tokens", lambda w: w
+    if tensor.ndim == 4:
+        return f"{stem}/patch_embedding/kernel", lambda w: w.reshape(*w.shape[:-3], -1).swapaxes(-1, -2)
+    if tensor.ndim == 2:
+        return f"{stem}/kernel", lambda w: w.swapaxes(-1, -2)
+    return f"{stem}/scale", lambda w: w
+
+
+def resolved(case, tensors):
+    return {name: case.io[at[1:]] for name, at in tensors.items()}
+
+
+def nested(tensors):
+    return unflatten_dict(tensors, sep="/")
+
+
+def allowed(case, pattern):
+    """The number that the note on the tolerance has there."""
+    return float(re.search(pattern, case.description["tolerance"]["note"])[1])
+
+
+@pytest.mark.parametrize("products", ["released", "float32", "bfloat16_3x"])
+@cases("raev2_muon")
+def test_parameters_momentum_and_rates_are_the_references(case, products):
+    for call in case.calls("build_optimizer, then steps"):
+        start = resolved(case, call.inputs["parameters before"])
+        places = {name: ours(name, w) for name, w in start.items()}
+
+        def laid_out(tensors, places=places):
+            return {name: places[name][1](w) for name, w in resolved(case, tensors).items()}
+
+        gradients = laid_out(call.inputs["gradients of every step, stacked"])
+        expected = laid_out(call.outputs["parameters after every step, stacked"])
+        if products != "released":
+            expected |= laid_out(call.outputs["the same without half precision"])
+        optimizer, rate = optimizer_of(call, products)
+        before = laid_out(call.inputs["parameters before"])
+        params = nested({places[name][0]: jnp.asarray(w) for name, w in before.items()})
+        state, step = optimizer.init(params), jax.jit(optimizer.update)
+        rates = call.outputs["learning rates of the step: Muon group, AdamW group"]
+        for i, official_rates in enumerate(rates):
+            case.assert_close([rate(i)] * 2, official_rates)
+            now = nested({places[name][0]: g[i] for name, g in gradients.items()})
+            if (norms := call.outputs.get("gradient norm before clipping")) is not None:
+                case.assert_close(optax.tree.norm(now), norms[i])
+            updates, state = step(now, state, params)
+            params = optax.apply_updates(params, updates)
+            for name, w in expected.items():
+                moved = sum(r[0] for r in rates[: i + 1]) * 0.2 * max(start[name].shape) ** 0.5
+                half = products == "released" and start[name].ndim == 2
+                atol = {"atol": allowed(case, r"allow ([\d.]+) \* lr") * moved} if half else {}
+                case.assert_close(flatten_dict(params, sep="/")[places[name][0]], w[i], **atol)
+        for name, w in laid_out(call.outputs.get("momentum buffers after the last step", {})).items():
+            case.assert_close(state[-1].momentum[places[name][0]], w)
+
+
+@pytest.mark.parametrize("products", OUTPUTS)
+@cases("raev2_muon")
+def test_orthogonalised_matrices_are_the_references(case, products):
+    for call in case.calls("GramNewtonSchulz of one matrix"):
+        coefficients = COEFFICIENTS[PRESETS[call.inputs["ns_coefficients_preset"]]]
+        x, expected = call.inputs["x"], call.outputs[OUTPUTS[products]]
+        if x.shape[0] > x.shape[1]:
+            x, expected = x.T, expected.T
+        y = orthogonalised(jnp.asarray(x)[None], coefficients, products)[0]
+        case.assert_close(y, expected, atol=allowed(case, NOTES[products]))
+
+
+def muon_of(**fields):
+    """Muon with the published numbers and a constant rate of 1."""
+    section = base.optimizer()
+    section.name, section.learning_rate, section.clip_norm = "muon", 1.0, 0.0
+    section.update(fields)
+    return make_optimizer(section)[0]
+
+
+@pytest.mark.parametrize("scan", [False, True])
+@cases("raev2_dit")
+def test_the_matrices_of_our_layout_are_those_of_the_official_file(case, scan):
+    model, _, params, architecture, carried = in_context(case)
+    official = dit_in_context.write(Model(architecture, params, carried))
+    rng = np.random.default_rng(0)
+    gradients = {name: rng.normal(size=w.shape).astype(np.float32) for name, w in official.items()} | carried
+    told = {name: architecture[name] for name in ("base_depth", "alignment_depth")}
+    ours = dit_in_context.read(gradients, **told).params
+    structure = ours
+    if scan:
+        latents = np.zeros((1, architecture["grid_size"] ** 2, architecture["in_channels"]))
+        init = model.clone(scan=True).init
+        structure = meta.unbox(
+            jax.eval_shape(init, jax.random.key(0), latents, np.ones(1), np.zeros(1, np.int32))["params"]
+        )
+    params, ours = stack_blocks(params, structure), stack_blocks(ours, structure)
+    optimizer = muon_of(muon_nesterov=False)
+    steps, _ = jax.jit(optimizer.update)(ours, optimizer.init(params), params)
+    back = dit_in_context.write(Model(architecture, unstack_blocks(jax.device_get(steps)), carried))
+    matrices = {name for name, w in gradients.items() if w.ndim == 2 and name not in carried}
+    for name, gradient in gradients.items():
+        if name in matrices:
+            wide = gradient.T if gradient.shape[0] > gradient.shape[1] else gradient
+            turned = orthogonalised(jnp.asarray(wide)[None], COEFFICIENTS["polar_express"], "float32")[0]
+            turned = turned.T if gradient.shape[0] > gradient.shape[1] else turned
+            scale = 0.2 * max(gradient.shape) ** 0.5
+            np.testing.assert_allclose(-back[name], scale * turned, atol=2e-4 * scale, err_msg=name)
+        elif name not in carried:  # AdamW's first step
+            np.testing.assert_allclose(-back[name], np.sign(gradient), atol=1e-3, err_msg=name)
+    assert {
+        "ctx_embedder.embedding_table.weight",
+        "t_embedder.learnable_tokens",
+        "final_layer.adaln_modulation.1.weight",
+    } < matrices
+
+
+def test_singular_values_come_near_one():
+    x = np.random.default_rng(0).normal(size=(3, 8, 20)).astype(np.float32)
+    for coefficients in COEFFICIENTS.values():
+        y = np.asarray(orthogonalised(jnp.asarray(x), coefficients, "float32"))
+        values = np.linalg.svd(y, compute_uv=False)
+        assert values.min() > 0.8 and values.max() < 1.2
+        u, _, vt = np.linalg.svd(x, full_matrices=False)
+        assert np.abs(y - u @ vt).max() < 0.1
+
+
+DIVIDED = """
+import json
+import jax, numpy as np
+from configs import base
+from rae_jax.training import sharding
+from rae_jax.training.optimizer import make_optimizer
+
+section = base.optimizer()
+section.name = "muon"
+optimizer, _ = make_optimizer(section)
+rng = np.random.default_rng(0)
+shapes = {"many": (11, 32, 48), "few": (1, 32, 200)}
+params = {name: {"blocks": {"kernel": rng.normal(size=s).astype(np.float32)}} for name, s in shapes.items()}
+
+def step(p):
+    return optimizer.update(p, optimizer.init(p), p)[0]
+
+alone = jax.jit(step).lower(params).compile()
+mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+with sharding.use(mesh):
+    everywhere = sharding.replicated(mesh)
+    divided = jax.jit(step, in_shardings=everywhere, out_shardings=everywhere).lower(params).compile()
+placed = jax.device_put(params, everywhere)
+pairs = zip(jax.tree.leaves(alone(params)), jax.tree.leaves(divided(placed)), strict=True)
+difference = max(float(np.abs(np.asarray(a) - np.asarray(b)).max()) for a, b in pairs)
+print(json.dumps([difference, *(c.cost_analysis()["flops"] for c in (alone, divided))]))
+"""
+
+
+def test_matrices_are_divided_over_all_devices():
+    done = subprocess.run(
+        [sys.executable, "-c", DIVIDED], env=runs.environment(8), cwd=runs.ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    difference, alone, divided = json.loads(done.stdout.splitlines()[-1])
+    assert difference < 1e-6
+    assert divided < 0.4 * alone
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"name": "moun"}, r"optimizer\.name='moun' is not one of"),
+        ({"muon_coefficients": "polar"}, "'polar' are not one of"),
+        ({"muon_products": "half"}, "'half' are not one of"),
+    ],
+)
+def test_what_there_is_not_is_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        muon_of(**fields)
+
+
+def test_queries_keys_and_values_of_unknown_heads_are_refused():
+    params = {"attention": {"qkv": {"kernel": jnp.ones((12, 4))}}}
+    optimizer = muon_of()
+    with pytest.raises(ValueError, match="cannot tell the heads in attention/qkv/kernel"):
+        optimizer.update(params, optimizer.init(params), params)
