@@ -240,6 +240,23 @@ def get_config() -> ConfigDict:
     # Of the DiT and the projector of its conditions; train.optimizer is that of the rest.
     config.text_to_image.image_optimizer = optimizer()
 
+    config.mixture = ConfigDict()  # a mixture of transformers: text to image, and editing (Bagel; RPiAE, Section 4.3)
+    config.mixture.dtype = ""
+    config.mixture.weights = ""
+    config.mixture.model = ConfigDict()  # what `mixture_of_transformers` returns
+    config.mixture.objective = "mixture_of_transformers"
+    config.mixture.tokenizer = ""  # as language_model.tokenizer
+    config.mixture.task = "caption"  # or "edit": an image, an instruction, and what it makes of the image
+    config.mixture.semantic = False  # given images also as the encoder's tokens, beside their latents
+    # A row of a batch has room for so many images to be made, images given, and tokens of text with all markers.
+    config.mixture.pack_images = 2
+    config.mixture.pack_sources = 0
+    config.mixture.pack_texts = 200
+    config.mixture.text_dropout = 0.1  # share of the texts that are left out
+    config.mixture.source_dropout = 0.3  # and of the given images' latents
+    config.mixture.semantic_dropout = 0.3  # and of their semantic tokens
+    config.mixture.train = train(transform="center_crop")
+
     config.guide = ConfigDict()  # the weak network of AutoGuidance: smaller than "flow", or trained for less
     config.guide.dtype = ""
     config.guide.weights = ""
@@ -308,6 +325,12 @@ def get_config() -> ConfigDict:
     config.sampling.guidance = "classifier_free"  # or "autoguidance", by the component "guide"
     config.sampling.guidance_scale = 1.0  # 1 is no guidance
     config.sampling.guidance_interval = (0.0, 1.0)  # times at which guidance acts, both ends included
+    # Of a mixture of transformers, beside that by the text: guidance by the given image, 1 is none; what keeps the norm
+    # that it has unguided, an image ("global"), each token ("channel"), or that before the image's guidance
+    # ("text_channel"); and the least factor of this renormalisation, 1 switches it off.
+    config.sampling.image_guidance_scale = 1.0
+    config.sampling.renormalisation = "global"
+    config.sampling.least_norm = 0.0
     # Of the network by its own early output (RAEv2), beside the guidance above; 1 is none. Published: 1.78.
     config.sampling.internal_guidance_scale = 1.0
     config.sampling.internal_guidance_interval = (0.0, 1.0)
@@ -552,6 +575,36 @@ def text_dit(*, width: int, depth: int, num_heads: int, **changes: object) -> Co
         rope=True,
         trained_tables=False,  # as in dit_dh
         fused_attention=True,
+        scan=False,
+        remat="none",
+    )
+    return _with(fields, changes)
+
+
+def mixture_of_transformers(
+    *, width: int, depth: int, num_heads: int, num_kv_heads: int, head_dim: int, hidden: int, vocabulary: int,
+    **changes: object,
+) -> ConfigDict:  # fmt: skip
+    """Every field of a mixture of transformers' architecture; the defaults are Bagel's, for 16 x 16 latents."""
+    fields = dict(
+        vocabulary=vocabulary,
+        width=width,
+        depth=depth,
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,  # of keys and values
+        head_dim=head_dim,
+        hidden=hidden,  # width of the feed-forward layers
+        qkv_bias=True,
+        qk_norm=True,
+        rope_theta=1e6,
+        norm_epsilon=1e-6,
+        latent_capacity=16,  # rows and columns of the table of positions
+        language_head="",  # of next tokens: "own", or "tied" to the table; "": none
+        freeze_understanding=False,  # no gradient through texts
+        wide_head=False,  # True: the velocity by DiT^DH's head, of the sizes below, and not by a linear layer
+        head_width=2048,
+        head_depth=2,
+        head_num_heads=16,
         scan=False,
         remat="none",
     )

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
-from rae_jax.components import critics, decoders, encoders, generators, language, latent_spaces
+from rae_jax.components import critics, decoders, encoders, generators, language, latent_spaces, mixtures
 from rae_jax.components.component import RANDOM, Component
 
 CATALOGUE: dict[str, Callable[[ConfigDict], Component]] = {
@@ -22,6 +22,7 @@ CATALOGUE: dict[str, Callable[[ConfigDict], Component]] = {
     "language_model": language.language_model,
     "adapters": language.adapters,
     "text_dit": language.text_dit,
+    "mixture": mixtures.mixture,
     "guide": functools.partial(generators.velocity_network, name="guide"),
     "mid_training": functools.partial(generators.flow_map, name="mid_training"),
     "flow_map": generators.flow_map,

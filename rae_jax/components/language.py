@@ -95,7 +95,8 @@ def reader(config: ConfigDict) -> Reader:
 
 
 @functools.cache
-def _opened(name: str) -> Tokenizer:
+def opened(name: str) -> Tokenizer:
+    """The tokenizer that a config names so: that of the scenes' grammar, or see `open_tokenizer`."""
     return scene_tokenizer() if name == SCENES else open_tokenizer(name)
 
 
@@ -105,13 +106,13 @@ def tokenizer(config: ConfigDict) -> Tokenizer:
     Raises:
       ValueError: it is another's, or see `open_tokenizer`.
     """
-    opened, rows = _opened(config.language_model.tokenizer), config.language_model.model.vocabulary
-    if opened.size > rows:
+    chosen, rows = opened(config.language_model.tokenizer), config.language_model.model.vocabulary
+    if chosen.size > rows:
         raise ValueError(
-            f"language_model.tokenizer={config.language_model.tokenizer!r} has {opened.size} tokens, and "
+            f"language_model.tokenizer={config.language_model.tokenizer!r} has {chosen.size} tokens, and "
             f"language_model.model.vocabulary={rows} rows: it is not the tokenizer of these weights"
         )
-    return opened
+    return chosen
 
 
 def prompts(config: ConfigDict) -> tuple[str, ...]:

@@ -267,6 +267,7 @@ class Budget:
       buffer: samples that were too long for their pack and wait for the next.
       prefer_buffer_before: while a pack has fewer, those that wait come first.
       maximum_of: likewise the most of each kind, that their buffers hold.
+      until: a pack is done, too, when it has so many tokens of one of these kinds.
 
     Raises:
       ValueError: a pack that ends before it has begun, or could not hold the longest sample.
@@ -278,6 +279,7 @@ class Budget:
     buffer: int = 50
     prefer_buffer_before: int = 16_384
     maximum_of: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    until: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not 0 < self.expected <= self.maximum:
@@ -349,7 +351,7 @@ class PackFilling:
                 if sum(self._sizes(sample)[0].values()) < budget.per_sample:
                     put(sample)
                     break
-        while sum(used.values()) < budget.expected:
+        while sum(used.values()) < budget.expected and all(used[k] < count for k, count in budget.until.items()):
             waited = bool(self._waiting) and sum(used.values()) < budget.prefer_buffer_before
             sample = self._waiting.pop(0) if waited else self._take(self._draw())
             whole = self._sizes(sample)[0]

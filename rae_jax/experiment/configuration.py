@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax.errors import FlaxError
 from ml_collections import ConfigDict
 
+from rae_jax.components import mixtures
 from rae_jax.components.catalogue import CATALOGUE, component, trained_by, trained_components
 from rae_jax.components.component import PRECISIONS, RANDOM
 from rae_jax.components.conditions import condition
@@ -18,6 +19,7 @@ from rae_jax.components.decoders import decoded_size, decoder
 from rae_jax.components.encoders import grid as encoder_grid
 from rae_jax.components.language import layout
 from rae_jax.components.latent_spaces import IDENTITY, latent_space
+from rae_jax.data import pack_batches
 from rae_jax.data.sources import count_classes, count_images
 from rae_jax.data.transforms import transform
 from rae_jax.experiment import latent_cache
@@ -333,6 +335,8 @@ def example_batch(
         return {"image": jax.ShapeDtypeStruct((rows, shape.max_images, size, size, 3), jnp.uint8)} | {
             name: jax.ShapeDtypeStruct((rows, sizes.get(name, shape.length)), jnp.int32) for name in names
         }
+    if objective.reads_packs:
+        return pack_batches.shapes(mixtures.rows(config), (size, size, 3), jnp.uint8, rows)
     if latents or objective.reads_latents:
         content = {"latent": jax.ShapeDtypeStruct((rows, *latent_space(config).shape), jnp.bfloat16)}
     else:

@@ -33,7 +33,7 @@ from rae_jax.data.transforms import transform, without_flip
 from rae_jax.evaluation import pictures
 from rae_jax.evaluation.evaluator import Batch, Evaluator, source_batches
 from rae_jax.evaluation.metrics import JUDGED, REFERENCE, computed, needed
-from rae_jax.experiment import dataset, latent_cache
+from rae_jax.experiment import dataset, latent_cache, pack_source
 from rae_jax.experiment.generation import Generation, made_otherwise, samples_made
 from rae_jax.experiment.results import Results, check_results
 from rae_jax.experiment.weights import Weights
@@ -112,6 +112,8 @@ def open_batches(
         return conversation_batches(
             conversations(config, stage), seed=config.seed, transform=transform(train.transform, size), **arguments
         )
+    if objective.reads_packs:
+        return pack_source.pack_batches(config, stage, source, rows)
     if objective.reads_latents:
         _, flip = without_flip(train.transform)
         return latent_batches(LatentSource(config.data.latents), seed=config.seed, flip=flip, **arguments)

@@ -4,8 +4,11 @@ A *sample* is a list of *splits*, runs of tokens that see each other in one way 
 image that is given) or `noise` (an image that is to be made, which no other split may see).
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 MODES = ("causal", "full", "noise")
@@ -66,3 +69,39 @@ def visible(queries: Places, keys: Places) -> Any:
     (sample, sample_k), (noise, noise_k) = against("sample"), against("noise")
     reached = keys.order[..., None, :] <= queries.reach[..., :, None]
     return (sample == sample_k) & reached & ((noise_k < 0) | (noise == noise_k))
+
+
+class Run(NamedTuple):
+    """One split in rows of a sample each.
+
+    Attributes:
+      mode: one of `MODES`.
+      room: tokens that it has room for.
+      count: `[B]`, how many there are in each row; 0: the split is not there, and nothing knows of it.
+    """
+
+    mode: str
+    room: int
+    count: jax.Array
+
+
+def placed(runs: Sequence[Run]) -> list[Places]:
+    """The places `[B, room]` of the tokens of each run, which follow each other; what is room alone is padding."""
+    result, start, rotary = [], 0, jnp.zeros_like(runs[0].count)
+    for number, run in enumerate(runs):
+        index = jnp.arange(run.room, dtype=jnp.int32)
+        there, causal = index < run.count[:, None], run.mode == "causal"
+        order = jnp.broadcast_to(start + index, there.shape)
+        noise = there if run.mode == "noise" else jnp.zeros_like(there)
+        result.append(
+            Places(
+                sample=jnp.where(there, 0, -1),
+                order=order,
+                reach=order if causal else jnp.where(there, start + run.room - 1, order),
+                noise=jnp.where(noise, number, -1),
+                rotary=rotary[:, None] + (index if causal else jnp.zeros_like(index)),
+            )
+        )
+        start += run.room
+        rotary = rotary + (run.count if causal else 0 if run.mode == "noise" else (run.count > 0).astype(jnp.int32))
+    return result

@@ -4,18 +4,15 @@ Bagel's training, on the latents of any autoencoder. `data/pack_batches.py` make
 left out there. The first loss is the mean over the noised tokens of all devices, the second over their labelled ones.
 """
 
-import math
-from collections.abc import Callable
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from rae_jax.components.component import Params
 from rae_jax.components.encoders import encoder, tokens_of
-from rae_jax.components.generators import time_shift, velocity_network
-from rae_jax.components.latent_spaces import latent_space, stats
+from rae_jax.components.generators import time_shift
+from rae_jax.components.latent_spaces import by_name, latent_space, stats
+from rae_jax.components.mixtures import mixture, rows
 from rae_jax.data.packing import NO_LABEL
 from rae_jax.flow.path import velocity_target
 from rae_jax.flow.times import shift_times
@@ -24,7 +21,7 @@ from rae_jax.models.mixture_of_transformers import Images, Texts
 from rae_jax.models.pack import Places
 from rae_jax.objectives.objective import Batch, Metrics, Objective, single_network, stage_key
 
-LIKELY_CAUSE = "A pack without noised tokens gives a loss of nothing"
+LIKELY_CAUSE = "A row without an image to be made has no loss"
 
 
 def velocity_loss(velocity: jax.Array, target: jax.Array, counted: jax.Array) -> jax.Array:
@@ -50,3 +47,70 @@ def text_loss(logits: jax.Array, labels: jax.Array, weights: jax.Array | None = 
 def noised_times(key: jax.Array, shape: tuple[int, ...], shift: float) -> jax.Array:
     """A time for each image: the sigmoid of a normal number, shifted."""
     return shift_times(jax.nn.sigmoid(jax.random.normal(key, shape)), shift)
+
+
+def make(config: ConfigDict, stage: str) -> Objective:
+    """The objective of `stage`, the section of a mixture of transformers.
+
+    Raises:
+      ValueError: see `mixtures.mixture` and `mixtures.rows`.
+    """
+    network, shape, space, shift = mixture(config), rows(config), latent_space(config), time_shift(config)
+    semantic = shape.semantic
+    see = tokens_of(config) if semantic else None
+    capacity, side = config.mixture.model.latent_capacity, shape.grid
+    position = (jnp.arange(side)[:, None] * capacity + jnp.arange(side)).reshape(-1)
+    semantic_position = jnp.arange(side**2)
+
+    def pixels(batch: Batch, kind: str) -> jax.Array:
+        """The images of a kind, `[B * M, S, S, 3]` in [0, 1]."""
+        images = batch[f"{kind}_image"]
+        return images.reshape(-1, *images.shape[2:]).astype(jnp.float32) / 255.0
+
+    def placed(batch: Batch, kind: str) -> Places:
+        return Places(*jnp.moveaxis(batch[f"{kind}_places"], -1, 0))
+
+    def tokens(images: jax.Array, batch_size: int) -> jax.Array:
+        return images.reshape(batch_size, -1, images.shape[-1])
+
+    def loss(params: Params, frozen: dict[str, Params], batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
+        size = batch["text_ids"].shape[0]
+        statistics = LatentStatistics(**frozen["stats"])
+
+        def images(kind: str, values: jax.Array, t: jax.Array) -> Images:
+            where = jnp.broadcast_to(jnp.tile(position, values.shape[1] // side**2), values.shape[:2])
+            return Images(values, where, placed(batch, kind), t)
+
+        def latents(kind: str) -> jax.Array:
+            return tokens(statistics.normalise(space.encode(frozen, pixels(batch, kind))), size)
+
+        time_key, noise_key = jax.random.split(key)
+        z = latents("noised")
+        t = jnp.repeat(noised_times(time_key, (size, shape.images), shift), side**2, axis=1)
+        eps = jax.random.normal(noise_key, z.shape)
+        x_t = z + t[..., None] * (eps - z)
+        noised, clean, seen = images("noised", x_t, t), None, None
+        if shape.sources:
+            values = latents("clean")
+            clean = images("clean", values, jnp.zeros(values.shape[:2]))
+        if semantic:
+            values = tokens(see(frozen["encoder"], pixels(batch, "clean")), size)
+            where = jnp.broadcast_to(jnp.tile(semantic_position, shape.sources), values.shape[:2])
+            seen = Images(values, where, placed(batch, "semantic"))
+        texts = Texts(batch["text_ids"], placed(batch, "text"))
+        velocity, _ = network.apply(params, texts, noised, clean, seen)
+        counted = noised.places.noise >= 0
+        value = velocity_loss(velocity, velocity_target(z, eps), counted)
+        filled = jnp.mean(counted.astype(jnp.float32))
+        return value, {"images_in_rows": filled}
+
+    encoding = space.encoding | {"stats": stats(config)} | (by_name(encoder(config)) if semantic else {})
+    return single_network(
+        model_init=network.init,
+        loss=loss,
+        train=config[stage].train,
+        key=stage_key(config.seed, stage),
+        frozen=encoding,
+        reads_packs=True,
+        likely_cause=LIKELY_CAUSE,
+    )

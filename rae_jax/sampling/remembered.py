@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 
 from rae_jax.components.component import Component, Params
+from rae_jax.data.packing import Markers
 from rae_jax.flow.guidance import Interval, guide_twice
 from rae_jax.flow.samplers import VelocityFunction
 from rae_jax.models.mixture_of_transformers import Images, Texts, joined
-from rae_jax.models.pack import Places
+from rae_jax.models.pack import Places, Run, placed
 
 
 class Given(NamedTuple):
@@ -50,6 +51,53 @@ class Guidance(NamedTuple):
     interval: Interval = (0.0, 1.0)
     renormalisation: str = "global"
     least_norm: float = 0.0
+
+
+def rows_of(
+    ids: jax.Array,
+    length: jax.Array,
+    *,
+    grid: int,
+    capacity: int,
+    markers: Markers,
+    source: jax.Array | None = None,
+    semantic: jax.Array | None = None,
+    shown: bool = True,
+) -> tuple[Given, Wanted]:
+    """What is given and wanted in rows of one image to be made each, on a square grid.
+
+    Args:
+      ids: of the texts, `[B, T]`, markers included.
+      length: `[B]`, how many of them there are; 0: there is no text.
+      grid: the image's side in tokens.
+      capacity: of the table of positions.
+      source: latents `[B, N, C]` of given images; none are given by default.
+      semantic: `[B, N, S]`, the same as semantic tokens.
+      shown: whether the given images are; without, nothing knows of them.
+    """
+    batch, image = ids.shape[0], grid**2 + 2
+    whole = jnp.full(batch, image)
+    given = [values for values in (source, semantic) if values is not None] if shown else []
+    runs = [Run("full", image, whole) for _ in given]
+    *seen, text, noised = placed([*runs, Run("causal", ids.shape[1], length), Run("noise", image, whole)])
+
+    def part(places: Places, begin: int, end: int, step: int = 1) -> Places:
+        return Places(*(field[:, begin:end:step] for field in places))
+
+    position = (jnp.arange(grid)[:, None] * capacity + jnp.arange(grid)).reshape(1, -1)
+    position = jnp.broadcast_to(position, (batch, grid**2))
+    around = jnp.broadcast_to(jnp.array([markers.image_start, markers.image_end]), (batch, 2))
+    time = jnp.zeros((batch, grid**2))
+    images = [
+        Images(values, position, part(places, 1, image - 1), time) for values, places in zip(given, seen, strict=True)
+    ]
+    texts = Texts(
+        jnp.concatenate([*[around] * len(given), ids], axis=1),
+        joined([*(part(places, 0, image, image - 1) for places in seen), text]),
+    )
+    wanted = Wanted(Texts(around, part(noised, 0, image, image - 1)), position, part(noised, 1, image - 1))
+    clean = images[0] if source is not None and shown else None
+    return Given(texts, clean, images[-1] if semantic is not None and shown else None), wanted
 
 
 def remembering(network: Component, params: Params, given: Given, wanted: Wanted) -> VelocityFunction:

@@ -11,8 +11,9 @@ import pytest
 from flax import linen as nn
 from products import HIGHEST, kinds_of_products
 
-from configs import base, digits, digits_rac, digits_rpiae, digits_text
+from configs import base, digits, digits_edit, digits_rac, digits_rpiae, digits_text
 from rae_jax.components.catalogue import trained_components
+from rae_jax.data.scenes import SceneSource
 from rae_jax.experiment.stages import open_batches
 from rae_jax.objectives.catalogue import OBJECTIVES
 from rae_jax.training import sharding
@@ -22,7 +23,7 @@ IN_CONTEXT = types.SimpleNamespace(get_config=digits.get_config)  # with another
 CONFIGS |= {f"{stage}/in_context": IN_CONTEXT for stage in ("flow", "mid_training", "flow_map")}
 CONFIGS |= {stage: digits_rac for stage in ("teacher", "coder", "tuned_coder", "flow/aligned")}
 CONFIGS |= {stage: digits_rpiae for stage in ("feature_stats", "pivot", "bridge", "specialisation")}
-CONFIGS["text_to_image"] = digits_text
+CONFIGS |= {"text_to_image": digits_text, "mixture": digits_edit}
 STAGES = tuple(CONFIGS)
 TRAINED = tuple(stage for stage in STAGES if "stats" not in stage)
 BATCH = 8
@@ -89,9 +90,9 @@ def prepared(stage: str):
     config = config_of(stage)
     stage = stage.partition("/")[0]
     objective = OBJECTIVES[config[stage].objective](config, stage)
-    if objective.reads_conversations:
-        config.text_to_image.train.batch_size = BATCH
-        with contextlib.closing(open_batches(config, stage, objective, None)) as batches:
+    if objective.reads_conversations or objective.reads_packs:
+        config[stage].train.batch_size = BATCH
+        with contextlib.closing(open_batches(config, stage, objective, SceneSource("train"))) as batches:
             batch = jax.tree.map(jnp.asarray, next(batches))
     else:
         batch = batch_of(0, config.data.image_size)

@@ -17,7 +17,7 @@ from rae_jax.flow.guidance import guide_twice
 from rae_jax.flow.samplers import euler
 from rae_jax.flow.times import sampling_times
 from rae_jax.models.mixture_of_transformers import Images, Texts, joined
-from rae_jax.sampling.remembered import Given, Guidance, Wanted, guided_velocity, remembering
+from rae_jax.sampling.remembered import Given, Guidance, Wanted, guided_velocity, remembering, rows_of
 
 NOTHING = {"text": 0.0, "semantic": 0.0, "clean": 0.0}
 
@@ -249,3 +249,23 @@ def test_guidance_holds_above_the_interval_and_up_to_its_end():
     assert found == [2.0, 2.0, twice, twice, 2.0]
     alone = guided_velocity(*functions, told._replace(text_scale=1.0))  # without a text scale the image's does nothing
     assert float(alone(z, jnp.full(1, 0.5))[0, 0, 0]) == 2.0
+
+
+@cases("bagel_edit", "bagel_t2i_sampling")
+def test_rows_for_the_samplers_stand_as_the_pack_does(case):
+    """Rows with padding, of square images, against packs of the same."""
+    model, params, _ = mixture(case)
+    told, rng = markers(case.constructor), np.random.default_rng(0)
+    grid, capacity_, ids = 2, model.latent_capacity, [3, 7, 5]
+    editing = case.name.startswith("bagel_edit")
+    source = rng.normal(size=(4, model.latent_channels)).astype(np.float32) if editing else None
+    given = [Item("clean", grid=(grid, grid), values=source)] if editing else []
+    z, t = rng.normal(size=(1, 4, model.latent_channels)).astype(np.float32), jnp.full(1, 0.6)
+    padded = jnp.array([[told.text_start, *ids, told.text_end, 0, 0]])
+    for text, image in ((True, True), (False, True), (True, False)):
+        packed = whole_pack(case, [(given, ids, (grid, grid))], text=text, image=image)
+        expected = remembering(component(model), params, *halves(packed))(z, t)
+        there = jnp.array([5 if text else 0])
+        latents = jnp.asarray(source)[None] if editing else None
+        ours = rows_of(padded, there, grid=grid, capacity=capacity_, markers=told, source=latents, shown=image)
+        np.testing.assert_allclose(remembering(component(model), params, *ours)(z, t), expected, atol=3e-6)

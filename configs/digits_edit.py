@@ -1,0 +1,43 @@
+"""Instruction-based editing on a laptop, from nothing: a mixture of transformers edits scenes of handwritten digits.
+
+    python -m rae_jax.main --config=configs/digits_edit.py
+
+One to four digits of six colours stand in a grid of four cells (`rae_jax/data/scenes.py`). The latent space is that of
+`configs/digits_text.py`: a pretrained encoder, a decoder that inverts it, and the latents' statistics. The mixture then
+learns to recolour, replace, remove, add, move and swap digits as it is told, and chains of two.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base, digits, digits_text
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """The experiment; `configs/digits_edit.py:tiny` takes seconds, for tests: nothing is learnt."""
+    words = base.words_of(variant, ("tiny",), file="configs/digits_edit.py")
+    config = digits_text.get_config(variant)
+    config.stages = ("encoder", "decoder", "stats", "mixture")
+    config.language_model.model = ConfigDict()
+    config.flow.num_classes = 0
+    config.sampling.labels = "unconditional"
+
+    config.mixture.task = "edit"
+    config.mixture.tokenizer = "scenes"
+    config.mixture.model = base.mixture_of_transformers(
+        vocabulary=448, width=128, depth=4, num_heads=4, num_kv_heads=2, head_dim=32, hidden=384, latent_capacity=4
+    )
+    # The longest instruction has 37 tokens; two of the usual length fit beside each other.
+    config.mixture.pack_images = config.mixture.pack_sources = 2
+    config.mixture.pack_texts = 72
+    config.mixture.source_dropout = 0.1
+    digits.stage(config.mixture.train, steps=8000, batch_size=32, learning_rate=1e-3, ema_decay=0.998)
+
+    config.sampling.num_samples = 500
+    config.sampling.batch_size = 100
+    config.sampling.guidance_scale = 2.0
+    if "tiny" in words:
+        digits.shorten(config.mixture.train)
+        config.mixture.model.width, config.mixture.model.depth, config.mixture.model.hidden = 16, 1, 32
+        config.mixture.model.num_heads, config.mixture.model.num_kv_heads, config.mixture.model.head_dim = 2, 1, 8
+        config.sampling.num_samples = 8
+    return config

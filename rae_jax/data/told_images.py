@@ -1,0 +1,106 @@
+"""Images with something said of them: captions, and instructions with what they make of an image.
+
+An *example* is a list of `Part`s in the order in which a model reads them: given images, texts, images to be made.
+
+scenes        captions and edits of the laptop's scenes (`scenes.py`), drawn anew for every epoch
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from rae_jax.data import scene_words, scenes
+from rae_jax.data.scenes import SceneSource
+
+TASKS = ("caption", "edit")
+
+
+class Part(NamedTuple):
+    """One part of an example.
+
+    Attributes:
+      kind: "text", or an image that is given, "clean", or to be made, "noised".
+      text: of a text.
+      image: which of the example's images it is.
+      droppable: whether the model may have to do without.
+    """
+
+    kind: str
+    text: str = ""
+    image: Any = None
+    droppable: bool = True
+
+
+class ToldImages(Protocol):
+    """Random access to examples."""
+
+    def __len__(self) -> int: ...
+
+    def parts(self, index: int, draw: int) -> list[Part]:
+        """What example `index` says; `draw` chooses where there is more than one thing to say."""
+
+    def image(self, image: Any) -> bytes | np.ndarray:
+        """An image of a part: the bytes of a file, or uint8 `[H, W, 3]`."""
+
+
+def captioned(text: str, image: Any) -> list[Part]:
+    """Text to image."""
+    return [Part("text", text=text or " "), Part("noised", image=image, droppable=False)]
+
+
+def edited(images: Sequence[Any], instructions: Sequence[str]) -> list[Part]:
+    """An edit, or several in turns: each image that was made is given for the next.
+
+    Raises:
+      ValueError: not one instruction between each two images.
+    """
+    if len(images) != len(instructions) + 1 or len(images) < 2:
+        raise ValueError(
+            f"a chain of {len(images)} images with {len(instructions)} instructions; there is one between each two"
+        )
+    parts = []
+    for source, text, target in zip(images[:-1], instructions, images[1:], strict=True):
+        turn = [Part("clean", image=source), Part("text", text=text or " "), Part("noised", image=target)]
+        parts += [part._replace(droppable=part.kind != "noised") for part in turn]
+    return parts
+
+
+class ToldScenes:
+    """Scenes of digits with a caption, or with an edit; an image is a scene.
+
+    Raises:
+      ValueError: an unknown task.
+    """
+
+    def __init__(self, source: SceneSource, task: str):
+        if task not in TASKS:
+            raise ValueError(f"scenes are told by one of {TASKS}, not by {task!r}")
+        self._source, self._task = source, task
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def parts(self, index: int, draw: int) -> list[Part]:
+        items, random = self._source.scene(index), self._random(index, draw)
+        if self._task == "caption":
+            say = scene_words.partial_caption if random.rand() < 0.25 else scene_words.caption
+            return captioned(say(items, random), items)
+        items, edit = self.edit(index, draw)
+        return edited([items, edit.target], [edit.instruction])
+
+    def edit(self, index: int, draw: int) -> tuple[scenes.Scene, scene_words.Edit]:
+        """The scene and the change of it that `parts` tells."""
+        items = self._source.scene(index)
+        random = self._random(index, draw)
+        while True:
+            edit = scene_words.edit(items, random)
+            if self._source.split == "test" or scenes.seen(edit.target):
+                return items, edit
+
+    @staticmethod
+    def _random(index: int, draw: int) -> np.random.RandomState:
+        return scenes.randomness("told", index, draw)
+
+    def image(self, image: scenes.Scene) -> np.ndarray:
+        return scenes.render(image, self._source.split)
