@@ -50,7 +50,7 @@ class SceneConversations:
 
     def conversation(self, index: int, rng: np.random.Generator) -> tuple[list[bytes | np.ndarray], Turns]:
         items = self._scenes.scene(index)
-        image, random = render(items, self._scenes.split), np.random.RandomState(rng.integers(2**32))
+        image, random = render(items, self._scenes.split), np.random.RandomState(rng.bit_generator)
         if rng.random() >= self.question_share:
             words = partial_caption if rng.random() < PARTIAL else caption
             return [image], request(words(items, random))

@@ -95,8 +95,11 @@ def seen(items: Scene) -> bool:
 
 
 def randomness(*of: int | str) -> np.random.RandomState:
-    """Random numbers fixed by `of`; NumPy keeps them the same in every version."""
-    return np.random.RandomState([zlib.crc32(x.encode()) if isinstance(x, str) else x for x in of])
+    """Random numbers fixed by `of`; NumPy keeps them the same in every version.
+
+    From a generator that is quickly seeded: there is one for each image of a batch.
+    """
+    return np.random.RandomState(np.random.PCG64([zlib.crc32(x.encode()) if isinstance(x, str) else x for x in of]))
 
 
 def draw(
