@@ -65,6 +65,7 @@ def get_config() -> ConfigDict:
     config.decoder.dtype = ""
     config.decoder.weights = ""
     config.decoder.model = ConfigDict()
+    config.decoder.plain_pixels = False  # True: it gives pixels in [0, 1] (RAEv2), not in the encoder's normalisation
     config.decoder.family = "vit"  # or "conv", the convolutional decoder of Stable Diffusion (RPiAE, Table 5b)
     config.decoder.update(reconstruction(autoencoder="rae", noise_tau=0.8))
     config.decoder.train = train(transform="random_crop")
@@ -412,6 +413,9 @@ def reconstruction(*, autoencoder: str, noise_tau: float) -> ConfigDict:
     section.initial = ()  # ("decoder",): starts from the decoder that there is
     section.noise_tau = noise_tau  # scale of the noise added to the latents in training
     section.noise_distribution = "uniform"  # of sigma: "uniform" (released) or "half_normal" (paper)
+    # Up to which factor, up or down, an encoder with rotary positions has the coordinates in each of its blocks
+    # stretched in a training step, as DINOv3 while it is trained, and RAEv2's stage 1 by accident (2); 1: not at all.
+    section.coordinate_stretch = 1.0
     section.loss = image_loss()
     return section
 
@@ -510,6 +514,8 @@ def vision_transformer(
         positions="learned",  # or "sincos", "rotary"
         position_interpolation="bicubic",  # or "bicubic_antialias"
         rope_theta=100.0,  # of rotary positions
+        stored_periods=False,  # True: their periods are in the file, rounded, as in Meta's own; RAEv2 has these
+        layers=(),  # blocks, from 0, whose tokens are averaged, plus the deepest's mean token (RAEv2); (): the last
         norm_epsilon=1e-6,
         scan=False,  # one stacked block instead of one after the other: compiles faster
         remat="none",  # "full" or "dots": recompute in the backward pass instead of keeping

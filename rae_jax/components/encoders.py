@@ -10,7 +10,7 @@ from rae_jax.interop import vit
 from rae_jax.models.autoencoder import RepresentationAutoencoder
 from rae_jax.models.vit import VisionTransformer
 
-Tokens = Callable[[Params, jax.Array], jax.Array]
+Tokens = Callable[..., jax.Array]
 
 
 def encoder(config: ConfigDict) -> Component:
@@ -36,13 +36,16 @@ def tokens_shape(config: ConfigDict) -> tuple[int, int]:
 
 
 def tokens_of(config: ConfigDict) -> Tokens:
-    """`(encoder's parameters, images [B, H, W, 3] in [0, 1]) -> tokens [B, N, D]`, float32."""
+    """`(encoder's parameters, images [B, H, W, 3] in [0, 1]) -> tokens [B, N, D]`, float32.
+
+    Keywords are those of the encoder.
+    """
     part = encoder(config)
     model = around(config, encoder=part)
 
-    def tokens(params: Params, images: jax.Array) -> jax.Array:
+    def tokens(params: Params, images: jax.Array, **scaling: jax.Array) -> jax.Array:
         with part.precise():
-            return model.apply({"params": {"encoder": params}}, images, method="tokens")
+            return model.apply({"params": {"encoder": params}}, images, **scaling, method="tokens")
 
     return tokens
 
@@ -57,4 +60,5 @@ def around(
         encoder_input_size=config.encoder.input_size,
         image_mean=tuple(config.encoder.image_mean),
         image_std=tuple(config.encoder.image_std),
+        plain_pixels=config.decoder.plain_pixels,
     )

@@ -152,7 +152,7 @@ def settings(module: type[nn.Module], architecture: Mapping[str, Any]) -> dict[s
     Feed-forward ratios are left out: several give the same layer, whose shape tells. So is which of a network's
     features are handed out, and whether frequencies that every file has get a gradient.
     """
-    elsewhere = {"parent", "name", "dtype", "scan", "remat", "mlp_ratio", "key_depths", "trained_frequencies"}
+    elsewhere = {"parent", "name", "dtype", "scan", "remat", "mlp_ratio", "key_depths", "trained_frequencies", "layers"}
     fields = {f.name: f.default for f in dataclasses.fields(module) if f.name not in elsewhere}
     return {name: _plain(architecture.get(name, default)) for name, default in fields.items()}
 
@@ -327,6 +327,8 @@ KINDS = {
         {name: (name,) for name in ("num_heads", "rope_theta", "norm_epsilon")},
         {"": LanguageModel},
     ),
+    "dinov3_meta": _encoder("dinov3_meta", "DINOv3 ViT, Meta's own file", r"rope_embed\.periods"),
+    "dinov2_meta": _encoder("dinov2_meta", "DINOv2, Meta's own file", r"blocks\.\d+\.ls1\.gamma"),
     "dinov3": _encoder("dinov3", "DINOv3 ViT, Hugging Face", r"(model\.)?layer\.\d+\.attention\.q_proj\.weight"),
     "dinov2": _encoder(
         "dinov2", "DINOv2 with registers or without, Hugging Face", r"encoder\.layer\.\d+\.layer_scale1\.lambda1"

@@ -1,4 +1,5 @@
-"""Vision encoders from and to Hugging Face checkpoints: DINOv2 (with registers or not), DINOv3, SigLIP (2), MAE.
+"""Vision encoders from and to checkpoints: Hugging Face's of DINOv2 (with registers or not), DINOv3, SigLIP (2), MAE;
+Meta's own of DINOv2 and DINOv3.
 
 Names are those inside the vision model (`embeddings.cls_token`); what stands before them in a larger file, such as
 `vision_model.` of SigLIP, `vit.` of MAE or `encoder.encoder.` of RAE, is the caller's to strip and to put back.
@@ -25,6 +26,7 @@ from rae_jax.interop.layout import (
     import_params,
     patch_embedding,
     prefixed,
+    stacked,
     to_heads,
     under,
     without_leading,
@@ -52,6 +54,9 @@ class Names:
     up: str
     down: str
     gate: str = ""
+    cls_token: str = "embeddings.cls_token"
+    registers: str = "embeddings.register_tokens"
+    scales: tuple[str, str] = ("layer_scale1.lambda1", "layer_scale2.lambda1")
     # Tensors that RAE has no use for: masking, norms replaced by ones without parameters, pooling.
     carried: tuple[str, ...] = (r"layernorm\.(weight|bias)",)
 
@@ -115,6 +120,27 @@ _DINOV3 = Names(
     down="mlp.down_proj",
     carried=(r"norm\.(weight|bias)", r"embeddings\.mask_token"),
 )
+# Meta's own files: queries, keys and values in one matrix.
+_META = Names(
+    patch="patch_embed.proj",
+    position="pos_embed",
+    position_layout=without_leading(1),
+    block="blocks.{}.",
+    attention_norm="norm1",
+    query="attn.qkv",
+    key="attn.qkv",
+    value="attn.qkv",
+    out="attn.proj",
+    mlp_norm="norm2",
+    up="mlp.fc1",
+    down="mlp.fc2",
+    cls_token="cls_token",
+    registers="register_tokens",
+    scales=("ls1.gamma", "ls2.gamma"),
+    carried=(r"norm\.(weight|bias)", "mask_token"),
+)
+_META_SWIGLU = dict(up="mlp.w12", down="mlp.w3")
+_DINOV3_META = dataclasses.replace(_META, position="", registers="storage_tokens")
 _PROJECTIONS_5 = {
     "query": "attention.q_proj",
     "key": "attention.k_proj",
@@ -133,6 +159,9 @@ NAMES = {
     ("dinov3_swiglu", 5): dataclasses.replace(_DINOV3, gate="mlp.gate_proj", block="model.layer.{}."),
     ("dinov3", 4): _DINOV3,
     ("dinov3", 5): dataclasses.replace(_DINOV3, block="model.layer.{}."),
+    ("dinov3_meta", 4): _DINOV3_META,
+    ("dinov2_meta_swiglu", 4): dataclasses.replace(_META, **_META_SWIGLU),
+    ("dinov2_meta", 4): _META,
     ("siglip", 4): _SIGLIP,
     ("siglip", 5): _SIGLIP,
     ("mae", 4): _MAE,
@@ -143,6 +172,9 @@ _OPTIONS = {
     "dinov2_swiglu": {"layer_scale": True, "activation": "swiglu"},
     "dinov3": {"layer_scale": True, "positions": "rotary", "norm_epsilon": 1e-5},
     "dinov3_swiglu": {"layer_scale": True, "positions": "rotary", "norm_epsilon": 1e-5, "activation": "swiglu"},
+    "dinov2_meta": {"layer_scale": True},
+    "dinov2_meta_swiglu": {"layer_scale": True, "activation": "swiglu"},
+    "dinov3_meta": {"layer_scale": True, "positions": "rotary", "norm_epsilon": 1e-5, "stored_periods": True},
     "siglip": {"cls_token": False, "activation": "gelu_tanh"},
     "mae": {"positions": "sincos", "norm_epsilon": 1e-12},
 }
@@ -159,10 +191,14 @@ def identify(names: Iterable[str]) -> tuple[str, int]:
     anywhere = {re.sub(r"\b\d+\b", "{}", name, count=1) for name in names}
     for key, candidate in NAMES.items():
         parts = (candidate.query, candidate.down, candidate.attention_norm, *filter(None, [candidate.gate]))
-        if {f"{candidate.block}{part}.weight" for part in parts} <= anywhere:
+        signs = {f"{candidate.block}{part}.weight" for part in parts} | (
+            {PERIODS} if key[0] == "dinov3_meta" else set()
+        )
+        if signs <= anywhere:
             return key
     raise ValueError(
-        "the tensors are of no known encoder (DINOv2, DINOv3, SigLIP, MAE with Hugging Face's names, without prefix); "
+        "the tensors are of no known encoder (DINOv2, DINOv3, SigLIP, MAE with Hugging Face's names, DINOv2 and DINOv3 "
+        "with Meta's, without prefix); "
         f"the first names are {sorted(names)[:5]}"
     )
 
@@ -174,11 +210,12 @@ def architecture(tensors: Mapping[str, np.ndarray], num_heads: int | None = None
       ValueError: the encoder is unknown, or its width is no published one and `num_heads` is missing.
     """
     family, version = identify(tensors)
+    tensors = unmasked(tensors)
     names = NAMES[family, version]
     width, _, patch_size, _ = tensors[f"{names.patch}.weight"].shape
     if num_heads is None and width not in NUM_HEADS:
         raise ValueError(f"no published encoder has width {width}; give num_heads")
-    registers = tensors.get("embeddings.register_tokens")
+    registers = tensors.get(names.registers)
     options = _OPTIONS[family]
     image_size = 0
     if names.position:
@@ -190,7 +227,7 @@ def architecture(tensors: Mapping[str, np.ndarray], num_heads: int | None = None
         options = {**options, "position_interpolation": interpolation}
     depth = count_blocks(tensors, names.block)
     first = names.block.format(0)
-    qkv_bias = f"{first}{names.query}.bias" in tensors
+    qkv_bias = f"{first}{names.query}.bias" in tensors or f"{first}{QUERIES_AND_VALUES}" in tensors
     return {
         "image_size": image_size,
         "patch_size": patch_size,
@@ -216,16 +253,18 @@ def rules(family: str, version: int, architecture: Mapping[str, Any]) -> list[Ru
     if names.position:
         result.append(Rule(names.position, "embedding/position_embedding", names.position_layout))
     if architecture.get("cls_token", True):
-        result.append(Rule("embeddings.cls_token", "embedding/cls_token", token))
+        result.append(Rule(names.cls_token, "embedding/cls_token", token))
     if architecture.get("num_registers", 0):
-        result.append(Rule("embeddings.register_tokens", "embedding/register_tokens", token))
+        result.append(Rule(names.registers, "embedding/register_tokens", token))
+    if architecture.get("stored_periods", False):
+        result.append(Rule(PERIODS, "rope_periods", IDENTITY))
     for i in range(architecture["depth"]):
         official, ours = names.block.format(i), f"blocks_{i}"
         biases = (architecture.get("qkv_bias", True), architecture.get("key_bias", True))
         result += block_rules(official, ours, names, architecture["num_heads"], *biases)
         if architecture.get("layer_scale", False):
-            result.append(Rule(f"{official}layer_scale1.lambda1", f"{ours}/attention_scale", IDENTITY))
-            result.append(Rule(f"{official}layer_scale2.lambda1", f"{ours}/mlp_scale", IDENTITY))
+            for scale, branch in zip(names.scales, ("attention", "mlp"), strict=True):
+                result.append(Rule(f"{official}{scale}", f"{ours}/{branch}_scale", IDENTITY))
     return result
 
 
@@ -234,7 +273,10 @@ def block_rules(
 ) -> list[Rule]:
     """Norms, attention and feed-forward of one block; `names` has the fields of `Names` from `attention_norm` on."""
     projections = [f"{official}{name}" for name in (names.query, names.key, names.value)]
+    in_one = names.query == names.key
     kernel = Rule(tuple(f"{p}.weight" for p in projections), f"{ours}/attention/qkv/kernel", to_heads(num_heads))
+    if in_one:
+        kernel = Rule(f"{projections[0]}.weight", f"{ours}/attention/qkv/kernel", stacked(to_heads(num_heads)))
     result = [
         kernel,
         Rule(f"{official}{names.out}.weight", f"{ours}/attention/out/kernel", LINEAR),
@@ -242,8 +284,11 @@ def block_rules(
     ]
     if qkv_bias:
         biased = projections if key_bias else projections[::2]
-        layout = to_heads(num_heads, parts=len(biased))
-        result.append(Rule(tuple(f"{p}.bias" for p in biased), f"{ours}/attention/qkv/bias", layout))
+        layout, official_biases = to_heads(num_heads, parts=len(biased)), tuple(f"{p}.bias" for p in biased)
+        if in_one:
+            layout = stacked(layout, parts=len(biased))
+            official_biases = official_biases[0] if key_bias else f"{official}{QUERIES_AND_VALUES}"
+        result.append(Rule(official_biases, f"{ours}/attention/qkv/bias", layout))
     for norm in ("attention_norm", "mlp_norm"):
         source = f"{official}{getattr(names, norm)}"
         result.append(Rule(f"{source}.weight", f"{ours}/{norm}/scale", IDENTITY))
@@ -251,7 +296,7 @@ def block_rules(
     linears = {"down": names.down, "up": names.up} | ({"gate": names.gate} if names.gate else {})
     for linear, source in linears.items():
         kernel, bias, layouts = f"{ours}/mlp/{linear}/kernel", f"{ours}/mlp/{linear}/bias", (LINEAR, IDENTITY)
-        if source.endswith("weights_in"):  # gate and up in one matrix
+        if source.endswith(("weights_in", "w12")):  # gate and up in one matrix
             kernel = (f"{ours}/mlp/gate/kernel", f"{ours}/mlp/up/kernel")
             bias = (f"{ours}/mlp/gate/bias", f"{ours}/mlp/up/bias")
             layouts = (fused(LINEAR, LINEAR), fused(IDENTITY, IDENTITY))
@@ -271,13 +316,13 @@ def import_encoder(
     found = architecture(tensors, num_heads)
     family, version = identify(tensors)
     unused = carried_names(family, version, found)
-    params, carried = import_params(tensors, rules(family, version, found), unused, like)
+    params, carried = import_params(unmasked(tensors), rules(family, version, found), unused, like)
     return found, params, carried
 
 
 def carried_names(family: str, version: int, architecture: Mapping[str, Any], prefix: str = "") -> list[str]:
     """Patterns of the tensors of such an encoder, named after `prefix`, that are no parameters here."""
-    patterns = list(NAMES[family, version].carried)
+    patterns = [*NAMES[family, version].carried, *MASKED]
     if not architecture["num_registers"]:
         patterns.append(r"embeddings\.register_tokens")  # DINOv3 without registers holds an empty tensor of them
     return [re.escape(prefix) + f"(?:{pattern})" for pattern in patterns]
@@ -291,28 +336,69 @@ def export_encoder(
     version: int = 4,
 ) -> Tensors:
     """The inverse of `import_encoder`, for parameters with unrolled blocks."""
-    return export_params(params, rules(family, version, architecture), carried)
+    return masked(export_params(params, rules(family, version, architecture), carried))
+
+
+# DINOv3's own files have a bias of queries, keys and values, and beside it a mask of ones, but zeros for the keys.
+PERIODS = "rope_embed.periods"
+BIAS, MASK, QUERIES_AND_VALUES = "attn.qkv.bias", "attn.qkv.bias_mask", "attn.qkv.bias of queries and values"
+KEPT = "attn.qkv.bias of keys"
+MASKED = (rf"blocks\.\d+\.({re.escape(MASK)}|{KEPT})",)
+
+
+def unmasked(tensors: Mapping[str, np.ndarray]) -> Tensors:
+    """The tensors with each bias that a mask is beside in two: what the mask leaves, and what it takes.
+
+    Raises:
+      ValueError: the mask is another than that of the keys.
+    """
+    result = dict(tensors)
+    for name in [name for name in tensors if name.endswith(MASK)]:
+        stem = name.removesuffix(MASK)
+        if stem + QUERIES_AND_VALUES in tensors:  # already in two
+            continue
+        kept = np.asarray(tensors[name]).reshape(3, -1)
+        if (kept[0] != 1).any() or (kept[1] != 0).any() or (kept[2] != 1).any():
+            raise ValueError(f"{name} masks others than the keys, which DINOv3's do not")
+        query, key, value = np.split(result.pop(stem + BIAS), 3)
+        result |= {stem + QUERIES_AND_VALUES: np.concatenate([query, value]), stem + KEPT: key}
+    return result
+
+
+def masked(tensors: Tensors) -> Tensors:
+    """The inverse of `unmasked`; of keys that have no bias it is zero."""
+    result = dict(tensors)
+    for name in [name for name in tensors if name.endswith(QUERIES_AND_VALUES)]:
+        stem = name.removesuffix(QUERIES_AND_VALUES)
+        query, value = np.split(result.pop(name), 2)
+        key = result.pop(stem + KEPT, np.zeros_like(query))
+        mask = np.concatenate([np.ones_like(query), np.zeros_like(key), np.ones_like(value)])
+        result[stem + BIAS] = np.concatenate([query, key, value])
+        result.setdefault(stem + MASK, mask)
+    return result
 
 
 # What stands before the names in published files, and what is beside the encoder in them.
 PREFIXES = {"siglip": "vision_model.", "mae": "vit."}
 BESIDE = {"siglip": (r"text_model\..*", r"logit_scale", r"logit_bias"), "mae": (r"decoder\..*",)}
 # The last norm, which RAE replaces by one without parameters.
-LAST_NORM = {"siglip": "post_layernorm", "dinov3": "norm"}
+LAST_NORM = {"siglip": "post_layernorm", "dinov3": "norm", "dinov3_meta": "norm", "dinov2_meta": "norm"}
 
 
 def kind_of(architecture: Mapping[str, Any]) -> str:
     """The kind whose files can hold an encoder of these arguments of `VisionTransformer`."""
+    if architecture.get("stored_periods"):
+        return "dinov3_meta"
     if architecture.get("positions", "learned") != "learned":
         return {"rotary": "dinov3", "sincos": "mae"}[architecture["positions"]]
     return "dinov2" if architecture.get("cls_token", True) else "siglip"
 
 
 def reader(kind: str) -> Callable[..., Model]:
-    """Reads files of an encoder of `kind`: `dinov2`, `dinov3`, `siglip` or `mae`."""
+    """Reads files of an encoder of `kind`: `dinov2`, `dinov3`, `dinov2_meta`, `dinov3_meta`, `siglip` or `mae`."""
 
     def read(tensors: Mapping[str, np.ndarray], num_heads: int | None = None) -> Model:
-        prefix = PREFIXES.get(kind, "")
+        tensors, prefix = unmasked(tensors), PREFIXES.get(kind, "")
         prefix = prefix if any(name.startswith(prefix) for name in tensors) else ""
         encoder = under(tensors, prefix)
         family, version = identify(encoder)
@@ -333,7 +419,8 @@ def writer(kind: str) -> Callable[[Model], Tensors]:
         family = kind + ("_swiglu" if kind != "mae" and model.architecture.get("activation") == "swiglu" else "")
         prefix = model.names.get("prefix", PREFIXES["siglip"] if kind == "siglip" else "")
         every_rule = prefixed(rules(family, model.names.get("version", 4), model.architecture), prefix, "")
-        return export_params(model.params, every_rule, model.carried if model.names else computed(kind, model, prefix))
+        carried = model.carried if model.names else computed(kind, model, prefix)
+        return masked(export_params(model.params, every_rule, carried))
 
     return write
 
@@ -345,6 +432,8 @@ def computed(kind: str, model: Model, prefix: str) -> Tensors:
     tensors = {f"{norm}.weight": np.ones(width, np.float32), f"{norm}.bias": np.zeros(width, np.float32)}
     if kind in ("dinov2", "dinov3"):
         tensors["embeddings.mask_token"] = np.zeros((1,) * (kind == "dinov3") + (1, width), np.float32)
+    if kind.endswith("_meta"):
+        tensors["mask_token"] = np.zeros((1, width), np.float32)
     if kind == "dinov3" and not model.architecture["num_registers"]:
         tensors["embeddings.register_tokens"] = np.zeros((1, 0, width), np.float32)
     return tensors

@@ -73,6 +73,7 @@ class RepresentationAutoencoder(nn.Module):
       decoder: tokens `[B, N, C]` -> images in the encoder's normalisation.
       encoder_input_size: side to which images are resized for the encoder.
       image_mean, image_std: of the encoder's pixel normalisation, for pixels in [0, 1].
+      plain_pixels: whether the decoder's are pixels in [0, 1] as they are (RAEv2), rather than so normalised.
     """
 
     encoder: nn.Module
@@ -80,6 +81,7 @@ class RepresentationAutoencoder(nn.Module):
     encoder_input_size: int
     image_mean: tuple[float, float, float]
     image_std: tuple[float, float, float]
+    plain_pixels: bool = False
 
     def preprocess(self, images: jax.Array) -> jax.Array:
         """Images `[B, H, W, 3]` in [0, 1] as the encoder takes them: resized, then normalised by mean and deviation."""
@@ -89,9 +91,12 @@ class RepresentationAutoencoder(nn.Module):
             images = jax.image.resize(images, size, "cubic-pytorch", antialias=False)
         return (images - jnp.asarray(self.image_mean)) / jnp.asarray(self.image_std)
 
-    def tokens(self, images: jax.Array) -> jax.Array:
-        """The encoder's tokens `[B, N, D]`, float32, of images `[B, H, W, 3]` in [0, 1]."""
-        return self.encoder(self.preprocess(images))
+    def tokens(self, images: jax.Array, **scaling: jax.Array) -> jax.Array:
+        """The encoder's tokens `[B, N, D]`, float32, of images `[B, H, W, 3]` in [0, 1].
+
+        `scaling` is the encoder's `coordinate_scales`, if any.
+        """
+        return self.encoder(self.preprocess(images), **scaling)
 
     def encode(
         self, images: jax.Array, statistics: LatentStatistics | None = None, noise: jax.Array | None = None
@@ -105,6 +110,8 @@ class RepresentationAutoencoder(nn.Module):
     def decode(self, z: jax.Array, statistics: LatentStatistics | None = None) -> jax.Array:
         """Images `[B, H, W, 3]` of the latent `z: [B, N, C]`, in the scale of [0, 1] but not clamped to it."""
         pixels = self.decoder(z if statistics is None else statistics.denormalise(z))
+        if self.plain_pixels:
+            return pixels
         return pixels * jnp.asarray(self.image_std) + jnp.asarray(self.image_mean)
 
     def __call__(self, images: jax.Array, statistics: LatentStatistics | None = None) -> jax.Array:

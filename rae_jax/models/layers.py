@@ -298,6 +298,7 @@ def apply_blocks(
     *args: Any,
     depth: int,
     kept: Sequence[int] | None = None,
+    each: Sequence[Any] = (),
     name: str = "blocks",
     scan: bool = False,
     remat: str = "none",
@@ -305,7 +306,8 @@ def apply_blocks(
 ) -> Any:
     """`x` through `depth` blocks, each `block(x, *args) -> x`, inside the calling compact module.
 
-    With `kept`, numbers of blocks, returns `(x, [x after so many blocks for each of them])`.
+    Of `each` of more arguments, trees of arrays `[depth, ...]`, a block has its own part, before `args`. With `kept`,
+    numbers of blocks, returns `(x, [x after so many blocks for each of them])`.
 
     Unrolled, the blocks are named `blocks_0`, `blocks_1`, ...; scanned, one block's parameters are stacked along a
     leading `layers` axis under `blocks`, which compiles in a fraction of the time. `remat` is `none`, `full` (keep
@@ -323,7 +325,8 @@ def apply_blocks(
     if not scan:
         states = [x]
         for i in range(depth):
-            x = block_class(**block_arguments, name=f"{name}_{i}")(x, *args)
+            mine = jax.tree.map(lambda leaf, i=i: leaf[i], tuple(each))
+            x = block_class(**block_arguments, name=f"{name}_{i}")(x, *mine, *args)
             states.append(x)
         return x if kept is None else (x, [states[count] for count in kept])
 
@@ -337,9 +340,11 @@ def apply_blocks(
         step,
         variable_axes={"params": 0, "intermediates": 0, "cache": 0},
         split_rngs={"params": True},
-        in_axes=nn.broadcast,
+        in_axes=(*(0 for _ in each), *(nn.broadcast for _ in args)),
         length=depth,
         metadata_params={nn.PARTITION_NAME: "layers"},
     )
-    (x, _, copies), _ = scanned(block_class(**block_arguments, name=name), (x, 0, [x for _ in kept or ()]), *args)
+    (x, _, copies), _ = scanned(
+        block_class(**block_arguments, name=name), (x, 0, [x for _ in kept or ()]), *each, *args
+    )
     return x if kept is None else (x, copies)

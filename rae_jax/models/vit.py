@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -177,6 +178,10 @@ class VisionTransformer(nn.Module):
       positions: `learned`; `sincos` for a table that starts at `sincos_table` and gets no gradient (MAE); or `rotary`
         for none, and `rotary_positions` in the attention instead (DINOv3).
       rope_theta: base of the rotary frequencies.
+      stored_periods: whether their periods are a parameter, without a gradient, as in Meta's own files, where they are
+        rounded to bfloat16; else they are computed.
+      layers: numbers of blocks, from 0, whose tokens are averaged, each after the last norm, and to which the mean of
+        the deepest one's over the patches is added (RAEv2); none: the last block's tokens alone.
       position_interpolation: `bicubic` or `bicubic_antialias`, both as PyTorch has them.
       norm_epsilon: of every LayerNorm.
       dtype: of matrix products; norms, softmax, the residual stream and the tokens returned are float32.
@@ -198,19 +203,25 @@ class VisionTransformer(nn.Module):
     positions: str = "learned"
     position_interpolation: str = "bicubic"
     rope_theta: float = 100.0
+    stored_periods: bool = False
+    layers: tuple[int, ...] = ()
     norm_epsilon: float = 1e-6
     dtype: Any = jnp.float32
     scan: bool = False
     remat: str = "none"
 
     @nn.compact
-    def __call__(self, images: jax.Array, keep: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, images: jax.Array, keep: jax.Array | None = None, coordinate_scales: jax.Array | None = None
+    ) -> jax.Array:
         """Patch tokens `[B, N, D]` in row-major order.
 
         With `keep: [B, M]`, indices of patches, only those enter the transformer (masked autoencoding): `[B, M, D]`.
+        `coordinate_scales: [depth]` multiply the patches' coordinates in each block's rotary positions.
 
         Raises:
-          ValueError: the images do not divide into patches; or some are to be kept, and positions are rotary.
+          ValueError: the images do not divide into patches; some are to be kept, and positions are rotary; coordinates
+            are to be scaled, and positions are not; or `layers` are not numbers of blocks, each once.
         """
         x = Embedding(
             image_size=self.image_size,
@@ -224,16 +235,27 @@ class VisionTransformer(nn.Module):
             name="embedding",
         )(images, keep)
         num_prefix = int(self.cls_token) + self.num_registers
-        rotary = None
+        rotary, each = None, ()
+        layers = self.layers or (self.depth - 1,)
+        if len(set(layers)) < len(layers) or not all(0 <= layer < self.depth for layer in layers):
+            raise ValueError(f"layers={tuple(layers)} are not numbers of {self.depth} blocks, from 0, each once")
+        if coordinate_scales is not None and self.positions != "rotary":
+            raise ValueError(f"coordinates are scaled where positions are rotary; they are {self.positions!r} here")
         if self.positions == "rotary":
             if keep is not None:
                 raise ValueError("an encoder with positions='rotary' takes all patches: they turn by their place")
             grid = (images.shape[1] // self.patch_size, images.shape[2] // self.patch_size)
-            rotary = rotary_positions(grid, self.width // self.num_heads, self.rope_theta, num_prefix)
-        x = apply_blocks(
+            periods = jnp.asarray(rotary_periods(self.width // self.num_heads, self.rope_theta))
+            if self.stored_periods:
+                periods = jax.lax.stop_gradient(self.param("rope_periods", named(lambda key: periods, None)))
+            rotary = rotary_positions(grid, periods.astype(jnp.float32), num_prefix, coordinate_scales)
+            each = () if coordinate_scales is None else (rotary,)
+        _, outputs = apply_blocks(
             Block,
             x,
-            rotary,
+            *(() if each else (rotary,)),
+            each=each,
+            kept=[layer + 1 for layer in layers],
             depth=self.depth,
             scan=self.scan,
             remat=self.remat,
@@ -246,7 +268,12 @@ class VisionTransformer(nn.Module):
             norm_epsilon=self.norm_epsilon,
             dtype=self.dtype,
         )
-        return LayerNorm(epsilon=self.norm_epsilon, affine=False, name="norm")(x[:, num_prefix:])
+        norm = LayerNorm(epsilon=self.norm_epsilon, affine=False, name="norm")
+        tokens = [norm(output[:, num_prefix:]) for output in outputs]
+        if not self.layers:
+            return tokens[0]
+        deepest = tokens[layers.index(max(layers))]
+        return sum(tokens) / len(tokens) + jnp.mean(deepest, axis=1, keepdims=True)
 
 
 class PackedVisionTransformer(nn.Module):
@@ -292,26 +319,34 @@ class PackedVisionTransformer(nn.Module):
         return LayerNorm(epsilon=self.norm_epsilon, name="norm")(x)
 
 
-def rotary_positions(
-    grid: tuple[int, int], head_dim: int, theta: float, num_prefix: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """DINOv3's cosines and sines, each `[num_prefix + h * w, head_dim / 2]`, float32, for `attention.attend`.
-
-    A patch is where its centre is, each coordinate from -1 to 1 over the image whatever the grid. The first half of the
-    angles turns with the row, the second with the column, by `2 pi` times the coordinate over `theta^(i / (head_dim /
-    4))`. The `num_prefix` tokens before the patches do not turn (Siméoni et al., "DINOv3", 2025).
+def rotary_periods(head_dim: int, theta: float) -> np.ndarray:
+    """DINOv3's periods `theta^(i / (head_dim / 4))`, `[head_dim / 4]`, float32.
 
     Raises:
       ValueError: `head_dim` is not divisible by 4.
     """
     if head_dim % 4:
         raise ValueError(f"2-D rotary positions need a head width divisible by 4, got {head_dim}")
-    periods = theta ** (np.arange(head_dim // 4) / (head_dim // 4))
+    return (theta ** (np.arange(head_dim // 4) / (head_dim // 4))).astype(np.float32)
+
+
+def rotary_positions(
+    grid: tuple[int, int], periods: jax.Array, num_prefix: int, scales: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """DINOv3's cosines and sines, each `[num_prefix + h * w, 2 * periods]`, float32, for `attention.attend`.
+
+    A patch is where its centre is, each coordinate from -1 to 1 over the image whatever the grid. The first half of the
+    angles turns with the row, the second with the column, by `2 pi` times the coordinate over each of the periods. The
+    `num_prefix` tokens before the patches do not turn (Siméoni et al., "DINOv3", 2025). With `scales: [L]` of
+    the coordinates there are L such tables, `[L, ...]`.
+    """
     centres = [2.0 * (np.arange(size) + 0.5) / size - 1.0 for size in grid]
-    row, column = np.meshgrid(*centres, indexing="ij")
-    angle = np.concatenate([2 * np.pi * position.reshape(-1, 1) / periods for position in (row, column)], axis=1)
-    angle = np.concatenate([np.zeros((num_prefix, head_dim // 2)), angle])
-    return np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
+    row, column = (jnp.asarray(place.reshape(-1, 1), jnp.float32) for place in np.meshgrid(*centres, indexing="ij"))
+    angle = jnp.concatenate([2 * math.pi * position / periods for position in (row, column)], axis=1)
+    angle = jnp.pad(angle, ((num_prefix, 0), (0, 0)))
+    if scales is not None:
+        angle = scales[:, None, None] * angle
+    return jnp.cos(angle), jnp.sin(angle)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,15 +5,18 @@ The latents are made noisy while the decoder trains, so that it forgives the err
 are updated in one step, which is therefore written out here; `objectives/pivot.py` has it too.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
 from rae_jax.components.component import Component, Params
 from rae_jax.components.decoders import decoder, last_kernel
+from rae_jax.components.encoders import tokens_of
 from rae_jax.components.latent_spaces import latent_space
 from rae_jax.models.autoencoder import noise_augmentation
 from rae_jax.objectives.image_loss import ImageLoss
@@ -32,7 +35,19 @@ def make(config: ConfigDict, stage: str) -> Objective:
     section, trained = config[stage], decoder(config)
     space = latent_space(config, section.autoencoder)
     image_loss = ImageLoss(config, section.loss)
-    tau, distribution = section.noise_tau, section.noise_distribution
+    tau, distribution, stretch = section.noise_tau, section.noise_distribution, section.coordinate_stretch
+    to_tokens, depth = tokens_of(config), config.encoder.model.get("depth", 0)
+    if stretch != 1 and (
+        stretch < 1 or section.autoencoder != "rae" or config.encoder.model.get("positions") != "rotary"
+    ):
+        raise ValueError(
+            f"{stage}.coordinate_stretch={stretch}: it is a factor of at least 1, and above it for the tokens of an "
+            "encoder with positions='rotary'"
+        )
+
+    def stretched(frozen: dict[str, Params], images: jax.Array, key: jax.Array) -> jax.Array:
+        scales = jnp.exp(jax.random.uniform(key, (depth,), minval=-1.0) * math.log(stretch))
+        return to_tokens(frozen["encoder"], images, coordinate_scales=scales)
 
     def decode(params: Params, frozen: dict[str, Params], latents: jax.Array) -> jax.Array:
         return space.decode({**frozen, "decoder": params}, latents)
@@ -52,6 +67,7 @@ def make(config: ConfigDict, stage: str) -> Objective:
         image_loss,
         model_init=trained.init,
         prepare=lambda frozen, images: space.encode(frozen, images),
+        prepare_to_train=stretched if stretch != 1 else None,
         gradients=gradients,
         reconstruct=lambda params, frozen, latents, images: decode(params, frozen, latents),
         frozen={name: part for name, part in {**space.encoding, **space.decoding}.items() if name != "decoder"},
@@ -70,6 +86,7 @@ def reconstructing(
     gradients: Callable[[TrainState, Any, jax.Array, jax.Array], tuple[Params, Metrics, jax.Array]],
     reconstruct: Callable[[Params, dict[str, Params], Any, jax.Array], jax.Array],
     frozen: dict[str, Component],
+    prepare_to_train: Callable[[dict[str, Params], jax.Array, jax.Array], Any] | None = None,
     **hooks: Any,
 ) -> Objective:
     """An objective that reconstructs images, against a discriminator if `image_loss` has one.
@@ -81,6 +98,7 @@ def reconstructing(
       prepare: `(frozen, images) -> what the frozen networks make of the batch`, arrays with a row for each image.
       gradients: `(state, prepared, images, key) -> (gradients, metrics, reconstructed images)`.
       reconstruct: `(params, frozen, prepared, images) -> images`, without noise.
+      prepare_to_train: `(frozen, images, key) -> what they make of it` in its place, for the gradients alone.
       hooks: the other fields of `Objective`.
 
     Raises:
@@ -105,7 +123,11 @@ def reconstructing(
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         model_key, discriminator_key = jax.random.split(jax.random.fold_in(key, state.step))
         images = to_float(batch)
-        prepared = prepare(state.frozen, images)
+        if prepare_to_train is None:
+            prepared = plain = prepare(state.frozen, images)
+        else:
+            prepared = prepare_to_train(state.frozen, images, jax.random.fold_in(model_key, 1))
+            plain = prepare(state.frozen, images)
 
         def of_part(part: Batch, part_key: jax.Array) -> tuple[Params, Metrics, jax.Array | None]:
             by_params, metrics, images = gradients(state, part["prepared"], part["images"], part_key)
@@ -122,7 +144,7 @@ def reconstructing(
             discriminator, more = image_loss.train_discriminator(
                 state,
                 images,
-                lambda: noisy_fakes if image_loss.noisy_fakes else reconstruct(params, state.frozen, prepared, images),
+                lambda: noisy_fakes if image_loss.noisy_fakes else reconstruct(params, state.frozen, plain, images),
                 discriminator_key,
             )
             metrics |= more

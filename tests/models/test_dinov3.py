@@ -8,7 +8,7 @@ from random_params import random_params
 
 from rae_jax.interop.layout import unstack_blocks
 from rae_jax.interop.vit import import_encoder
-from rae_jax.models.vit import PRETRAINED, VisionTransformer, rotary_positions
+from rae_jax.models.vit import PRETRAINED, VisionTransformer, rotary_periods, rotary_positions
 from rae_jax.training.sharding import make_mesh, shardings_of
 
 TINY = {
@@ -62,7 +62,7 @@ def test_tokens_equal_hugging_face_at_several_image_sizes(options, heads):
 
 
 def test_the_class_token_and_registers_do_not_turn_and_patches_turn_by_their_place_in_the_image():
-    cos, sin = rotary_positions((1, 2), 8, 100.0, num_prefix=3)
+    cos, sin = rotary_positions((1, 2), rotary_periods(8, 100.0), num_prefix=3)
     assert cos.shape == sin.shape == (5, 4)
     np.testing.assert_array_equal(cos[:3], 1)
     np.testing.assert_array_equal(sin[:3], 0)

@@ -197,6 +197,39 @@ def test_balancing_by_the_last_layer_costs_no_second_backward_pass():
     assert 0 < by_layer - by_pixels < 1.1 * 2 * kernel_gradient
 
 
+def test_coordinates_are_stretched_in_each_block_of_a_training_step_and_in_nothing_else():
+    config = tiny(**{"decoder.noise_tau": 0.0, "decoder.coordinate_stretch": 2.0})
+    config.decoder.loss.update(lpips_weight=0.0, gan_weight=0.0)
+    config.encoder.model.positions, config.encoder.model.depth = "rotary", 2
+    objective = reconstruction.make(config, "decoder")
+    rng = np.random.default_rng(0)
+    params, encoder = (
+        jax.tree.map(lambda x: 0.7 * rng.normal(size=x.shape).astype(np.float32), component(config, name).structure())
+        for name in ("decoder", "encoder")
+    )
+    batch = a_batch()
+    state = sharding.unbox(jax.jit(objective.init)(jax.random.key(0), batch))
+    state = state.starting_at(params).replace(frozen={"encoder": encoder})
+    _, metrics = jax.jit(objective.train_step)(state, batch)
+
+    model_key, _ = jax.random.split(jax.random.fold_in(stage_key(config.seed, "decoder"), 0))
+    even = np.asarray(jax.random.uniform(jax.random.fold_in(model_key, 1), (2,), minval=-1.0))
+    whole, images = autoencoder(config), batch["image"] / 255.0
+    variables = {"params": {"encoder": encoder, "decoder": params}}
+
+    def loss(**scaling):
+        tokens = whole.apply(variables, images, **scaling, method="tokens")
+        return float(np.abs(whole.apply(variables, tokens, method="decode") - images).mean())
+
+    assert float(metrics["loss"]) == pytest.approx(loss(coordinate_scales=2.0**even), rel=1e-5)
+    assert loss() != pytest.approx(float(metrics["loss"]), rel=1e-4)
+    shown = objective.pictures(state, batch)["reconstruction"]
+    assert float(np.abs(shown - images).mean()) == pytest.approx(loss(), rel=1e-5)
+    for changes in ({"decoder.coordinate_stretch": 0.5}, {"decoder.coordinate_stretch": 2.0}):
+        with pytest.raises(ValueError, match=r"decoder\.coordinate_stretch=.*positions='rotary'"):
+            reconstruction.make(tiny(**changes), "decoder")
+
+
 def test_without_weights_there_is_neither_lpips_nor_discriminator():
     objective = reconstruction.make(digits.get_config("tiny"), "decoder")
     state = jax.eval_shape(objective.init, jax.random.key(0), a_batch())
