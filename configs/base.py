@@ -311,7 +311,8 @@ def get_config() -> ConfigDict:
     # "permuted": equal numbers of each class, in an order that the seed fixes; "random"; or "unconditional": all null.
     config.sampling.labels = "permuted"
     config.sampling.prompts = ""  # a file: a prompt a line, or JSON lines with "prompt"; "": a few of the scenes' own
-    config.sampling.prompt = ""  # one prompt in its stead
+    config.sampling.prompt = ()  # prompts in its stead; the empty one is unconditional
+    config.sampling.answer_tokens = 512  # at the most, of a written answer
     # "euler", "heun", "dopri5", "euler_maruyama", or "euler_as_coded", Scale-RAE's, which misreads its times.
     config.sampling.method = "euler"
     config.sampling.num_steps = 50  # network evaluations of an Euler sampler; 0: only the flow map is sampled
@@ -346,6 +347,7 @@ def get_config() -> ConfigDict:
     config.evaluation.linear_probe = False  # of the encoder's mean token
     config.evaluation.reconstruction = False  # of held-out images: PSNR, SSIM, LPIPS, rFID or a distance as below
     config.evaluation.frechet = False  # distance of samples to held-out images in the encoder's mean tokens, and FID
+    config.evaluation.scenes = False  # prompts painted and questions answered, of scenes of digits
     config.lock()  # a misspelt field is an error that names the nearest one
     return config
 

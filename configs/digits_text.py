@@ -38,11 +38,11 @@ def get_config(variant: str = "") -> ConfigDict:
     config.encoder.model = base.vision_transformer(image_size=32, patch_size=8, width=64, depth=4, num_heads=4)
     config.encoder.head = ConfigDict(dict(width=64, depth=2, num_heads=4, mlp_dim=256))
     config.encoder.mask_ratio = 0.5
-    stage(config.encoder.train, steps=2500, batch_size=64, learning_rate=2e-3, ema_decay=0.995)
+    stage(config.encoder.train, steps=1000, batch_size=64, learning_rate=2e-3, ema_decay=0.995)
 
     config.decoder.model = base.vit_decoder(patch_size=8, width=64, depth=3, num_heads=4, mlp_dim=256)
     config.decoder.noise_tau = 0.3
-    stage(config.decoder.train, steps=2000, batch_size=64, learning_rate=2e-3, ema_decay=0.995)
+    stage(config.decoder.train, steps=1000, batch_size=64, learning_rate=2e-3, ema_decay=0.995)
 
     config.stats.train.transform = "none"
     config.stats.train.batch_size = 200
@@ -50,18 +50,21 @@ def get_config(variant: str = "") -> ConfigDict:
     config.language_model.tokenizer = "scenes"
     config.language_model.context = 80
     config.language_model.model = base.language_model(
-        vocabulary=448, width=128, depth=4, num_heads=4, num_kv_heads=2, head_dim=32, hidden=384, rope_theta=1e4
+        vocabulary=448, width=96, depth=3, num_heads=4, num_kv_heads=2, head_dim=24, hidden=256, rope_theta=1e4
     )
     config.text_dit.model = base.text_dit(width=128, depth=4, num_heads=4)
     config.flow.shift_base = 256  # a shift of 2
     config.text_to_image.loss_chunk = 80
-    stage(config.text_to_image.train, steps=6000, batch_size=64, learning_rate=1e-3, ema_decay=0.998)
+    stage(config.text_to_image.train, steps=3000, batch_size=64, learning_rate=2e-3, ema_decay=0.998)
     stage_optimizer(config, learning_rate=2e-3)
     config.text_to_image.train.pictures_every = 1000
 
     config.sampling.num_samples = 600
     config.sampling.batch_size = 100
     config.sampling.guidance_scale = 2.0
+    config.sampling.answer_tokens = 16
+
+    config.evaluation.scenes = True
 
     if "understanding" in words:
         config.stages = ("encoder", "text_to_image")

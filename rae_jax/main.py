@@ -11,6 +11,10 @@ Modes:
             where a killed one stopped. --seed_grid=3,207 makes only a picture of these classes.
   evaluate  evaluates what the working directory holds: summary.json.
 
+  ask       answers --question about the image in --image.
+
+--prompts=FILE or --prompt="..." says what --mode=sample is to paint, with a language model's config.
+
 --dry_run shows what a run would cost, on this machine or on a TPU slice, and stops.
 """
 
@@ -26,6 +30,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from rae_jax.components.language import prompts, speaks
 from rae_jax.costs import dry_run
 from rae_jax.costs.compile_report import mesh_over
 from rae_jax.costs.model_flops import seconds_at_peak
@@ -38,11 +43,16 @@ from rae_jax.training.checkpoint import NotSaved
 from rae_jax.training.loop import Diverged
 from rae_jax.training.stopping import Interrupted
 
-MODE = flags.DEFINE_enum("mode", "train", ["train", "sample", "evaluate"], "What to do.")
+MODE = flags.DEFINE_enum("mode", "train", ["train", "sample", "evaluate", "ask"], "What to do.")
 NUM_SAMPLES = flags.DEFINE_integer("num_samples", 0, "How many images to sample; the config's number by default.")
 SEED_GRID = flags.DEFINE_list(
     "seed_grid", [], "With --mode=sample: only a picture of these classes, as in 3,207; a column a noise."
 )
+
+PROMPTS = flags.DEFINE_string("prompts", "", "With --mode=sample: a file of prompts, one a line, or JSON lines.")
+PROMPT = flags.DEFINE_multi_string("prompt", None, "With --mode=sample: a prompt, in its stead; may be given again.")
+IMAGE = flags.DEFINE_string("image", "", "With --mode=ask: the file of an image.")
+QUESTION = flags.DEFINE_string("question", "", "With --mode=ask: what is asked about it.")
 
 WANDB = flags.DEFINE_string("wandb", "", "The project of Weights & Biases that is to get metrics and pictures too.")
 KEEP_PROGRAMS = flags.DEFINE_bool(
@@ -117,6 +127,7 @@ def run(config, file: str) -> None:
         raise ConfigError(f"--num_samples={NUM_SAMPLES.value} is negative")
     if NUM_SAMPLES.value:
         config.sampling.num_samples = NUM_SAMPLES.value
+    take_words(config)
     if TOPOLOGY.value and not DRY_RUN.value:
         raise ConfigError("--topology goes with --dry_run")
     experiment.connect()
@@ -130,7 +141,7 @@ def run(config, file: str) -> None:
         check(config, file=file, num_devices=mesh.size)
         dry_run.show(config, mesh, TOPOLOGY.value)
         return
-    mode, images = MODE.value, MODE.value != "sample"
+    mode, images = MODE.value, MODE.value in ("train", "evaluate")
     with open_run(
         config,
         file,
@@ -144,8 +155,31 @@ def run(config, file: str) -> None:
             stages.train()
         if mode in ("train", "sample"):
             stages.sample(SEED_GRID.value, required=mode == "sample")
+        if mode == "ask":
+            print(stages.ask(IMAGE.value, QUESTION.value))
         if mode in ("train", "evaluate"):
             show(stages.evaluate(), workdir)
+
+
+def take_words(config) -> None:
+    """Writes to `config` what is to be painted, and checks what is to be asked."""
+    if (IMAGE.value or QUESTION.value) and MODE.value != "ask":
+        raise ConfigError("--image and --question go with --mode=ask")
+    if MODE.value == "ask" and not (IMAGE.value and QUESTION.value):
+        raise ConfigError("--mode=ask needs --image=FILE and --question=TEXT")
+    if not PROMPTS.value and PROMPT.value is None:
+        if MODE.value == "ask" and not speaks(config):
+            raise ConfigError("--mode=ask needs a config with a language model; language_model.model is empty")
+        return
+    if MODE.value != "sample":
+        raise ConfigError("--prompts and --prompt go with --mode=sample")
+    if not speaks(config):
+        raise ConfigError("--prompts and --prompt need a config with a language model; language_model.model is empty")
+    if PROMPTS.value and PROMPT.value is not None:
+        raise ConfigError("--prompts and --prompt exclude each other")
+    config.sampling.prompts, config.sampling.prompt = PROMPTS.value, tuple(PROMPT.value or ())
+    if not NUM_SAMPLES.value:
+        config.sampling.num_samples = len(prompts(config))
 
 
 def show(results: dict[str, float], workdir: Path) -> None:

@@ -122,7 +122,7 @@ def prompts(config: ConfigDict) -> tuple[str, ...]:
       ValueError: see `read_prompts`.
     """
     if config.sampling.prompt:
-        return (config.sampling.prompt,)
+        return tuple(config.sampling.prompt)
     if config.sampling.prompts:
         return read_prompts(config.sampling.prompts)
     return tuple(each.text for each in scene_prompts()) if config.data.source == SCENES else EXAMPLES

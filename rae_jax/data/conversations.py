@@ -140,6 +140,24 @@ def question(text: str) -> str:
     return f"{IMAGE_START}{IMAGE}{IMAGE_END}\n{text}"
 
 
+def asked(tokenizer: Tokenizer, text: str, layout: Layout) -> dict[str, np.ndarray]:
+    """The part of `tables` that a model needs to answer `text` about an image, and its `length`.
+
+    Raises:
+      ValueError: it is longer than the layout.
+    """
+    ids = np.asarray(prompt(tokenizer, question(text)), np.int32)
+    ids = np.repeat(ids, np.where(ids == PLACEHOLDER, layout.tokens_per_image, 1))
+    if len(ids) > layout.length:
+        raise ValueError(
+            f"the question {text[:40]!r} has {len(ids)} tokens with its image and what stands around it, and room is "
+            f"for {layout.length}; shorten it, or raise language_model.context"
+        )
+    whole = tables(tokenizer, ids, np.full(len(ids), IGNORED, np.int32), layout)
+    names = ("input_ids", "vision_token_indices", "answer_token_mask")
+    return {name: whole[name] for name in names} | {"length": np.int32(len(ids))}
+
+
 def _turn(tokenizer: Tokenizer, role: str, text: str) -> tuple[list[int], list[int]]:
     text = text.replace(IMAGE, f"{IMAGE_START}{IMAGE}{IMAGE_END}")
     ids = _encoded(tokenizer, f"{TURN_START}{role}\n{text}{TURN_END}\n")

@@ -17,7 +17,7 @@ from rae_jax.components.component import PRECISIONS, RANDOM
 from rae_jax.components.conditions import condition
 from rae_jax.components.decoders import decoded_size, decoder
 from rae_jax.components.encoders import grid as encoder_grid
-from rae_jax.components.language import layout
+from rae_jax.components.language import layout, speaks
 from rae_jax.components.latent_spaces import IDENTITY, latent_space
 from rae_jax.data import pack_batches
 from rae_jax.data.sources import count_classes, count_images
@@ -32,6 +32,7 @@ from rae_jax.interop.weights import is_weights, read_weights
 from rae_jax.objectives.catalogue import OBJECTIVES, objective_of
 from rae_jax.objectives.objective import Objective
 from rae_jax.sampling.generator import generator, guiding_component, sample_keys
+from rae_jax.sampling.prompted import prompted_generator
 from rae_jax.training import durations, sharding
 from rae_jax.training.checkpoint_weights import DECAY
 from rae_jax.training.sharding import BATCH_AXES, mesh_shape
@@ -233,6 +234,8 @@ def _check_sampling(config: ConfigDict, available: set[str]) -> None:
     for name in ("num_samples", "batch_size"):
         if sampling[name] < 1:
             raise ValueError(f"sampling.{name}={sampling[name]}; it must be at least 1")
+    if speaks(config):
+        _check_prompted(config, available)
     if "flow" not in available or not sampling.num_steps:
         return
     if guide and guide not in available:
@@ -258,6 +261,28 @@ def _check_sampling(config: ConfigDict, available: set[str]) -> None:
         params = {name: sharding.unbox(part.init(key)) for name, part in parts.items()}
         asked = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), told.example)
         return generate(params["flow"], params, sample_keys(0, jnp.arange(1)), asked)
+
+    jax.eval_shape(run, jax.random.key(0))
+
+
+def _check_prompted(config: ConfigDict, available: set[str]) -> None:
+    """Traces generation from prompts on abstract values, and raises ValueError for what cannot work."""
+    asked = condition(config).chosen(1)  # prompts that are there, and not longer than the context
+    stage, section = "text_to_image", config.text_to_image
+    painted = "text_dit" in available or (stage in config.stages and "text_dit" in section.trains)
+    if not painted or not config.sampling.num_steps:
+        return
+    if stage in config.stages and config.sampling.guidance_scale != 1.0 and section.condition_dropout <= 0:
+        raise ValueError(
+            f"{stage}.condition_dropout={section.condition_dropout} never trains the null condition, which "
+            f"classifier-free guidance needs; set {stage}.condition_dropout=0.1"
+        )
+    names = ("text_dit", "language_model", "adapters", "stats", *latent_space(config).decoding)
+    parts, generate = {name: component(config, name) for name in names}, prompted_generator(config)
+
+    def run(key: jax.Array) -> jax.Array:
+        params = {name: sharding.unbox(part.init(key)) for name, part in parts.items()}
+        return generate(params["text_dit"], params, sample_keys(0, jnp.arange(1)), jax.tree.map(jnp.asarray, asked))
 
     jax.eval_shape(run, jax.random.key(0))
 

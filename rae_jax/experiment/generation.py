@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from rae_jax.components.catalogue import component
 from rae_jax.components.component import Component
 from rae_jax.components.conditions import Condition, condition
+from rae_jax.components.language import speaks
 from rae_jax.components.latent_spaces import latent_space, stats
 from rae_jax.evaluation import pictures
 from rae_jax.experiment.dataset import captioned, class_names
@@ -20,6 +21,7 @@ from rae_jax.experiment.weights import Weights
 from rae_jax.files import whole_file
 from rae_jax.sampling.batches import PartialSamples, sample_batches
 from rae_jax.sampling.generator import Generator, few_step_names, flow_map_generator, generator, guiding_component
+from rae_jax.sampling.prompted import prompted_generator
 from rae_jax.sampling.samples import write_png_folder, write_samples
 from rae_jax.training import sharding
 from rae_jax.training.progress import RunLog
@@ -67,13 +69,16 @@ class Generation:
             guide = guiding_component(config)
             beside = decoding | ({guide: component(config, guide)} if guide else {})
             self._files.append(Sampled("samples", component(config, "flow"), beside, generator(config, guide=guide)))
+        if speaks(config) and sampling.num_steps and weights.available("text_dit"):
+            beside = {name: component(config, name) for name in ("language_model", "adapters")} | decoding
+            self._files.append(Sampled("samples", component(config, "text_dit"), beside, prompted_generator(config)))
         if flow_maps := [name for name in FLOW_MAPS if weights.available(name)]:
             network = component(config, flow_maps[0])
             self._files += [
                 Sampled(f"samples{end}", network, decoding, flow_map_generator(config, times))
                 for end, times in few_step_names(config).items()
             ]
-        self._network_trained = bool(flow_maps) or weights.available("flow")
+        self._network_trained = bool(flow_maps) or any(weights.available(name) for name in ("flow", "text_dit"))
 
     @property
     def possible(self) -> bool:
@@ -83,7 +88,7 @@ class Generation:
     def require_weights(self) -> None:
         """Raises ValueError unless there are weights of a network, and of what turns its latents into images."""
         if not self.possible:
-            needed = " and ".join(("'flow' or a flow map", *map(repr, self._decoding)))
+            needed = " and ".join(("'flow', 'text_dit' or a flow map", *map(repr, self._decoding)))
             raise ValueError(
                 f"sampling needs trained weights of {needed}: train these stages in {self._workdir}, "
                 "or set weights in their sections of the config"
@@ -115,6 +120,8 @@ class Generation:
         self.require_weights()
         first, asked = jax.process_index() == 0, self._condition.chosen(self._count)
         arrays, requests = self._condition.arrays(asked), self.requests()
+        if not all(arrays.get("prompts", ["-"])):
+            self._log.say("the empty prompt asks for nothing: its samples are unconditional")
         for file in self._files:
             path, request = self._workdir / f"{file.name}.npz", requests[file.name]
             shape = (self._count, self._size, self._size, 3)

@@ -34,8 +34,10 @@ from rae_jax.evaluation import pictures
 from rae_jax.evaluation.evaluator import Batch, Evaluator, source_batches
 from rae_jax.evaluation.metrics import JUDGED, REFERENCE, computed, needed
 from rae_jax.experiment import dataset, latent_cache, pack_source
+from rae_jax.experiment.answers import Answers
 from rae_jax.experiment.generation import Generation, made_otherwise, samples_made
 from rae_jax.experiment.results import Results, check_results
+from rae_jax.experiment.scene_results import scene_results
 from rae_jax.experiment.weights import Weights
 from rae_jax.experiment.workdir import progress
 from rae_jax.files import whole_file
@@ -328,12 +330,20 @@ class Stages:
         for line in made_otherwise(self.workdir, self.config):
             self.log.warn(line)
         results = Results(self.config, self.weights, self.images, held_out, self.mesh, self.workdir, self.log).measure()
+        if self.config.evaluation.scenes:
+            answers = Answers(self.config, self.weights) if self.weights.available("language_model") else None
+            if jax.process_index() == 0:
+                results |= scene_results(self.workdir, answers)
         if jax.process_index() == 0:
             summary = {"results": results, "samples": samples_made(self.workdir)}
             summary["stage_seconds"] = self.weights.seconds()
             with whole_file(self.workdir / "summary.json") as file:
                 file.write((json.dumps(summary, indent=2) + "\n").encode())
         return results
+
+    def ask(self, image: str, question: str) -> str:
+        """What the language model answers to a question about the image in a file; see `Answers`."""
+        return Answers(self.config, self.weights).of_file(image, question)
 
     def sample(self, names: Sequence[str] = (), *, required: bool = True) -> None:
         """Writes samples, or with `names` only seed grids of them; see `Generation`.

@@ -50,8 +50,12 @@ class Samples:
     labels: np.ndarray | None = None
 
 
-def write_samples(path: str | Path, images: np.ndarray, labels: np.ndarray | None = None) -> None:
-    """Writes `arr_0` (uint8 `[N, H, W, 3]`) and optionally `labels` (`[N]`) to the `.npz` at `path`, atomically.
+def write_samples(
+    path: str | Path, images: np.ndarray, labels: np.ndarray | None = None, prompts: np.ndarray | None = None
+) -> None:
+    """Writes `arr_0` (uint8 `[N, H, W, 3]`), and `labels` or `prompts` (`[N]`) if given, to the `.npz` at `path`.
+
+    Atomically.
 
     `images` may be a memory map, for sets larger than memory.
     """
@@ -61,12 +65,20 @@ def write_samples(path: str | Path, images: np.ndarray, labels: np.ndarray | Non
     if labels is not None:
         arrays["labels"] = np.asarray(labels)
         check_labels(arrays["labels"], len(images), f"labels for {path}")
+    if prompts is not None:
+        arrays["prompts"] = np.asarray(prompts)
+        if arrays["prompts"].shape != (len(images),):
+            raise ValueError(f"prompts for {path} have shape {arrays['prompts'].shape}; there are {len(images)} images")
     with whole_file(path) as file:
         np.savez(file, **arrays)
 
 
-def write_png_folder(folder: str | Path, images: np.ndarray, labels: np.ndarray | None = None) -> None:
+def write_png_folder(
+    folder: str | Path, images: np.ndarray, labels: np.ndarray | None = None, prompts: np.ndarray | None = None
+) -> None:
     """Writes `images` (uint8 `[N, H, W, 3]`) as `000000.png`, `000001.png`, ... or, with `labels`, `000000_7.png`.
+
+    `prompts` are written beside them, to `prompts.txt`, one a line.
 
     Files of such names that were there before are removed first, so that the folder has no images of another set.
     """
@@ -81,6 +93,9 @@ def write_png_folder(folder: str | Path, images: np.ndarray, labels: np.ndarray 
         with whole_file(folder / f"{i:06d}{end}.png") as file:
             Image.fromarray(np.asarray(images[i])).save(file, format="png")
 
+    if prompts is not None:
+        with whole_file(folder / "prompts.txt") as file:
+            file.write("".join(f"{' '.join(str(text).split())}\n" for text in prompts).encode())
     with ThreadPoolExecutor() as threads:  # compression releases the interpreter's lock
         list(threads.map(write, range(len(images))))
 

@@ -1,0 +1,103 @@
+"""What a run has learnt of scenes of digits: its samples judged as GenEval counts, its answers by exact match.
+
+scenes.json    the grid, the cell's size and the colours
+samples.jsonl  a line for each image of samples.npz: prompt, category, seen, scene
+answers.jsonl  a line for each question about a held-out scene: question, answer, expected
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rae_jax.data.prompts import scene_prompts
+from rae_jax.data.scene_words import CATEGORIES, question
+from rae_jax.data.scenes import SceneSource, described, description, randomness, render, seen
+from rae_jax.evaluation.answers import exact
+from rae_jax.evaluation.scene_judge import SceneJudge, exactly, painted, train_scene_judge
+from rae_jax.files import whole_file
+from rae_jax.sampling.samples import open_npz
+
+QUESTIONS = 600
+REAL = 500  # held-out scenes by which the judge is judged
+
+
+def of_samples(workdir: Path, judge: SceneJudge) -> dict[str, float]:
+    """The share of the samples that show what was asked for, by category and overall, seen and unseen.
+
+    Writes `scenes.json` and `samples.jsonl`. Samples of other prompts than the scenes' own are not judged.
+    """
+    asked = scene_prompts()
+    with open_npz(workdir / "samples.npz") as file:
+        images, prompts = file["arr_0"], [str(text) for text in file["prompts"]]
+    known = {each.text: each for each in asked}
+    rows = [(image, known[text]) for image, text in zip(images, prompts, strict=True) if text in known]
+    if not rows:
+        return {}
+    lines = [
+        {"prompt": p.text, "category": p.category, "seen": seen(p.items), "scene": described(p.items)} for _, p in rows
+    ]
+    _write_lines(workdir / "samples.jsonl", lines)
+    with whole_file(workdir / "scenes.json") as file:
+        file.write((json.dumps(description(), indent=1) + "\n").encode())
+    looked = judge.look(np.stack([image for image, _ in rows]))
+    results: dict[str, float] = {}
+    for end, of_seen in (("", True), ("_unseen", False)):
+        scores = []
+        for category in CATEGORIES:
+            right = [
+                painted(category, line["scene"], there)
+                for line, there in zip(lines, looked, strict=True)
+                if line["category"] == category and line["seen"] == of_seen
+            ]
+            if right:
+                scores.append(float(np.mean(right)))
+                results[f"scene_{category}{end}"] = scores[-1]
+        if scores:
+            results[f"scene_overall{end}"] = float(np.mean(scores))
+    whole = [exactly(line["scene"], there) for line, there in zip(lines, looked, strict=True)]
+    return results | {"scene_exact": float(np.mean(whole))}
+
+
+def of_answers(workdir: Path, answer: Callable[[np.ndarray, Sequence[str]], list[str]]) -> dict[str, float]:
+    """The share of questions about held-out scenes that are answered exactly; writes `answers.jsonl`."""
+    source, random = SceneSource("test"), randomness("scene questions")
+    scenes = [source.scene(i) for i in range(QUESTIONS)]
+    asked = [question(items, random) for items in scenes]
+    images = np.stack([render(items, "test") for items in scenes])
+    said = answer(images, [text for text, _ in asked])
+    lines = [
+        {"question": text, "answer": words, "expected": expected, "seen": seen(items)}
+        for (text, expected), words, items in zip(asked, said, scenes, strict=True)
+    ]
+    _write_lines(workdir / "answers.jsonl", lines)
+    return {"answers": float(np.mean([exact(line["answer"], [line["expected"]]) for line in lines]))}
+
+
+def of_judge(judge: SceneJudge) -> dict[str, float]:
+    """The share of real held-out scenes in which the judge sees everything as it is."""
+    source = SceneSource("test")
+    scenes = [source.scene(i) for i in range(REAL)]
+    looked = judge.look(np.stack([render(items, "test") for items in scenes]))
+    right = [exactly(described(items), there) for items, there in zip(scenes, looked, strict=True)]
+    cells = [
+        there.get((item.row, item.column)) == (item.digit, item.colour)
+        for items, there in zip(scenes, looked, strict=True)
+        for item in items
+    ]
+    return {"scene_judge_scenes": float(np.mean(right)), "scene_judge_accuracy": float(np.mean(cells))}
+
+
+def scene_results(workdir: Path, answer: Callable[..., list[str]] | None) -> dict[str, float]:
+    """All of it, as far as there are samples, and somebody to answer."""
+    judge, results = train_scene_judge(), {}
+    if (workdir / "samples.npz").exists():
+        results |= of_samples(workdir, judge) | of_judge(judge)
+    return results | (of_answers(workdir, answer) if answer else {})
+
+
+def _write_lines(path: Path, lines: Sequence[dict[str, Any]]) -> None:
+    with whole_file(path) as file:
+        file.write("".join(json.dumps(line) + "\n" for line in lines).encode())
