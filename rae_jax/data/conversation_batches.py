@@ -66,14 +66,15 @@ def conversation_batches(
     tokenizer: Tokenizer,
     layout: Layout,
     transform: Transform,
+    image_size: int,
     num_workers: int = 0,
     prefetch: int = 2,
     rows: Sequence[int] | None = None,
 ) -> Batches:
     """Endless batches of what `conversations.tables` makes of each conversation, and its images.
 
-    `image` is uint8 `[b, max_images, S, S, 3]`, zeros where there is none. A conversation that cannot be used is named
-    in a warning, the first of each reason, and stands for the next of its source that can.
+    `image` is uint8 `[b, max_images, S, S, 3]` with S = `image_size`, zeros where there is none. A conversation that
+    cannot be used is named in a warning, the first of each reason, and stands for the next of its source that can.
 
     Args:
       mixture: sources, and how often each is drawn from.
@@ -89,29 +90,31 @@ def conversation_batches(
         parts.append(indices.map(functools.partial(_of, number)))
         weights.append(weight)
     mixed = parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, weights)
-    finish = _Finish([source for source, _ in mixture], tokenizer, layout, transform)
+    finish = _Finish([source for source, _ in mixture], tokenizer, layout, transform, image_size)
     return Batches(mixed.seed(seed).random_map(finish), batch_size, num_workers, prefetch, rows)
 
 
-def element(
-    tokenizer: Tokenizer, layout: Layout, transform: Transform, images: Sequence[Any], turns: Turns,
-    rng: np.random.Generator | None = None,
-) -> dict[str, np.ndarray]:  # fmt: skip
+def row(
+    images: Sequence[bytes | np.ndarray],
+    turns: Turns,
+    rng: np.random.Generator | None,
+    tokenizer: Tokenizer,
+    layout: Layout,
+    transform: Transform,
+    image_size: int,
+) -> dict[str, np.ndarray]:
     """One conversation as a row of a batch.
 
     Raises:
       UnusableError: it cannot be trained on, or an image cannot be read.
     """
     ids, labels = laid_out(tokenizer, turns, len(images), layout)
-    try:
-        decoded = [decode_image(image) if isinstance(image, bytes) else image for image in images]
-    except ValueError as error:
-        raise UnusableError(f"an image that cannot be read: {error}") from error
-    pixels = [transform(image, rng) for image in decoded]
-    size = pixels[0].shape if pixels else transform(np.zeros((8, 8, 3), np.uint8), rng).shape
-    slots = np.zeros((layout.max_images, *size), np.uint8)
-    for slot, image in zip(slots, pixels, strict=False):
-        slot[...] = image
+    slots = np.zeros((layout.max_images, image_size, image_size, 3), np.uint8)
+    for slot, image in zip(slots, images, strict=False):
+        try:
+            slot[...] = transform(decode_image(image) if isinstance(image, bytes) else image, rng)
+        except ValueError as error:
+            raise UnusableError(f"an image that cannot be used: {error}") from error
     return {"image": slots, **tables(tokenizer, ids, labels, layout)}
 
 
@@ -122,8 +125,8 @@ def _of(number: int, index: int) -> tuple[int, int]:
 class _Finish:
     """`(number of the source, index) -> row`, for grain's `random_map`."""
 
-    def __init__(self, sources: list[Conversations], tokenizer: Tokenizer, layout: Layout, transform: Transform):
-        self._sources, self._tokenizer, self._layout, self._transform = sources, tokenizer, layout, transform
+    def __init__(self, sources: list[Conversations], *how: Any):
+        self._sources, self._how = sources, how
         self._unusable: dict[str, int] = {}
 
     def __call__(self, place: tuple[int, int], rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -132,7 +135,7 @@ class _Finish:
         for candidate in itertools.chain(range(index, len(source)), range(index)):
             images, turns = source.conversation(candidate, rng)
             try:
-                return element(self._tokenizer, self._layout, self._transform, images, turns, rng)
+                return row(images, turns, rng, *self._how)
             except UnusableError as error:
                 reason = str(error)
                 self._unusable[reason] = self._unusable.get(reason, 0) + 1

@@ -168,4 +168,4 @@ def _array_record() -> Any:
 
 
 def _reader(path: Path) -> Any:
-    return _array_record().ArrayRecordReader(str(path), "readahead_buffer_size:0,index_storage_option:offloaded")
+    return _array_record().ArrayRecordReader(str(path), "readahead_buffer_size:0")

@@ -110,7 +110,7 @@ def open_batches(
     train, size = config[stage].train, config.data.image_size
     arguments = dict(batch_size=train.batch_size, num_workers=config.data.num_workers, rows=rows)
     if objective.reads_conversations:
-        arguments |= dict(tokenizer=tokenizer(config), layout=layout(config))
+        arguments |= dict(tokenizer=tokenizer(config), layout=layout(config), image_size=size)
         return conversation_batches(
             conversations(config, stage), seed=config.seed, transform=transform(train.transform, size), **arguments
         )

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rae_jax.components.conditions import ClassCondition, drop
+from rae_jax.components.conditions import ClassCondition, PromptCondition, drop
+from rae_jax.data.tokenizer import open_tokenizer
 
 
 def test_permuted_labels_are_as_even_as_can_be_in_an_order_that_the_seed_fixes():
@@ -71,3 +72,28 @@ def test_a_share_of_the_rows_is_dropped_whole_whatever_the_condition_is_made_of(
     np.testing.assert_array_equal(told["text"], np.broadcast_to(~dropped[:, None, None], (rows, 3, 2)))
     for probability, expected in ((0.0, asked), (1.0, null)):
         jax.tree.map(np.testing.assert_array_equal, drop(jax.random.key(1), asked, null, probability), expected)
+
+
+def told_prompts(*prompts, context=40):
+    return PromptCondition(prompts, open_tokenizer(), context)
+
+
+def test_prompts_are_laid_out_up_to_where_the_image_begins():
+    told = told_prompts("a red cube", "a café", "", context=120)
+    asked = told.chosen(4)
+    assert told.words(asked) == ["a red cube", "a café", "", "a red cube"]
+    for ids, length in zip(asked["ids"], asked["length"], strict=True):
+        assert ids[length - 1] == told.tokenizer.image_start
+        assert (ids[length:] == told.tokenizer.padding).all()
+    assert asked["dropped"].tolist() == [False, False, True, False]
+    assert told.null(asked)["dropped"].all()
+    assert told.arrays(asked)["prompts"].tolist() == told.words(asked)
+    groups = [(name, members.tolist()) for name, members in told.groups(asked)]
+    assert groups == [("a red cube", [0, 3]), ("a café", [1]), ("", [2])]
+    shapes = {name: (value.shape[1:], value.dtype) for name, value in told.example.items()}
+    assert shapes == {name: (value.shape[1:], value.dtype) for name, value in asked.items()}
+
+
+def test_a_prompt_longer_than_the_context_is_refused():
+    with pytest.raises(ValueError, match="room is for 40"):
+        told_prompts("a red cube").chosen(1)
