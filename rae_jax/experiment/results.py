@@ -55,13 +55,6 @@ ORIGINAL = "original_encoder"
 def check_results(config: ConfigDict, sources: Mapping[str, Source]) -> None:
     """Raises ValueError for what `config.evaluation` asks for and these images cannot give, before any training."""
     wanted, train, held_out = config.evaluation, sources["train"], sources["test"]
-    if wanted.frechet:
-        count = min(config.sampling.num_samples, len(train))
-        where = f"config.evaluation.frechet on {len(held_out)} held-out images"
-        try:
-            of_encoder(config, DISTANCE).check(judged=count, reference=len(held_out), where=where)
-        except ValueError as error:
-            raise ValueError(f"{error}; or set config.evaluation.frechet=False") from None
     if wanted.linear_probe:
         check_classes("config.evaluation.linear_probe", train.num_classes)
         count, advice = len(train) + len(held_out), "set it to False, or probe a part of the images"
@@ -70,6 +63,19 @@ def check_results(config: ConfigDict, sources: Mapping[str, Source]) -> None:
         check_classes("config.evaluation.judge", train.num_classes)
         advice = "set it to False: a classifier of pixels is for small sets of small images"
         check_memory("config.evaluation.judge", len(train), 3 * config.data.image_size**2, advice)
+
+
+def left_out(config: ConfigDict, sources: Mapping[str, Source]) -> list[str]:
+    """A line for what `config.evaluation` asks for and too few images or samples cannot give: it will be left out."""
+    if not config.evaluation.frechet:
+        return []
+    count = min(config.sampling.num_samples, len(sources["train"]))
+    where = f"{len(sources['test'])} held-out images"
+    try:
+        of_encoder(config, DISTANCE).check(judged=count, reference=len(sources["test"]), where=where)
+    except ValueError as error:
+        return [f"config.evaluation.frechet will be left out: {error}"]
+    return []
 
 
 class Results:
@@ -97,10 +103,12 @@ class Results:
         self._tuned_by = trained_by(config, "encoder")
         probes = PROBES[:1] if self._tuned_by in (None, "encoder") else PROBES
         self._probes = probes if self._wanted.linear_probe else []
-        self._distance = of_encoder(config, DISTANCE) if self._wanted.frechet else Instruments()
         # Of samples, that in the Inception network's features too, where there is one.
-        fid = [of_fid(config)] if self._wanted.frechet else []
-        self._of_generated = self._distance | self._usable("samples", fid, config.sampling.num_samples)
+        in_encoder, in_inception = (
+            ([of_encoder(config, DISTANCE)], [of_fid(config)]) if self._wanted.frechet else ([], [])
+        )
+        self._distance = self._usable("samples", in_encoder, config.sampling.num_samples)
+        self._of_generated = self._distance | self._usable("samples", in_inception, config.sampling.num_samples)
         self._encoder = self._distance | (of_encoder(config, *self._probes) if self._probes else Instruments())
         if PROBES[-1] in self._probes:  # the encoder as it was before that stage looks too
             self._encoder |= of_encoder(config, name=ORIGINAL)
@@ -133,7 +141,7 @@ class Results:
             results |= computed(reconstruction.metrics, found[JUDGED], found[REFERENCE])
         results |= computed(self._probes, found[HELD_OUT], of_train)
         if self._wanted.frechet:
-            results |= computed([DISTANCE], of_train, found[HELD_OUT], "_train")
+            results |= computed(self._distance.metrics, of_train, found[HELD_OUT], "_train")
             for end, each in of_samples.items():
                 results |= computed(self._of_generated.metrics, each, found[HELD_OUT], end)
         if judge:

@@ -15,7 +15,7 @@ from rae_jax.data.digits import ArraySource
 from rae_jax.data.sources import open_source
 from rae_jax.data.transforms import transform
 from rae_jax.evaluation.evaluator import source_batches
-from rae_jax.experiment.results import Results, check_results
+from rae_jax.experiment.results import Results, check_results, left_out
 from rae_jax.experiment.weights import Weights
 from rae_jax.sampling.samples import write_samples
 from rae_jax.training import sharding
@@ -43,8 +43,6 @@ def test_what_the_images_can_give_is_not_refused():
 @pytest.mark.parametrize(
     ("wanted", "train", "test", "text"),
     [
-        ("frechet", source(100), source(16), r"evaluation\.frechet on 16 held-out images: fd_encoder over 16 features"),
-        ("frechet", source(1), source(20), r"at least 2 images; got 1; or set config\.evaluation\.frechet=False"),
         (
             "linear_probe",
             source(9, classes=0),
@@ -61,11 +59,23 @@ def test_what_they_cannot_give_is_refused_at_start(wanted, train, test, text):
         check_results(asked(**{wanted: True}), {"train": train, "test": test})
 
 
-def test_one_sample_is_refused_where_a_distance_of_samples_is_asked_for():
+@pytest.mark.parametrize(
+    ("samples", "train", "test", "text"),
+    [
+        (1000, 100, 16, "frechet will be left out: 16 held-out images: fd_encoder over 16 features"),
+        (1000, 1, 20, "fd_encoder needs a covariance, and so at least 2 images; got 1"),
+        (1, 100, 20, "fd_encoder needs a covariance, and so at least 2 images; got 1"),
+    ],
+)
+def test_too_few_images_or_samples_for_a_distance_are_said_at_start_and_refuse_nothing(samples, train, test, text):
     config = asked(frechet=True)
-    config.sampling.num_samples = 1
-    with pytest.raises(ValueError, match="fd_encoder needs a covariance, and so at least 2 images; got 1"):
-        check_results(config, {"train": source(100), "test": source(20)})
+    config.sampling.num_samples = samples
+    sources = {"train": source(train), "test": source(test)}
+    check_results(config, sources)
+    (line,) = left_out(config, sources)
+    assert text in line
+    assert left_out(asked(frechet=True), {"train": source(100), "test": source(17)}) == []
+    assert left_out(asked(), sources) == []
 
 
 def test_a_finished_decoder_has_every_number_at_once_and_leaves_a_file_that_the_tool_takes(tmp_path, monkeypatch):
@@ -105,7 +115,9 @@ def test_what_too_few_images_cannot_give_is_left_out_of_the_numbers_and_said(tmp
     log = RunLog(tmp_path, active=False)
     log.say = said.append
     Results(config, Weights(config, {}, tmp_path, mesh, said.append), None, 359, mesh, tmp_path, log)
-    assert said == [said[0]] and said[0].startswith("samples: fid left out, for want of 359 held-out images: fid over")
+    assert [line.partition(" left out")[0] for line in said] == ["samples: fd_encoder", "samples: fid"]
+    assert said[0].endswith("for want of encoder")  # which nobody has trained
+    assert "for want of 359 held-out images: fid over" in said[1]
 
 
 def evaluated(workdir, *options, processes=1, **keywords):
