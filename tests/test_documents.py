@@ -1,16 +1,15 @@
 """The commands of the documents: the modules, flags, configs and fields they name exist; cheap ones are run."""
 
-import importlib.util
 import re
 import shlex
 from pathlib import Path
 
 import pytest
 import runs
-from ml_collections import ConfigDict
 
 from rae_jax.data.sources import IMAGENET_TRAIN_IMAGES
 from rae_jax.experiment.configuration import trace
+from rae_jax.experiment.flags import read_config
 from rae_jax.training.durations import resolve
 
 DOCUMENTS = [
@@ -38,15 +37,6 @@ COMMANDS = [
 EXPERIMENTS = re.findall(r"`(configs/[^`]+)`", (runs.ROOT / "docs" / "papers.md").read_text())  # of its tables
 
 
-def load(name: str) -> ConfigDict:
-    """The config that `--config=name` means."""
-    path, _, variant = name.partition(":")
-    spec = importlib.util.spec_from_file_location("experiment", runs.ROOT / path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config(variant) if variant else module.get_config()
-
-
 def check(words: list[str]) -> None:
     """Fails if a command names what there is not."""
     if words[0] in OTHERS or words[:3] == ["python", "-m", "pytest"]:
@@ -66,7 +56,7 @@ def check(words: list[str]) -> None:
         if not flag.startswith("--") or (flag in ("--help", "--config") and value in ("", "...")):
             continue
         if flag == "--config":
-            config = load(value)
+            config = read_config(value)
         elif flag.startswith("--config."):
             *sections, field = flag.split(".")[1:]
             section = config
@@ -92,7 +82,7 @@ def test_every_experiment_of_the_papers_names_a_config_and_its_fields(command):
 def test_every_experiment_of_the_papers_can_be_traced_at_full_size(command):
     """Every stage, from the batch to the updated parameters, on abstract values: nothing is allocated."""
     name, *changes = shlex.split(command)
-    config = load(name)
+    config = read_config(name)
     for change in changes:
         field, _, value = change.removeprefix("--config.").partition("=")
         before = config

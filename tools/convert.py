@@ -11,7 +11,6 @@ beside the weights, from `--config`, or from an option. README.md beside this fi
 
 import argparse
 import dataclasses
-import importlib.util
 import json
 import math
 import pickle
@@ -26,6 +25,7 @@ from ml_collections import ConfigDict
 
 from rae_jax.components.catalogue import component as component_of
 from rae_jax.components.catalogue import described
+from rae_jax.experiment.flags import read_config
 from rae_jax.files import local_path
 from rae_jax.interop import hub, kinds, lpips, weights
 from rae_jax.interop.checkpoint_files import PICKLES, read_tensors, write_tensors
@@ -184,7 +184,7 @@ def _told(kind: str, config: str | Path) -> dict[str, Any]:
         return {}
     if str(config).endswith(".json"):
         return _hugging_face(kind, json.loads(Path(config).read_text()))
-    experiment = _experiment(str(config))
+    experiment = read_config(str(config))
     if experiment.flow.num_classes == -1:  # as many as the data have: the tensors tell it
         experiment.flow.num_classes = 1
     told: dict[str, Any] = {}
@@ -204,17 +204,6 @@ def _hugging_face(kind: str, config: Mapping[str, Any]) -> dict[str, Any]:
     if "grid_size" in options and {"encoder_input_size", "encoder_patch_size"} <= config.keys():
         told["grid_size"] = config["encoder_input_size"] // config["encoder_patch_size"]
     return told
-
-
-def _experiment(name: str) -> ConfigDict:
-    """The config that `configs/x.py` or `configs/x.py:variant` makes."""
-    path, _, variant = name.partition(":")
-    spec = importlib.util.spec_from_file_location("experiment", path)
-    if spec is None or not Path(path).is_file():
-        raise ValueError(f"--config={name}: there is no such experiment or config.json")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config(variant) if variant else module.get_config()
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -21,7 +21,6 @@ unless that is 50,000: `fid_5000`.
 
 import argparse
 import dataclasses
-import importlib.util
 import json
 import sys
 from collections.abc import Iterator
@@ -54,6 +53,7 @@ from rae_jax.evaluation.metrics import (
 )  # fmt: skip
 from rae_jax.evaluation.reference import read_statistics
 from rae_jax.evaluation.representations import SPACES
+from rae_jax.experiment.flags import read_config
 from rae_jax.files import local_path, whole_file
 from rae_jax.interop.checkpoint_files import read_tensors
 from rae_jax.interop.inception_fid import import_inception
@@ -91,7 +91,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     try:
         if options.encoder_config:
-            options.encoder_config = _read_config(options.encoder_config)
+            options.encoder_config = read_config(options.encoder_config)
         results = evaluate(options)
     except (ValueError, ImportError) as error:
         sys.exit(f"error: {error}")
@@ -232,16 +232,6 @@ def _published(folder: Path, name: str) -> Path:
             f"of the endings {', '.join(endings[1:])}"
         )
     return found
-
-
-def _read_config(config_file: str) -> ConfigDict:
-    file, _, variant = config_file.partition(":")
-    if not Path(file).is_file():
-        raise ValueError(f"--encoder_config: there is no file {file}")
-    spec = importlib.util.spec_from_file_location("experiment", file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config(*([variant] if variant else []))
 
 
 def _encoder(config: ConfigDict, weights: Path | None) -> tuple[Any, OfImages, str]:

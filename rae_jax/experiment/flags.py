@@ -100,6 +100,25 @@ def located(argument: str) -> str:
     return f"{flag}={near}{colon}{variant}"
 
 
+def read_config(name: str) -> ConfigDict:
+    """The config that `--config=name` means, for tools that take one under another flag.
+
+    Raises:
+      ValueError: there is none of that name, or its file has a mistake.
+    """
+    argument = located(f"--config={name}")
+    path, _, variant = argument.partition("=")[2].partition(":")
+    if not Path(path).is_file():
+        raise ValueError(f"there is no file {path}, and no experiment of that name among {', '.join(shipped())}")
+    spec = importlib.util.spec_from_file_location("experiment", path)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        return module.get_config(*([variant] if variant else []))
+    except Exception as error:
+        raise ValueError(mistake(error, [argument]) or f"{path}: {error}") from error
+
+
 def mistake(error: BaseException | None, arguments: list[str]) -> str | None:
     """What is wrong in the config file of a command, with the line of it; None if `error` did not arise there."""
     values = [a.partition("=")[2] for a in map(located, arguments) if a.lstrip("-").startswith("config=")]

@@ -105,3 +105,19 @@ def test_a_config_file_without_get_config_or_without_variants_says_so(tmp_path, 
         with pytest.raises(SystemExit, match=said), flagsaver.flagsaver():
             flags.FLAGS.unparse_flags()
             experiment.parse(["program", "--config=x.py:some"])
+
+
+def test_tools_read_a_config_by_the_same_names_and_say_its_mistakes_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert experiment.read_config("digits:tiny").to_dict() == digits.get_config("tiny").to_dict()
+    assert experiment.read_config("configs/digits.py").to_dict() == digits.get_config().to_dict()
+    (tmp_path / "mine.py").write_text("from configs import base\n\ndef get_config():\n    return base.nothing()\n")
+    for name, text in {
+        "mine.py": "mine.py, line 4: AttributeError",
+        "mine.py:small": "takes no argument: leave out :small",
+        "digits:huge": "has no variant 'huge'",
+        "nowhere.py": "there is no file nowhere.py, and no experiment of that name among .*digits",
+    }.items():
+        with pytest.raises(ValueError, match=text) as refused:
+            experiment.read_config(name)
+        assert "\n" not in str(refused.value)
