@@ -30,7 +30,8 @@ def get_config() -> ConfigDict:
     config.autoencoder = "rae"  # which latent space the flow lives in: `components/catalogue.py: LATENT_SPACES`
 
     config.data = ConfigDict()
-    config.data.source = "tfds:imagenet2012"  # "digits", "scenes", "folder", "conversations", or "tfds:<builder>"
+    # "digits", "scenes", "folder", "conversations", "captions", "edits", or "tfds:<builder>".
+    config.data.source = "tfds:imagenet2012"
     config.data.path = ""  # the folder of images, or the TFDS data directory
     config.data.train_split = "train"
     config.data.train_images = 0  # in it, that an epoch is of; 0: as many as there are
@@ -245,6 +246,7 @@ def get_config() -> ConfigDict:
     config.mixture.dtype = ""
     config.mixture.weights = ""
     config.mixture.model = ConfigDict()  # what `mixture_of_transformers` returns
+    config.mixture.initial = ""  # "language_model": both experts start as that; "": random
     config.mixture.objective = "mixture_of_transformers"
     config.mixture.tokenizer = ""  # as language_model.tokenizer
     config.mixture.task = "caption"  # or "edit": an image, an instruction, and what it makes of the image

@@ -12,6 +12,7 @@ Modes:
   evaluate  evaluates what the working directory holds: summary.json.
 
   ask       answers --question about the image in --image.
+  edit      edits the image in --image as --instruction says, from several noises: edit.png.
 
 --prompts=FILE or --prompt="..." says what --mode=sample is to paint, with a language model's config.
 
@@ -43,7 +44,7 @@ from rae_jax.training.checkpoint import NotSaved
 from rae_jax.training.loop import Diverged
 from rae_jax.training.stopping import Interrupted
 
-MODE = flags.DEFINE_enum("mode", "train", ["train", "sample", "evaluate", "ask"], "What to do.")
+MODE = flags.DEFINE_enum("mode", "train", ["train", "sample", "evaluate", "ask", "edit"], "What to do.")
 NUM_SAMPLES = flags.DEFINE_integer("num_samples", 0, "How many images to sample; the config's number by default.")
 SEED_GRID = flags.DEFINE_list(
     "seed_grid", [], "With --mode=sample: only a picture of these classes, as in 3,207; a column a noise."
@@ -51,8 +52,9 @@ SEED_GRID = flags.DEFINE_list(
 
 PROMPTS = flags.DEFINE_string("prompts", "", "With --mode=sample: a file of prompts, one a line, or JSON lines.")
 PROMPT = flags.DEFINE_multi_string("prompt", None, "With --mode=sample: a prompt, in its stead; may be given again.")
-IMAGE = flags.DEFINE_string("image", "", "With --mode=ask: the file of an image.")
+IMAGE = flags.DEFINE_string("image", "", "With --mode=ask or edit: the file of an image.")
 QUESTION = flags.DEFINE_string("question", "", "With --mode=ask: what is asked about it.")
+INSTRUCTION = flags.DEFINE_string("instruction", "", "With --mode=edit: what is to be done with the image.")
 
 WANDB = flags.DEFINE_string("wandb", "", "The project of Weights & Biases that is to get metrics and pictures too.")
 KEEP_PROGRAMS = flags.DEFINE_bool(
@@ -157,14 +159,22 @@ def run(config, file: str) -> None:
             stages.sample(SEED_GRID.value, required=mode == "sample")
         if mode == "ask":
             print(stages.ask(IMAGE.value, QUESTION.value))
+        if mode == "edit":
+            stages.edit(IMAGE.value, INSTRUCTION.value)
         if mode in ("train", "evaluate"):
             show(stages.evaluate(), workdir)
 
 
 def take_words(config) -> None:
-    """Writes to `config` what is to be painted, and checks what is to be asked."""
-    if (IMAGE.value or QUESTION.value) and MODE.value != "ask":
+    """Writes to `config` what is to be painted, and checks what is to be asked or edited."""
+    if (IMAGE.value and MODE.value not in ("ask", "edit")) or (QUESTION.value and MODE.value != "ask"):
         raise ConfigError("--image and --question go with --mode=ask")
+    if INSTRUCTION.value and MODE.value != "edit":
+        raise ConfigError("--instruction goes with --mode=edit")
+    if MODE.value == "edit" and not (IMAGE.value and INSTRUCTION.value):
+        raise ConfigError("--mode=edit needs --image=FILE and --instruction=TEXT")
+    if MODE.value == "edit" and not config.mixture.model:
+        raise ConfigError("--mode=edit needs a config with a mixture of transformers; mixture.model is empty")
     if MODE.value == "ask" and not (IMAGE.value and QUESTION.value):
         raise ConfigError("--mode=ask needs --image=FILE and --question=TEXT")
     if not PROMPTS.value and PROMPT.value is None:
@@ -173,12 +183,12 @@ def take_words(config) -> None:
         return
     if MODE.value != "sample":
         raise ConfigError("--prompts and --prompt go with --mode=sample")
-    if not speaks(config):
+    if not (speaks(config) or config.mixture.model):
         raise ConfigError("--prompts and --prompt need a config with a language model; language_model.model is empty")
     if PROMPTS.value and PROMPT.value is not None:
         raise ConfigError("--prompts and --prompt exclude each other")
     config.sampling.prompts, config.sampling.prompt = PROMPTS.value, tuple(PROMPT.value or ())
-    if not NUM_SAMPLES.value:
+    if speaks(config) and not NUM_SAMPLES.value:
         config.sampling.num_samples = len(prompts(config))
 
 

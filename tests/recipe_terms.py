@@ -5,6 +5,7 @@ run would be made of, not from the config alone: schedules are called, parameter
 gives dotted names and values; a recipe's are `flattened`.
 """
 
+import importlib
 import json
 import math
 import os
@@ -24,6 +25,7 @@ from rae_jax.flow.times import MAX_TRAINING_TIME, sampling_times
 from rae_jax.models.autoencoder import EPSILON
 from rae_jax.models.diffaug import TRANSLATION
 from rae_jax.models.embeddings import sincos_table
+from rae_jax.models.language_model import SIZES as QWENS
 from rae_jax.models.vit import PRETRAINED
 from rae_jax.objectives.cmt import all_pairs, label_times
 from rae_jax.training.durations import resolve, steps_per_epoch
@@ -63,6 +65,8 @@ def described(config: ConfigDict, stage: str, recipe: dict[str, Any]) -> dict[st
     """The fields of one stage; durations that a recipe gives for several lengths of a run are taken from it."""
     config = resolve(config, IMAGES)
     section = config[stage]
+    if section.objective == "mixture_of_transformers":
+        return flattened(_mixture(config, stage, recipe))
     found: dict[str, Any] = {
         "data": _data(config, stage),
         "encoder": _encoder(config, stage),
@@ -295,6 +299,65 @@ def _bridge(config: ConfigDict) -> dict[str, Any]:
             "decoder": {"layers": decoder.depth, "attention_heads": decoder.num_heads, "mlp": 4 * decoder.width},
         },
     }  # fmt: skip
+
+
+TOKENS = {"caption": 350, "edit": 540}  # of a sample, as the specification estimates them
+
+
+def _mixture(config: ConfigDict, stage: str, recipe: dict[str, Any]) -> dict[str, Any]:
+    section, sampling = config[stage], config.sampling
+    tokens, channels = latent_space(config).shape
+    qwen = {name: section.model[name] for name in ("width", "depth", "num_heads", "hidden", "vocabulary")}
+    size = next(name for name, size in QWENS.items() if qwen.items() <= size.items())
+    dimension_dependent = math.isclose(time_shift(config), math.sqrt(tokens * channels / 4096))
+    if isinstance(recipe["architecture"], str):  # the paper, of both its stages
+        edit = resolve(importlib.import_module("configs.rpiae_edit").get_config(), IMAGES)
+        return {
+            "architecture": f"BAGEL mixture of transformers from {size.replace('q', 'Q').replace('b', 'B')}",
+            "t2i": _paper_stage(config, stage, recipe["t2i"]),
+            "edit": _paper_stage(edit, stage, recipe["edit"]),
+            "shift": "sqrt(latent elements / 4096)" if dimension_dependent else "another",
+            "guidance": sampling.guidance_scale,
+        }
+    training = _training(config, stage, recipe)
+    trained = {name: training[name] for name in ("accumulation_steps", "steps", "optimizer", "learning_rate", "ema")}
+    trained["learning_rate"]["warmup"] = "linear from zero" if section.train.optimizer.warmup_from_zero else "none"
+    text_channel = "per token by the text-guided norm"
+    renormalisation = {"text_channel": text_channel}.get(sampling.renormalisation, sampling.renormalisation)
+    return trained | {
+        "architecture": {
+            "kind": "mixture of transformers: two experts, shared attention",
+            "qk_norm": section.model.qk_norm,
+            "generation_expert": "copied from the understanding one",  # as a stage that starts from Qwen2.5 leaves it
+            "vae_to_llm": "linear",
+            "llm_to_vae": "a wide head" if section.model.wide_head else "linear, zeros",
+            "latent_positions": "fixed sine-cosine",
+            "max_latent_side": section.model.latent_capacity,
+            "latent_channels_after_patch": channels,
+            "pixels_per_token": config.data.image_size // math.isqrt(tokens),
+        },
+        "time": {"distribution": "logit_normal", "mean": 0.0, "std": 1.0, "one_for": "each image",
+                 "shift": time_shift(config)},
+        "condition_dropout": {"text": section.text_dropout, "vae": section.source_dropout,
+                              "vit": section.semantic_dropout},
+        "precision": {"compute": config.dtype},
+        "task": {"caption": "text-to-image", "edit": "image editing"}[section.task],
+        "sampling": {
+            "sampler": sampling.method, "points": sampling.num_steps + 1, "network_evaluations": sampling.num_steps,
+            "times": "1 to 0 evenly, then shifted" if sampling.grid == "full" and not sampling.last_step else "others",
+            "shift": time_shift(config), "text_guidance": sampling.guidance_scale,
+            "image_guidance": sampling.image_guidance_scale, "interval": list(sampling.guidance_interval),
+            "renormalisation": f"{renormalisation}, minimum {sampling.least_norm:g}",
+            "resolution_px": config.data.image_size,
+        },
+    }  # fmt: skip
+
+
+def _paper_stage(config: ConfigDict, stage: str, recipe: dict[str, Any]) -> dict[str, Any]:
+    section = config[stage]
+    tokens = section.train.batch_size * section.pack_images * TOKENS[section.task]
+    low, high = recipe["tokens_per_step"]
+    return {"steps": section.train.steps, "tokens_per_step": [low, high] if low <= tokens <= high else [tokens] * 2}
 
 
 def _coder(config: ConfigDict) -> dict[str, Any]:

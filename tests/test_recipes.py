@@ -45,6 +45,9 @@ COUNTERPARTS = {
     "rpiae_stage3": ("rpiae_dinov2b_vitxl", "specialisation"),
     "rpiae_lightning_dit": ("rpiae_xl:800", "flow"),
     "rpiae_sampling": ("rpiae_xl:800", "guided"),
+    "bagel_t2i": ("rpiae_t2i", "mixture"),
+    "bagel_edit": ("rpiae_edit", "mixture"),
+    "paper_rpiae_t2i": ("rpiae_t2i", "mixture"),
     "paper_rac": ("rac_256:coder_0.1x", "coder"),
 }  # fmt: skip
 
@@ -57,6 +60,10 @@ ONCE = "dropping labels once more in the student contradicts its target; label_d
 NEVER = "the release's rate begins to fall after 6.4 million steps, far beyond any run"
 PARTS = "parts of a batch change nothing but memory; the batch is the same"
 TABLE = "the recipe counts the position table of 256 pixels"
+SMALL = "RPiAE's images have 256 pixels, 16 x 16 latents"
+SHIFT = "RAE's, of the latents' size, in training and sampling"
+RPIAE = "as RPiAE trains on Bagel's code"
+REPORTED = "text guidance of 4 alone, as RPiAE says; the image's on demand"
 WORDS = "the same in other words"
 
 ON_PURPOSE: dict[str, dict[str, str]] = {
@@ -86,6 +93,13 @@ ON_PURPOSE: dict[str, dict[str, str]] = {
     "rpiae_*": {"precision.compute": WORDS},
     "rpiae_stage?": {"architecture.positions_trained": THAWED, "discriminator.fakes": WORDS},
     "rpiae_lightning_dit": {"architecture.*_trained": THAWED, "epochs": TRAINER, "steps": TRAINER},
+    "bagel_*": {
+        "architecture.max_latent_side": SMALL, "sampling.shift": SHIFT, "time.shift": SHIFT, "steps": RPIAE,
+        "learning_rate.at_fraction.0": "the warm-up's first update has a 2,000th of the rate, and not none",
+    },
+    "bagel_t2i": {"sampling.resolution_px": SMALL},
+    "bagel_edit": {"sampling.image_guidance": REPORTED, "sampling.interval": REPORTED,
+                   "sampling.renormalisation": REPORTED},
 }  # fmt: skip
 
 

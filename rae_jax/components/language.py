@@ -22,7 +22,7 @@ SCENES = "scenes"  # the source; as a tokenizer: that of their grammar
 
 def speaks(config: ConfigDict) -> bool:
     """Whether generators are told prompts."""
-    return bool(config.language_model.model)
+    return bool(config.language_model.model) and not config.mixture.model
 
 
 def language_model(config: ConfigDict) -> Component:

@@ -22,6 +22,7 @@ from rae_jax.data.decoding import decode_image
 from rae_jax.data.digits import ArraySource, class_counts, digits
 from rae_jax.data.folders import LAYOUT, find_images
 from rae_jax.data.scenes import SceneSource
+from rae_jax.data.told_files import ToldFiles
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ def open_source(
     """The images `name` of the module's table.
 
     Args:
-      name: "digits", "scenes", "folder", "conversations" or "tfds:<builder>".
+      name: "digits", "scenes", "folder", "conversations", "captions", "edits" or "tfds:<builder>".
       split: "train" or "test" (held out); for TFDS any split expression, for a folder see `folders.find_images`.
       path: the folder of images; for TFDS its data directory or the directory of one prepared version.
       max_unreadable_share: a folder with a larger share of unreadable images is an error.
@@ -83,6 +84,8 @@ def open_source(
         if not path:
             raise ValueError("the source 'conversations' needs the directory of their shards (config.data.path)")
         return ConversationShards(Path(path) / split if (Path(path) / split).is_dir() else path)
+    if name in ("captions", "edits"):
+        return ToldFiles(name, path, split)
     if name == "digits":
         source: Source = digits(split)
     elif name == "scenes":
@@ -91,7 +94,8 @@ def open_source(
         source = TfdsSource(name.removeprefix("tfds:"), split, path)
     else:
         raise ValueError(
-            f"there is no data source {name!r}; use 'digits', 'scenes', 'folder', 'conversations' or 'tfds:<builder>'"
+            f"there is no data source {name!r}; use 'digits', 'scenes', 'folder', 'conversations', 'captions', 'edits' "
+            "or 'tfds:<builder>'"
         )
     if classes is not None and source.class_names != tuple(classes):
         raise ValueError(

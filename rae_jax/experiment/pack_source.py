@@ -12,6 +12,7 @@ from rae_jax.data.decoding import decode_image
 from rae_jax.data.pack_batches import PackBatches
 from rae_jax.data.scenes import SceneSource
 from rae_jax.data.sources import Source
+from rae_jax.data.told_files import ToldFiles
 from rae_jax.data.told_images import ToldImages, ToldScenes
 from rae_jax.data.transforms import Transform, transform
 
@@ -24,9 +25,14 @@ def told_images(config: ConfigDict, source: Source) -> ToldImages:
     """
     if isinstance(source, SceneSource):
         return ToldScenes(source, config.mixture.task)
+    if isinstance(source, ToldFiles):
+        if source.task != config.mixture.task:
+            raise ValueError(f"data.source={config.data.source!r} is for mixture.task={source.task!r}, not "
+                             f"{config.mixture.task!r}")  # fmt: skip
+        return source
     raise ValueError(
         f"nothing is said of the images of data.source={config.data.source!r}, from which a mixture of transformers "
-        "could learn; use 'scenes'"
+        "could learn; use 'scenes', 'captions' or 'edits'"
     )
 
 

@@ -31,10 +31,12 @@ from rae_jax.data.latents import LatentSource
 from rae_jax.data.sources import Source, open_source
 from rae_jax.data.transforms import transform, without_flip
 from rae_jax.evaluation import pictures
+from rae_jax.evaluation.edits import read_edits, scored_with_baselines
 from rae_jax.evaluation.evaluator import Batch, Evaluator, source_batches
 from rae_jax.evaluation.metrics import JUDGED, REFERENCE, computed, needed
 from rae_jax.experiment import dataset, latent_cache, pack_source
 from rae_jax.experiment.answers import Answers
+from rae_jax.experiment.editing import Editing
 from rae_jax.experiment.generation import Generation, made_otherwise, samples_made
 from rae_jax.experiment.results import Results, check_results
 from rae_jax.experiment.scene_results import scene_results
@@ -330,7 +332,10 @@ class Stages:
         for line in made_otherwise(self.workdir, self.config):
             self.log.warn(line)
         results = Results(self.config, self.weights, self.images, held_out, self.mesh, self.workdir, self.log).measure()
-        if self.config.evaluation.scenes:
+        if self.config.evaluation.scenes and self.config.mixture.model and self.config.mixture.task == "edit":
+            if jax.process_index() == 0 and (edits := self.workdir / "edits.npz").exists():
+                results |= scored_with_baselines(*read_edits(edits))
+        elif self.config.evaluation.scenes:
             answers = Answers(self.config, self.weights) if self.weights.available("language_model") else None
             if jax.process_index() == 0:
                 results |= scene_results(self.workdir, answers)
@@ -345,11 +350,25 @@ class Stages:
         """What the language model answers to a question about the image in a file; see `Answers`."""
         return Answers(self.config, self.weights).of_file(image, question)
 
+    def _editing(self) -> Editing:
+        return Editing(self.config, self.weights, self.mesh, self.workdir, self.log)
+
+    def edit(self, image: str, instruction: str) -> Path:
+        """Edits the image in a file as told; see `Editing.write_edit`."""
+        return self._editing().write_edit(image, instruction)
+
     def sample(self, names: Sequence[str] = (), *, required: bool = True) -> None:
         """Writes samples, or with `names` only seed grids of them; see `Generation`.
 
         Without the weights that this takes nothing is written, which is an error if samples are `required`.
         """
+        if self.config.mixture.model:
+            if names:
+                raise ValueError("--seed_grid is of classes, and a mixture of transformers is told texts")
+            editing = self._editing()
+            if required or editing.possible:
+                editing.write()
+            return
         generation = Generation(self.config, self.weights, self.mesh, self.workdir, self.log)
         if not required and not generation.possible:
             return

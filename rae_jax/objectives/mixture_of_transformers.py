@@ -4,6 +4,8 @@ Bagel's training, on the latents of any autoencoder. `data/pack_batches.py` make
 left out there. The first loss is the mean over the noised tokens of all devices, the second over their labelled ones.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
@@ -11,11 +13,13 @@ from ml_collections import ConfigDict
 from rae_jax.components.component import Params
 from rae_jax.components.encoders import encoder, tokens_of
 from rae_jax.components.generators import time_shift
+from rae_jax.components.language import language_model
 from rae_jax.components.latent_spaces import by_name, latent_space, stats
 from rae_jax.components.mixtures import mixture, rows
 from rae_jax.data.packing import NO_LABEL
 from rae_jax.flow.path import velocity_target
 from rae_jax.flow.times import shift_times
+from rae_jax.interop.bagel import from_language_model
 from rae_jax.models.autoencoder import LatentStatistics
 from rae_jax.models.mixture_of_transformers import Images, Texts
 from rae_jax.models.pack import Places
@@ -47,6 +51,19 @@ def text_loss(logits: jax.Array, labels: jax.Array, weights: jax.Array | None = 
 def noised_times(key: jax.Array, shape: tuple[int, ...], shift: float) -> jax.Array:
     """A time for each image: the sigmoid of a normal number, shifted."""
     return shift_times(jax.nn.sigmoid(jax.random.normal(key, shape)), shift)
+
+
+def _initial(config: ConfigDict) -> dict[str, Any]:
+    """The fields of an `Objective` that say what the mixture starts from."""
+    if config.mixture.initial not in ("", "language_model"):
+        raise ValueError(f"mixture.initial={config.mixture.initial!r} is neither 'language_model' nor ''")
+    if not config.mixture.initial:
+        return {}
+
+    def begin(params: Params, initial: dict[str, Params]) -> Params:
+        return from_language_model(initial["language_model"], params)
+
+    return {"initial": by_name(language_model(config)), "begin": begin}
 
 
 def make(config: ConfigDict, stage: str) -> Objective:
@@ -107,6 +124,7 @@ def make(config: ConfigDict, stage: str) -> Objective:
     encoding = space.encoding | {"stats": stats(config)} | (by_name(encoder(config)) if semantic else {})
     return single_network(
         model_init=network.init,
+        **_initial(config),
         loss=loss,
         train=config[stage].train,
         key=stage_key(config.seed, stage),

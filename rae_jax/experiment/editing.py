@@ -1,0 +1,178 @@
+"""What a mixture of transformers makes: images from texts, and edits of images by instructions.
+
+edits.npz  edits.jsonl  edits.png   edits of held-out scenes, or of a file of requests
+edit.png                            one image edited by one instruction, from several noises
+samples.npz                         images from texts alone, and the texts as `prompts`
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from rae_jax.components.mixtures import Request, instruction_condition, mixture
+from rae_jax.data.decoding import decode_image
+from rae_jax.data.prompts import read_prompts, scene_prompts
+from rae_jax.data.scenes import SceneSource, described, render
+from rae_jax.data.told_images import ToldScenes
+from rae_jax.data.transforms import transform
+from rae_jax.evaluation import pictures
+from rae_jax.evaluation.edits import write_edits
+from rae_jax.experiment.weights import Weights
+from rae_jax.sampling.batches import sample_batches
+from rae_jax.sampling.instructed import instructed_generator, parts_beside
+from rae_jax.sampling.samples import write_samples
+from rae_jax.training.progress import RunLog
+
+Row = dict[str, Any]
+SEEDS = 4  # noises from which one image is edited
+PICTURED = 24
+
+
+class Editing:
+    """The images of one run's mixture of transformers, as `config.sampling` says."""
+
+    def __init__(self, config: ConfigDict, weights: Weights, mesh: jax.sharding.Mesh, workdir: Path, log: RunLog):
+        self._config, self._weights, self._mesh, self._workdir, self._log = config, weights, mesh, workdir, log
+        self._beside = parts_beside(config)
+        self._edits = config.mixture.task == "edit"
+
+    @property
+    def possible(self) -> bool:
+        """Whether there are weights for everything that it needs."""
+        return all(self._weights.available(name) for name in ("mixture", *self._beside))
+
+    def require_weights(self) -> None:
+        """Raises ValueError unless there are weights of the mixture, and of what its images go through."""
+        if not self.possible:
+            names = " and ".join(map(repr, ("mixture", *self._beside)))
+            raise ValueError(f"this needs trained weights of {names}: train these stages in {self._workdir}, or set "
+                             "weights in their sections of the config")  # fmt: skip
+
+    def write(self) -> None:
+        """Writes the edits, or the samples, that the config asks for: of `sampling.prompts`, or of scenes."""
+        self.require_weights()
+        requests, rows = self._asked()
+        images = self._images(requests, np.arange(len(requests)))
+        if jax.process_index():
+            return
+        if self._edits:
+            sources = np.stack([request.image for request in requests])
+            write_edits(self._workdir / "edits.npz", sources, images, rows)
+            pictures.save_png(
+                self._workdir / "edits.png", before_and_after(sources, images, [r.text for r in requests])
+            )
+            self._log.say(f"edits: {len(images)} in {self._workdir / 'edits.npz'}, some of them in edits.png")
+            return
+        write_samples(self._workdir / "samples.npz", images, prompts=np.array([row["prompt"] for row in rows]))
+        self._log.say(f"samples: {len(images)} in {self._workdir / 'samples.npz'}")
+
+    def write_edit(self, file: str, instruction: str) -> Path:
+        """Edits the image in `file` as told, from several noises: `edit.png`, before and after side by side.
+
+        The image is resized and cropped as images of the data are.
+
+        Raises:
+          ValueError: there is no image, or no instruction; see `require_weights`.
+        """
+        if not self._edits:
+            raise ValueError(f"mixture.task={self._config.mixture.task!r} makes images from texts alone; it edits none")
+        if not instruction.strip():
+            raise ValueError("--instruction says nothing; say what is to be done with the image")
+        self.require_weights()
+        image = self._fitted(_read(file))
+        requests = [Request(instruction, image)] * SEEDS
+        images = self._images(requests, np.arange(SEEDS))
+        path = self._workdir / "edit.png"
+        if jax.process_index() == 0:
+            names = ["before", *(f"noise {i}" for i in range(SEEDS))]
+            sheet = pictures.image_grid(
+                np.stack([image, *images]), columns=SEEDS + 1, captions=names, title=instruction
+            )
+            pictures.save_png(path, sheet)
+        self._log.say(f"{path}: {instruction}")
+        return path
+
+    def _asked(self) -> tuple[list[Request], list[Row]]:
+        """What is asked for, and what a file of it says of each."""
+        config, count = self._config, self._config.sampling.num_samples
+        if config.sampling.prompt and not self._edits:
+            requests = [Request(text) for text in config.sampling.prompt]
+            return requests, [{"prompt": request.text} for request in requests]
+        if config.sampling.prompts:
+            requests = self._requests_of(config.sampling.prompts)
+            name = "instruction" if self._edits else "prompt"
+            return requests, [{name: request.text} for request in requests]
+        if config.data.source != "scenes":
+            raise ValueError("nothing says what is asked for; set sampling.prompts to a file of requests")
+        if not self._edits:
+            prompts = scene_prompts()
+            chosen = [prompts[i % len(prompts)] for i in range(count)]
+            return [Request(prompt.text) for prompt in chosen], [{"prompt": prompt.text} for prompt in chosen]
+        told, requests, rows = ToldScenes(SceneSource("test"), "edit"), [], []
+        for index in range(min(count, len(told))):
+            items, edit = told.edit(index, 0)
+            requests.append(Request(edit.instruction, render(items, "test")))
+            scenes = {"source_scene": described(items), "target_scene": described(edit.target)}
+            rows.append({"instruction": edit.instruction, "kind": edit.kind} | scenes)
+        return requests, rows
+
+    def _requests_of(self, path: str) -> list[Request]:
+        """The requests in a file: prompts, or for edits JSON lines with "instruction" and "image", a file's path.
+
+        Raises:
+          ValueError: a line has not what is needed; names it.
+        """
+        if not self._edits:
+            return [Request(text) for text in read_prompts(path)]
+        place, requests = Path(path), []
+        if not place.is_file():
+            raise ValueError(f"there is no file of requests {place}")
+        for number, line in enumerate(place.read_text().splitlines(), 1):
+            try:
+                row = json.loads(line)
+                text, image = row["instruction"], row["image"]
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(
+                    f'{place}, line {number} is no JSON object with an "instruction" and an "image": {error!r}'
+                ) from None
+            requests.append(Request(text, self._fitted(_read(str(place.parent / image)))))
+        if not requests:
+            raise ValueError(f"{place} holds no requests: it is to have one a line")
+        return requests
+
+    def _fitted(self, image: np.ndarray) -> np.ndarray:
+        return transform("center_crop", self._config.data.image_size)(image, None)
+
+    def _images(self, requests: Sequence[Request], indices: np.ndarray) -> np.ndarray:
+        network = mixture(self._config)
+        batches = sample_batches(
+            instructed_generator(self._config),
+            self._weights.load(network),
+            {name: self._weights.load(part) for name, part in self._beside.items()},
+            instruction_condition(self._config).of(requests),
+            indices,
+            seed=self._config.seed,
+            batch_size=self._config.sampling.batch_size,
+            mesh=self._mesh,
+        )
+        return np.concatenate(list(batches))
+
+
+def before_and_after(sources: np.ndarray, edited: np.ndarray, instructions: Sequence[str]) -> np.ndarray:
+    """A picture of some edits: the image before and after, and what was asked for."""
+    count = min(len(sources), PICTURED)
+    groups = [(instructions[i], np.array([2 * i, 2 * i + 1])) for i in range(count)]
+    both = np.stack([sources[:count], edited[:count]], axis=1).reshape(-1, *sources.shape[1:])
+    return pictures.grouped_grid(both, groups)
+
+
+def _read(file: str) -> np.ndarray:
+    try:
+        return decode_image(Path(file).read_bytes())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"the image {file} cannot be read: {error}") from None

@@ -1,0 +1,94 @@
+"""Editing as a user does it: images and instructions in, edits out, and mistakes in a line each."""
+
+import json
+
+import numpy as np
+import pytest
+import runs
+from PIL import Image
+
+from configs import rpiae_edit, rpiae_t2i
+from rae_jax.data.scenes import SceneSource, render
+from rae_jax.evaluation.edits import read_edits
+from rae_jax.experiment.configuration import trace
+from rae_jax.training.durations import resolve
+
+CONFIG = "configs/digits_edit.py:tiny"
+PARTS = ("encoder", "decoder", "stats", "mixture")
+UNTRAINED = ["--config.stages=()", "--config.sampling.num_steps=2", "--config.stats.weights=identity"]
+UNTRAINED += [f"--config.{name}.weights=random" for name in PARTS if name != "stats"]
+
+
+def run(workdir, *options):
+    return runs.run(workdir, *options, config=CONFIG)
+
+
+@pytest.fixture
+def picture(tmp_path):
+    image = Image.fromarray(render(SceneSource("test").scene(0), "test"))
+    image.resize((50, 40)).convert("RGBA").save(tmp_path / "scene.png")
+    return tmp_path / "scene.png"
+
+
+@pytest.mark.slow
+def test_scenes_are_learnt_to_be_edited_and_the_edits_judged(tmp_path):
+    status, output = run(tmp_path, *(f"--config.{name}.train.steps=2" for name in PARTS if name != "stats"))
+    assert status == 0, output
+    sources, edited, rows = read_edits(tmp_path / "edits.npz")
+    assert sources.shape == edited.shape == (8, 32, 32, 3) and edited.dtype == np.uint8
+    assert {"instruction", "kind", "source_scene", "target_scene"} == rows[0].keys()
+    results = json.loads((tmp_path / "summary.json").read_text())["results"]
+    assert {
+        f"{way}_{score}" for way in ("edit", "copying", "ignoring") for score in ("followed", "kept", "overall")
+    } <= (results.keys())
+    assert (tmp_path / "edits.png").exists()
+
+
+@pytest.mark.slow
+def test_an_image_of_any_size_is_edited_as_told_and_a_file_of_requests_one_by_one(tmp_path, picture):
+    status, output = run(
+        tmp_path / "a", *UNTRAINED, "--mode=edit", f"--image={picture}", "--instruction=remove the two"
+    )
+    assert status == 0, output
+    assert (tmp_path / "a" / "edit.png").exists()
+    requests = tmp_path / "requests.jsonl"
+    rows = [{"instruction": text, "image": "scene.png"} for text in ("make it red", "add a green one", "swap them")]
+    requests.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    status, output = run(tmp_path / "a", *UNTRAINED, "--mode=sample", f"--prompts={requests}")
+    assert status == 0, output
+    sources, edited, told = read_edits(tmp_path / "a" / "edits.npz")
+    assert len(edited) == 3 and [row["instruction"] for row in told] == [row["instruction"] for row in rows]
+    np.testing.assert_array_equal(sources[0], sources[1])
+    assert not np.array_equal(edited[0], edited[1])
+
+
+def test_mistakes_end_in_a_line_each(tmp_path, picture):
+    (tmp_path / "no.png").write_bytes(b"no image")
+    requests = tmp_path / "requests.jsonl"
+    requests.write_text('{"instruction": "make it red"}\n')
+    edit = ["--mode=edit", f"--image={picture}"]
+    wrong = {
+        "--mode=edit needs --image=FILE and --instruction=TEXT": ["--mode=edit", "--instruction=paint it"],
+        "--instruction goes with --mode=edit": ["--mode=sample", "--instruction=paint it"],
+        "no.png cannot be read": ["--mode=edit", f"--image={tmp_path / 'no.png'}", "--instruction=paint it"],
+        "line 1 is no JSON object with an": ["--mode=sample", f"--prompts={requests}"],
+        "makes images from texts alone; it edits none": [
+            *edit, "--instruction=paint it", "--config.mixture.task=caption", "--config.mixture.pack_sources=0",
+        ],
+        "has 62 tokens with its markers, and room is for": [*edit, f"--instruction={'q ' * 30}"],
+        "rows have no room for images to edit; set mixture.pack_sources": [
+            "--config.stages=('mixture',)", "--config.mixture.pack_sources=0",
+        ],
+    }  # fmt: skip
+    for number, (said, options) in enumerate(wrong.items()):
+        status, output = run(tmp_path / str(number), *UNTRAINED, *options)
+        assert status != 0 and said in output and "Traceback" not in output, output
+
+
+@pytest.mark.parametrize("variant", ["", "head"])
+def test_the_papers_configs_are_whole(variant):
+    for module in (rpiae_t2i, rpiae_edit):
+        config = resolve(module.get_config(variant), 1000)
+        config.mixture.model.depth = config.language_model.model.depth = 1  # are traced in a fraction of the time
+        objective = trace(config, "mixture")
+        assert list(objective.initial) == (["language_model"] if module is rpiae_t2i else [])
