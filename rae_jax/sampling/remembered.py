@@ -72,7 +72,7 @@ def rows_of(
       grid: the image's side in tokens.
       capacity: of the table of positions.
       source: latents `[B, N, C]` of given images; none are given by default.
-      semantic: `[B, N, S]`, the same as semantic tokens.
+      semantic: `[B, N, S]`, the same as semantic tokens, whose table of positions is of the grid's own size.
       shown: whether the given images are; without, nothing knows of them.
     """
     batch, image = ids.shape[0], grid**2 + 2
@@ -84,12 +84,17 @@ def rows_of(
     def part(places: Places, begin: int, end: int, step: int = 1) -> Places:
         return Places(*(field[:, begin:end:step] for field in places))
 
-    position = (jnp.arange(grid)[:, None] * capacity + jnp.arange(grid)).reshape(1, -1)
-    position = jnp.broadcast_to(position, (batch, grid**2))
+    def position_of(capacity: int) -> jax.Array:
+        position = (jnp.arange(grid)[:, None] * capacity + jnp.arange(grid)).reshape(1, -1)
+        return jnp.broadcast_to(position, (batch, grid**2))
+
+    position = position_of(capacity)
     around = jnp.broadcast_to(jnp.array([markers.image_start, markers.image_end]), (batch, 2))
     time = jnp.zeros((batch, grid**2))
+    positions = [position] * (source is not None) + [position_of(grid)] * (semantic is not None)
     images = [
-        Images(values, position, part(places, 1, image - 1), time) for values, places in zip(given, seen, strict=True)
+        Images(values, where, part(places, 1, image - 1), time)
+        for values, where, places in zip(given, positions if shown else [], seen, strict=True)
     ]
     texts = Texts(
         jnp.concatenate([*[around] * len(given), ids], axis=1),
