@@ -64,6 +64,10 @@ class Answers:
             said += [text.strip() for text in texts[: len(questions) - first]]
         return said
 
+    def of_image(self, image: np.ndarray, question: str) -> str:
+        """The answer to a question about an image uint8 `[H, W, 3]` of any size."""
+        return self(self._transform(image)[None], [question], batch_size=1)[0]
+
     def of_file(self, path: str | Path, question: str) -> str:
         """The answer to a question about the image in a file.
 
@@ -75,5 +79,5 @@ class Answers:
                 image = decode_image(Path(path).read_bytes())
             except ValueError as error:
                 raise ValueError(f"--image={path}: {error}") from None
-            return self(self._transform(image)[None], [question], batch_size=1)[0]
+            return self.of_image(image, question)
         raise ValueError(f"--image={path}: there is no such file")

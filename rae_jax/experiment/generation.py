@@ -171,6 +171,22 @@ class Generation:
                 pictures.save_png(path, pictures.grouped_grid(images, groups))
             self._log.say(f"{path}: {', '.join(caption for caption, _ in groups)}, a column a noise")
 
+    @property
+    def ways(self) -> tuple[str, ...]:
+        """The names of the files of samples that there can be, a way to generate each: "samples", "samples_1step"..."""
+        return tuple(file.name for file in self._files)
+
+    def images(self, way: str, name: str, indices: np.ndarray) -> np.ndarray:
+        """Images uint8 `[N, H, W, 3]` of the noises `indices: [N]`, asked for by `name` in a user's words.
+
+        Raises:
+          ValueError: the condition knows no such name, or see `require_weights`.
+        """
+        self.require_weights()
+        file = next(file for file in self._files if file.name == way)
+        asked = rows(self._condition.asked([name]), np.zeros(len(indices), int))
+        return np.concatenate(list(self._images(file, asked, indices)))
+
     def _images(self, file: Sampled, asked: Condition, indices: np.ndarray) -> Iterator[np.ndarray]:
         return sample_batches(
             file.generate,
