@@ -8,7 +8,12 @@ Generators, sampled as their papers report (README.md has the table):
     dit_dh_xl_256, dit_dh_xl_512        RAE's DiT^DH-XL on DINOv2-B, with AutoGuidance
     dit_xl_siglip2_256, dit_xl_mae_256  RAE's LightningDiT-XL on SigLIP 2-B and MAE-B
     mf_rae_256, mf_rae_512              MF-RAE's flow maps; `--config.flow_map.weights=FILE` says where they are
+    raev2_k7_256                        RAEv2's generator on means of seven of DINOv3-L's blocks, guided by itself
     rpiae_256                           RPiAE with LightningDiT-XL and AutoGuidance; its files are not out yet
+
+RAEv2's files are in a collection of their own, with its encoder:
+
+    hf download nyu-visionx/RAEv2-models --local-dir models/RAEv2
 
 Autoencoders, for `--mode=evaluate`, with the encoder of Hugging Face's hub under `models/`:
 
@@ -26,7 +31,7 @@ pixels from the same latents, is `--config.decoder.model.patch_size=32 --config.
 
 from ml_collections import ConfigDict
 
-from configs import base
+from configs import base, raev2_dinov3l
 from configs.mf_rae_cmt_256 import FEW_STEPS_512
 from rae_jax.models.dit_dh import SIZES as DIT_DH
 from rae_jax.models.lightning_dit import SIZES as LIGHTNING_DIT
@@ -118,6 +123,20 @@ def rpiae() -> ConfigDict:
     return config
 
 
+def raev2() -> ConfigDict:
+    """RAEv2's generator on the mean of seven layers, guided by its early output."""
+    config = base.get_config()
+    raev2_dinov3l.latents(config, raev2_dinov3l.LAYERS["k7"])
+    raev2_dinov3l.generator(config)
+    config.encoder.model.scan = config.flow.model.scan = True
+    folder = "models/RAEv2"
+    config.encoder.weights = f"{folder}/encoders/dinov3/dinov3_vitl16_pretrain_lvd1689m-8aa4cbdd.pth"
+    for part in ("decoder", "stats"):
+        config[part].weights = f"{folder}/stage1/imagenet/dinov3l-k7/{part}.pt"
+    config.flow.weights = f"{folder}/stage2/imagenet/dinov3l-k7/checkpoint.pt"
+    return config
+
+
 GENERATORS = {
     "dit_dh_xl_256": lambda: dit_dh_xl(256, "DiTDH-XL", "DiTDH-S_ep14", 1.42),
     "dit_dh_xl_512": lambda: dit_dh_xl(512, "DiTDH-XL_ep400", "DiTDH-S_ep20", 1.5),
@@ -125,5 +144,6 @@ GENERATORS = {
     "dit_xl_mae_256": lambda: lightning_dit_xl("mae_b", "MAE"),
     "mf_rae_256": lambda: mf_rae(256),
     "mf_rae_512": lambda: mf_rae(512),
+    "raev2_k7_256": raev2,
     "rpiae_256": rpiae,
 }

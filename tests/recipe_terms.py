@@ -5,6 +5,7 @@ run would be made of, not from the config alone: schedules are called, parameter
 gives dotted names and values; a recipe's are `flattened`.
 """
 
+import dataclasses
 import importlib
 import json
 import math
@@ -29,6 +30,7 @@ from rae_jax.models.language_model import SIZES as QWENS
 from rae_jax.models.vit import PRETRAINED
 from rae_jax.objectives.cmt import all_pairs, label_times
 from rae_jax.training.durations import resolve, steps_per_epoch
+from rae_jax.training.muon import COEFFICIENTS, SAFETY, UPDATE_SCALE
 from rae_jax.training.optimizer import make_optimizer
 
 DIRECTORY = Path(os.environ.get("RAE_JAX_RECIPES") or Path(__file__).resolve().parents[2] / "shared" / "recipes")
@@ -58,6 +60,7 @@ def _term(entry: dict[str, Any]) -> str:
         "L1 of pixels": "pixels", "L1": "l1", "LPIPS": "lpips", "adversarial": "adversarial", "pivot": "pivot",
         "squared distance of restored": "features", "mean of mu^2": "kl",
     }  # fmt: skip
+    words |= {"the same for the early head": "the same for the early head"}
     return next((name for start, name in words.items() if entry["term"].startswith(start)), "only")
 
 
@@ -109,7 +112,14 @@ def _encoder(config: ConfigDict, stage: str) -> dict[str, Any]:
         return {}
     known = {name: it for name, it in PRETRAINED.items() if it.architecture.items() <= model.items()}
     (published,) = known.values()
-    return {
+    if model["stored_periods"]:  # RAEv2 names the model, not the file
+        layers = list(model["layers"]) or "last"
+        combined = "mean of the listed layers plus the mean token of the last" if model["layers"] else "last"
+        published = dataclasses.replace(published, checkpoint="DINOv3 ViT-L/16")
+        more = {"layers": layers, "combined": combined, "final_norm": "layer norm without affine"}
+    else:
+        more = {}
+    return more | {
         "checkpoint": published.checkpoint, "width": model["width"], "depth": model["depth"],
         "heads": model["num_heads"], "mlp": model["mlp_dim"], "patch_px": model["patch_size"],
         "input_px": config.encoder.input_size, "image_mean": list(config.encoder.image_mean),
@@ -139,6 +149,22 @@ def _training(config: ConfigDict, stage: str, recipe: dict[str, Any]) -> dict[st
 
 
 def _optimizer(section: ConfigDict) -> dict[str, Any]:
+    if section.name == "muon":
+        numbers = {"float32": "float32", "released": "bfloat16"}[section.muon_products]
+        named = {"polar_express": "Polar Express"}[section.muon_coefficients]
+        steps = {5: "five"}[len(COEFFICIENTS[section.muon_coefficients])]
+        return {
+            "matrices": {
+                "name": "muon", "parameters": "every parameter of two axes, embedding tables included",
+                "momentum": section.muon_momentum, "nesterov": section.muon_nesterov,
+                "orthogonalisation": f"{steps} Newton-Schulz steps with {named} coefficients (safety {SAFETY}), "
+                f"on {numbers}",
+                "update_scale": f"{UPDATE_SCALE} sqrt(max(rows, columns))", "weight_decay": section.weight_decay,
+            },
+            "others": {"name": "adamw", "beta1": section.beta1, "beta2": section.beta2, "epsilon": section.epsilon,
+                       "weight_decay": section.weight_decay},
+            "clip_global_norm": section.clip_norm,
+        }  # fmt: skip
     return {
         "name": "adamw", "beta1": section.beta1, "beta2": section.beta2, "epsilon": section.epsilon,
         "weight_decay": section.weight_decay, "clip_global_norm": section.clip_norm,
@@ -187,6 +213,8 @@ def _transformer(config: ConfigDict, stage: str) -> dict[str, Any]:
     section = config.flow if stage in ("flow_map", "mid_training") else config[stage]
     fields, (tokens, channels) = section.model.to_dict(), latent_space(config).shape
     side = math.isqrt(tokens) // fields["patch_size"]
+    if section.family == "dit_in_context":
+        return _in_context(fields, channels, section.base_coefficient)
     trained = fields["trained_tables"]
     found = {
         "patch_tokens": fields["patch_size"], "in_channels": channels,
@@ -213,6 +241,18 @@ def _transformer(config: ConfigDict, stage: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _in_context(fields: dict[str, Any], channels: int, base_coefficient: float) -> dict[str, Any]:
+    return {
+        "kind": "DiT^DH with condition tokens in the sequence and an early head",
+        "backbone": {"width": fields["width"], "depth": fields["depth"], "heads": fields["num_heads"], "mlp": "SwiGLU"},
+        "head": {"width": fields["head_width"], "depth": fields["head_depth"], "heads": fields["head_num_heads"]},
+        "in_channels": channels, "patch_tokens": fields["patch_size"], "qk_norm": "RMS norm", "modulation": "head only",
+        "time_tokens": fields["time_tokens"], "class_tokens": fields["condition_tokens"],
+        "early_head_after_block": fields["base_depth"], "early_loss_weight": base_coefficient,
+        "fourier_frequencies_trained": fields["trained_frequencies"],
+    }  # fmt: skip
+
+
 def _chw(config: ConfigDict) -> list[int]:
     tokens, channels = latent_space(config).shape
     return [channels, math.isqrt(tokens), math.isqrt(tokens)]
@@ -234,9 +274,17 @@ def _generator(config: ConfigDict, stage: str) -> dict[str, Any]:
         time = {"distribution": section.time_distribution}
         if section.time_distribution == "logit_normal":
             time |= {"mean": section.logit_normal_mean, "std": section.logit_normal_std}
-        found["label_dropout"] = section.label_dropout
+        found["label_dropout"] = found["condition_dropout"] = section.label_dropout
+        found["prediction"] = {"x": "clean latent", "velocity": "velocity"}[section.prediction]
         found["loss"] = {"only": {"weight": 1.0}}
-        return found | {"time": time | {"truncated_to": [0.0, MAX_TRAINING_TIME], "shift": shift}}
+        if section.prediction == "x":
+            difference = f"/ max(t, {section.t_eps})"
+            found["loss"] = {
+                "only": {"term": f"squared error of (z_t - prediction) {difference} against (z_t - z) {difference}",
+                         "weight": 1.0},
+                "the same for the early head": {"weight": section.base_coefficient},
+            }  # fmt: skip
+        return found | {"time": time | {"truncated_to": [0.0, section.largest_time], "shift": shift}}
     dropped = {"loss": section.label_dropout, "network": section.label_dropout_network}
     kept = (1 - dropped["loss"]) * (1 - dropped["network"])
     found |= {
@@ -379,7 +427,8 @@ def _decoder(config: ConfigDict) -> dict[str, Any]:
     grid = config.data.image_size // model["patch_size"]
     trained = model["trained_tables"]
     positions = 0 if trained else sincos_table(grid, model["width"], class_token=True).size
-    return {
+    plain = {"output": "pixels in [0, 1] directly"} if config.decoder.plain_pixels else {}
+    return plain | {
         "input_channels": channels, "width": model["width"], "depth": model["depth"], "heads": model["num_heads"],
         "mlp": model["mlp_dim"], "patch_px": model["patch_size"],
         "norm": f"layer norm, epsilon {model['norm_epsilon']:.0e}", "positions_trained": trained,
@@ -470,7 +519,13 @@ def sampled(config: ConfigDict, guided: bool) -> dict[str, Any]:
         "sampler": sampling.method, "points": len(times), "network_evaluations": sampling.num_steps,
         "label_null": condition(config).num_classes, "shift": time_shift(config), "times": told,
     }  # fmt: skip
-    if guided:
+    if sampling.internal_guidance_scale != 1:
+        found |= {
+            "guidance": {"kind": "internal (early head)", "scale": sampling.internal_guidance_scale,
+                         "interval": list(sampling.internal_guidance_interval)},
+            "classifier_free_scale": sampling.guidance_scale, "images": sampling.num_samples, "last_time": times[-1],
+        }  # fmt: skip
+    elif guided:
         found["guidance"] = {
             "kind": sampling.guidance, "scale": sampling.guidance_scale, "interval": list(sampling.guidance_interval)
         } | _guide(config)  # fmt: skip

@@ -48,6 +48,9 @@ COUNTERPARTS = {
     "bagel_t2i": ("rpiae_t2i", "mixture"),
     "bagel_edit": ("rpiae_edit", "mixture"),
     "paper_rpiae_t2i": ("rpiae_t2i", "mixture"),
+    **{f"raev2_imagenet_{k}": (f"raev2_dinov3l:{k}", "flow") for k in ("k1", "k7", "k23")},
+    **{f"raev2_stage1_{k}_imagenet": (f"raev2_dinov3l:{k}", "decoder") for k in ("k7", "k23")},
+    "raev2_sampling_imagenet_k7": ("raev2_dinov3l:k7", "guided"),
     "paper_rac": ("rac_256:coder_0.1x", "coder"),
 }  # fmt: skip
 
@@ -65,6 +68,8 @@ SHIFT = "RAE's, of the latents' size, in training and sampling"
 RPIAE = "as RPiAE trains on Bagel's code"
 REPORTED = "text guidance of 4 alone, as RPiAE says; the image's on demand"
 WORDS = "the same in other words"
+CROPPED = "ADM's centre crop, which the release has done beforehand"
+FLOAT32 = "float32 by default; muon_products='released' has the half precisions"
 
 ON_PURPOSE: dict[str, dict[str, str]] = {
     "rae_stage1_*": {"architecture.positions_trained": THAWED, "precision.compute": WORDS},
@@ -90,6 +95,12 @@ ON_PURPOSE: dict[str, dict[str, str]] = {
         "accumulation_steps": PARTS,
     },
     "mf_rae_*_512": {"data.resize": WORDS, "architecture.parameters_millions": TABLE},
+    "raev2_[is]*": {"precision.compute": WORDS, "data.dataset": CROPPED, "data.crop": CROPPED},
+    "raev2_stage1_*": {"data.resize": CROPPED},
+    "raev2_imagenet_*": {
+        "latent.normalisation": WORDS, "learning_rate.warmup": WORDS,
+        "optimizer.matrices.orthogonalisation": FLOAT32,
+    },
     "rpiae_*": {"precision.compute": WORDS},
     "rpiae_stage?": {"architecture.positions_trained": THAWED, "discriminator.fakes": WORDS},
     "rpiae_lightning_dit": {"architecture.*_trained": THAWED, "epochs": TRAINER, "steps": TRAINER},
