@@ -80,6 +80,22 @@ def test_hidden_states_and_logits_are_the_references(case):
     case.assert_close(logits, call.outputs["logits"])
 
 
+@cases("raev2_t2i")
+def test_the_features_of_a_text_are_the_last_hidden_states_of_qwen3(case):
+    config = case.description["text_model_config"]
+    assert not config["attention_bias"] and config["tie_word_embeddings"]
+    told = dict(rope_theta=config["rope_theta"], norm_epsilon=config["rms_norm_eps"])
+    found = language_model.read(case.weights_under("text_model."), **told)
+    model = LanguageModel(**found.architecture)
+    assert (model.num_heads, model.num_kv_heads) == (config["num_attention_heads"], config["num_key_value_heads"])
+    call = case.call("TextEncoder.*")
+    mask = call.inputs["attention_mask"]
+    features = jax.jit(model.apply)({"params": found.params}, call.inputs["input_ids"], mask=mask)
+    case.assert_close(features * mask[..., None], call.outputs["tokens"] * mask[..., None])
+    back = language_model.write(found)
+    assert back.keys() == case.weights_under("text_model.").keys()
+
+
 @cases("qwen2_decoder")
 def test_the_loss_of_the_next_token_and_its_gradients_are_the_references(case):
     model, params = built(case)
