@@ -90,31 +90,42 @@ def test_the_decoder_is_the_official_one_packed_and_through_its_cache(case):
     case.assert_close(out, train.outputs["last_hidden_state"][order])
     case.assert_close(jnp.stack(each), train.outputs["output of each layer"][:, order])
 
-    # Pieces that are remembered, then the last one that looks back at them.
+    # Pieces that are remembered, and pieces that look back at them and are not.
     call = case.call(r".*forward_inference.*cache")
-    pieces = call.inputs["pieces"]
-    *given, asked = pieces
-    assert all(piece["update_cache"] for piece in given) and not asked["update_cache"]
-    start, end = given[0]["start"], given[-1]["end"]
-    inside = lambda indexes, a, b: indexes[(indexes >= a) & (indexes < b)]  # noqa: E731
-    plain, other = inside(und, start, end), inside(gen, start, end)
-    context = at(places, np.concatenate([plain, other]))
-    remembered, cache = jax.jit(lambda u, g: decoder.apply({"params": params}, (u, g), context, mutable=["cache"]))(
-        row(sequence[plain]), row(sequence[other])
-    )
-    last = [inside(indexes, asked["start"], asked["end"]) for indexes in (und, gen)]
-    out = jax.jit(
-        lambda u, g: decoder.apply({"params": params, **cache}, (u, g), at(places, np.concatenate(last)), context)
-    )(*(row(sequence[indexes]) for indexes in last))
-    order = np.concatenate([plain, other, *last]) - start
-    both = jnp.concatenate([*remembered, *out], axis=1)[0]
-    case.assert_close(both, call.outputs["last hidden state of all pieces, concatenated"][order])
+    kept = [np.arange(piece["start"], piece["end"]) for piece in call.inputs["pieces"] if piece["update_cache"]]
+    others = [np.arange(piece["start"], piece["end"]) for piece in call.inputs["pieces"] if not piece["update_cache"]]
+
+    def of_kinds(tokens):
+        """The tokens, each expert's apart."""
+        return [indexes[np.isin(indexes, tokens)] for indexes in (und, gen)]
+
+    given = of_kinds(np.concatenate(kept))
+    context = at(places, np.concatenate(given))
+
+    @jax.jit
+    def remember(u, g):
+        return decoder.apply({"params": params}, (u, g), context, mutable=["cache"])
+
+    remembered, cache = remember(*(row(sequence[indexes]) for indexes in given))
+    found = np.full_like(sequence, np.nan)
+    found[np.concatenate(given)] = jnp.concatenate(remembered, axis=1)[0]
+    for piece in others:
+        asked = of_kinds(piece)
+        there = at(places, np.concatenate(asked))
+        run_after = jax.jit(
+            lambda u, g, there=there: decoder.apply({"params": params, **cache}, (u, g), there, context)
+        )
+        out = run_after(*(row(sequence[indexes]) for indexes in asked))
+        found[np.concatenate(asked)] = jnp.concatenate(out, axis=1)[0]
+    order = np.concatenate([np.arange(piece["start"], piece["end"]) for piece in call.inputs["pieces"]])
+    case.assert_close(found[order], call.outputs["last hidden state of all pieces, concatenated"])
+    in_cache = np.argsort(np.concatenate(given))
     for ours, theirs in (
         ("key", "cached keys per layer, after rotary embedding"),
         ("value", "cached values per layer"),
     ):
-        kept = jnp.stack([cache["cache"][f"blocks_{i}"][ours][0] for i in range(fields["depth"])])
-        case.assert_close(kept, call.outputs[theirs][:, np.concatenate([plain, other]) - start])
+        held = jnp.stack([cache["cache"][f"blocks_{i}"][ours][0] for i in range(fields["depth"])])
+        case.assert_close(held[:, in_cache], call.outputs[theirs])
 
     ids, head = case.call("embed_tokens"), case.call(r"lm_head.*")
     table = case.weights["model.embed_tokens.weight"]

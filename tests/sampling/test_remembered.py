@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden import cases, tokens
-from golden_mixtures import at, mixture, row
+from golden import cases
+from golden_mixtures import at, mixture, patches_of, row
 from golden_packs import capacity, markers
 
 from rae_jax.components.component import Component
@@ -33,10 +33,9 @@ def samples_of(case, inputs):
         grids = [tuple(grid) for grid in inputs["latent_grids"]]
         return [([], ids, grid) for ids, grid in zip(inputs["prompt_token_ids"], grids, strict=True)]
     latent, patch = inputs["source_latent"], told["latent_patch_size"]
-    assert patch == 1  # a source's patches would have to be cut first
-    grid = latent.shape[-2:]
-    images = [Item("clean", grid=grid, values=tokens(latent))]
-    if inputs["use_vit"]:
+    grid = tuple(side // patch for side in latent.shape[-2:])
+    images = [Item("clean", grid=grid, values=patches_of(latent[None], np.array([grid]), patch))]
+    if inputs.get("use_vit"):
         side = told["vit_config"]["patch_size"]
         pixels = inputs["source_pixels"]  # [C, H, W]
         across = (pixels.shape[1] // side, pixels.shape[2] // side)
@@ -262,10 +261,16 @@ def test_rows_for_the_samplers_stand_as_the_pack_does(case):
     given = [Item("clean", grid=(grid, grid), values=source)] if editing else []
     z, t = rng.normal(size=(1, 4, model.latent_channels)).astype(np.float32), jnp.full(1, 0.6)
     padded = jnp.array([[told.text_start, *ids, told.text_end, 0, 0]])
+    latents = source[None] if editing else None
     for text, image in ((True, True), (False, True), (True, False)):
         packed = whole_pack(case, [(given, ids, (grid, grid))], text=text, image=image)
-        expected = remembering(component(model), params, *halves(packed))(z, t)
-        there = jnp.array([5 if text else 0])
-        latents = jnp.asarray(source)[None] if editing else None
-        ours = rows_of(padded, there, grid=grid, capacity=capacity_, markers=told, source=latents, shown=image)
-        np.testing.assert_allclose(remembering(component(model), params, *ours)(z, t), expected, atol=3e-6)
+
+        @jax.jit
+        def both(there, packed=packed, image=image):
+            expected = remembering(component(model), params, *halves(packed))(z, t)
+            rows = rows_of(padded, there, grid=grid, capacity=capacity_, markers=told, source=latents, shown=image)
+            return remembering(component(model), params, *rows)(z, t), expected
+
+        ours, expected = both(jnp.array([5 if text else 0]))
+        assert np.isfinite(expected).all()
+        np.testing.assert_allclose(ours, expected, atol=3e-6)

@@ -1,0 +1,94 @@
+"""Generation from instructions: what the sampler shows the network is what training has shown it."""
+
+import contextlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from random_params import random_params
+
+from configs import digits_edit
+from rae_jax.components.mixtures import Request, given_arguments, instruction_condition, mixture
+from rae_jax.data.scenes import SceneSource
+from rae_jax.data.told_images import ToldScenes
+from rae_jax.experiment.pack_source import pack_batches
+from rae_jax.models.mixture_of_transformers import Images, Texts
+from rae_jax.models.pack import Places
+from rae_jax.sampling.instructed import instructed_generator, parts_beside
+from rae_jax.sampling.remembered import remembering, rows_of
+from rae_jax.training.sharding import unbox
+
+
+def config_of(task):
+    config = digits_edit.get_config("tiny")
+    section = config.mixture
+    section.task, section.pack_images, section.pack_sources = task, 1, int(task == "edit")
+    section.text_dropout = section.source_dropout = 0.0
+    section.train.batch_size = 2
+    return config
+
+
+@pytest.mark.parametrize("task", ["caption", "edit"])
+def test_the_sampler_shows_the_network_what_training_has_shown_it(task):
+    config, source = config_of(task), SceneSource("train")
+    with contextlib.closing(pack_batches(config, "mixture", source)) as batches:
+        planned = [batches._planned(position) for position in range(2)]
+        batch = next(batches)
+    part, rng = mixture(config), np.random.default_rng(0)
+    tokens, channels = 16, part.module.latent_channels
+    z, clean = (rng.normal(size=(2, tokens, channels)).astype(np.float32) for _ in range(2))
+    t, position = jnp.array([0.2, 0.7]), jnp.broadcast_to(jnp.arange(tokens), (2, tokens))  # a table of the grid's size
+
+    def places(kind):
+        return Places(*np.moveaxis(batch[f"{kind}_places"], -1, 0))
+
+    def images(kind, values, t):
+        return Images(values, position, places(kind), jnp.broadcast_to(t[:, None], (2, tokens)))
+
+    texts = Texts(batch["text_ids"], places("text"))
+    noised = images("noised", z, t)
+    given = images("clean", clean, jnp.zeros(2)) if task == "edit" else None
+    params = random_params(part.module, texts, noised, given, std=0.2)
+
+    words = [each.splits[-2].item.ids for each in planned]  # before the image to be made
+    told = instruction_condition(config)
+    spoken = [told.tokenizer.decode(ids) for ids in words]
+    assert len(set(spoken)) == 2 and all(len(text) > 8 for text in spoken)
+    requests = [Request(text, np.zeros((32, 32, 3), np.uint8)) for text in spoken]
+    asked = told.of(requests)
+
+    @jax.jit
+    def both(params):
+        trained = part.apply(params, texts, noised, given)[0]
+        rows = rows_of(
+            asked["ids"], asked["length"], source=clean if task == "edit" else None, **given_arguments(config)
+        )
+        return trained, remembering(part, params, *rows)(z, t)
+
+    trained, sampled = both(params)
+    assert np.isfinite(trained).all() and np.abs(trained).max() > 0.1
+    np.testing.assert_allclose(sampled, trained, atol=1e-5 * np.abs(trained).max())
+
+
+def test_images_follow_the_text_and_the_source_whatever_the_batch_is():
+    config = config_of("edit")
+    config.sampling.num_steps, config.sampling.guidance_scale, config.sampling.image_guidance_scale = 2, 3.0, 1.5
+    part, generate = mixture(config), instructed_generator(config)
+    params = unbox(part.init(jax.random.key(0)))
+    params = jax.tree.map(
+        lambda x: x + 0.1 * np.random.default_rng(x.size).normal(size=x.shape).astype(np.float32), params
+    )
+    frozen = {name: unbox(each.init(jax.random.key(1))) for name, each in parts_beside(config).items()}
+    told, scenes = instruction_condition(config), ToldScenes(SceneSource("test"), "edit")
+    shown = [scenes.image(scenes.edit(i, 0)[0]) for i in range(2)]
+    texts = ("make the red two blue", "remove the five")
+    asked = told.of([Request(texts[0], shown[0]), Request(texts[1], shown[0]), Request(texts[0], shown[1])])
+    keys = jnp.stack([jax.random.key(3)] * 3)
+    run = jax.jit(generate)
+    images = np.asarray(run(params, frozen, keys, asked))
+    assert images.shape == (3, 32, 32, 3) and np.isfinite(images).all()
+    assert np.abs(images[0] - images[1]).max() > 1e-4 and np.abs(images[0] - images[2]).max() > 1e-4
+    order = np.array([2, 0, 1])
+    again = run(params, frozen, keys, jax.tree.map(lambda x: x[order], asked))
+    np.testing.assert_allclose(again, images[order], atol=1e-4)
