@@ -51,6 +51,8 @@ def flattened(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in tree.items():
         if isinstance(value, list) and value and isinstance(value[0], dict):
             value = {_term(entry): entry for entry in value}
+            if "language" in value:  # what stands beside it is of images
+                value["image"] = value.pop("only")
         found |= flattened(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
     return found
 
@@ -58,7 +60,7 @@ def flattened(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def _term(entry: dict[str, Any]) -> str:
     words = {
         "L1 of pixels": "pixels", "L1": "l1", "LPIPS": "lpips", "adversarial": "adversarial", "pivot": "pivot",
-        "squared distance of restored": "features", "mean of mu^2": "kl",
+        "squared distance of restored": "features", "mean of mu^2": "kl", "next-token": "language",
     }  # fmt: skip
     words |= {"the same for the early head": "the same for the early head"}
     return next((name for start, name in words.items() if entry["term"].startswith(start)), "only")
@@ -66,6 +68,8 @@ def _term(entry: dict[str, Any]) -> str:
 
 def described(config: ConfigDict, stage: str, recipe: dict[str, Any]) -> dict[str, Any]:
     """The fields of one stage; durations that a recipe gives for several lengths of a run are taken from it."""
+    if config[stage].objective == "text_to_image":
+        return flattened(_text_to_image(config, config[stage]))
     config = resolve(config, IMAGES)
     section = config[stage]
     if section.objective == "mixture_of_transformers":
@@ -87,6 +91,78 @@ def described(config: ConfigDict, stage: str, recipe: dict[str, Any]) -> dict[st
     else:
         found |= _reconstruction(config, stage, recipe)
     return flattened(found)
+
+
+def _text_to_image(config: ConfigDict, section: ConfigDict) -> dict[str, Any]:
+    """Language model and DiT in one, whose two optimizers each have their rates."""
+    train, sampling, fields = section.train, config.sampling, config.text_dit.model.to_dict()
+    published = {
+        name: it for name, it in PRETRAINED.items() if it.architecture.items() <= config.encoder.model.to_dict().items()
+    }
+    (encoder,) = [it.checkpoint for it in published.values()]
+    (language_model,) = [
+        name for name, it in QWENS.items()
+        if it.items() - {("vocabulary", it["vocabulary"])} <= config.language_model.model.to_dict().items()
+    ]  # fmt: skip
+    size = language_model.removeprefix("qwen2.5-").upper()
+    (tokens, channels), each = latent_space(config).shape, fields["patch_size"] ** 2
+    side = math.isqrt(tokens // each)
+    billions = _count(config, "text_dit") / 1e9
+    groups = {"language_model": train.optimizer, "head": section.image_optimizer}
+    times = sampling_times(sampling.num_steps, shift=time_shift(config), grid=sampling.grid)
+    steps, batch = train.steps or None, train.batch_size
+    return {
+        "task": "text-to-image, language model with diffusion head",
+        "architecture": {
+            "language_model": f"Qwen2.5-{size}-Instruct", "query_tokens": tokens // each,
+            "head": {
+                "kind": "LightningDiT", "width": fields["width"], "depth": fields["depth"],
+                "heads": fields["num_heads"], "patch_tokens": fields["patch_size"],
+                "condition_width": fields["condition_width"], "in_channels": channels,
+                "parameters_billions": round(billions, 1),
+            },
+        },
+        "encoder": {"checkpoint": encoder, "tokens": tokens // each, "trained": False},
+        "latent": {
+            "shape_chw": [channels * each, side, side],
+            "normalisation": "none beyond the layer norm" if config.stats.weights == IDENTITY else "statistics",
+        },
+        "batch_global": batch, "epochs": train.epochs or None, "steps": steps,
+        "context_tokens": config.language_model.context,
+        "optimizer": {name: _optimizer(each) for name, each in groups.items()}
+        | {"clip_global_norm": train.optimizer.clip_norm},
+        "learning_rate": {name: _rates_of_whole(each, train) for name, each in groups.items()}
+        | {"warmup_ratio": _warmup(train.optimizer, train)},
+        "ema": None if not train.ema_decay else {"decay": train.ema_decay},
+        "loss": {"language": {"weight": 1.0}, "image": {"weight": section.image_weight}},
+        "time": {
+            "distribution": section.time_distribution, "mean": section.logit_normal_mean,
+            "std": section.logit_normal_std, "shift": time_shift(config),
+        },
+        "condition_dropout": section.condition_dropout,
+        "precision": {"compute": config.dtype, "noise": "drawn in float32"},
+        "sampling": {
+            "sampler": sampling.method, "points": len(times), "network_evaluations": sampling.num_steps,
+            "guidance_default": sampling.guidance_scale,
+        },
+        "data": {"images": config.data.train_images},
+        # As the paper counts and names them.
+        "language_model": f"Qwen2.5-{size}", "head_parameters_billions": round(billions, 1),
+    }  # fmt: skip
+
+
+def _warmup(optimizer: ConfigDict, train: ConfigDict) -> float:
+    """The warm-up's share of the run."""
+    return optimizer.warmup_epochs / train.epochs if train.epochs else optimizer.warmup_steps / train.steps
+
+
+def _rates_of_whole(optimizer: ConfigDict, train: ConfigDict) -> dict[str, Any]:
+    """The base rate, and the rates at fractions of a run so long that one update more or less is nothing."""
+    whole = 1e12
+    durations = {"warmup_steps": _warmup(optimizer, train) * whole, "decay_end_step": whole}
+    schedule = make_optimizer(ConfigDict(optimizer.to_dict() | durations))[1]
+    rates = {fraction: float(schedule(float(fraction) * whole)) for fraction in FRACTIONS}
+    return {"base": optimizer.learning_rate, "at_fraction": rates}
 
 
 def _data(config: ConfigDict, stage: str) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from rae_jax.models.language_model import SIZES, LanguageModel
 
 HEAD = "lm_head.weight"
 TABLE = "embed_tokens.weight"
+MARKS = 2  # tokens that are added to a published tokenizer
 CARRIED = r"(.*\.)?rotary_emb\.inv_freq"  # in files of old versions; computed here
 
 
@@ -98,6 +99,24 @@ def rules(architecture: Mapping[str, Any], prefix: str = "model.") -> list[Rule]
     for i in range(architecture["depth"]):
         result += prefixed(layer, f"{prefix}layers.{i}.", f"blocks_{i}/")
     return result
+
+
+def cut_to(
+    rows: int, params: Mapping[str, np.ndarray], architecture: Mapping[str, Any]
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Parameters by path with a table, and head, of the first `rows`, if they have more, and the architecture so.
+
+    The last `MARKS` rows are new tokens then, the marks around an image, and the mean of the others, as Scale-RAE
+    begins: published tables are longer than their tokenizers.
+    """
+    if architecture["vocabulary"] <= rows:
+        return dict(params), dict(architecture)
+    cut = dict(params)
+    for name in {"embedding", "head"} & cut.keys():
+        table = np.array(cut[name][:rows])
+        table[-MARKS:] = np.mean(table[:-MARKS], axis=0, dtype=np.float32)
+        cut[name] = table
+    return cut, {**architecture, "vocabulary": rows}
 
 
 def read(tensors: Mapping[str, np.ndarray], **options: float) -> Model:

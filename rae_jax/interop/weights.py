@@ -21,10 +21,11 @@ import jax
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
-from rae_jax.interop import hub, kinds, lpips
+from rae_jax.interop import hub, kinds, language_model, lpips
 from rae_jax.interop.checkpoint_files import read_safetensors, read_tensors, write_safetensors
 from rae_jax.interop.layout import Tensors, flatten, nearest_names, stack_blocks, unstack_blocks
 from rae_jax.interop.model import Model
+from rae_jax.models.language_model import LanguageModel
 from rae_jax.models.lpips import LPIPS
 from rae_jax.training import checkpoint_weights
 
@@ -176,6 +177,8 @@ def check_weights(
         if module is not None:
             architecture = architecture[part] if part else architecture
             stored, architecture = _without_unit_scales(stored, architecture, module)
+            if isinstance(module, LanguageModel):
+                stored, architecture = language_model.cut_to(module.vocabulary, stored, architecture)
             _check_architecture(module, architecture, f"{where} does not fit {described}")
     shapes = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), structure)  # without memory
     expected = flatten(unstack_blocks(shapes))

@@ -384,10 +384,12 @@ def _dinov2(size: str, width: int, depth: int, num_heads: int, mlp_dim: int, **o
     return PretrainedEncoder(name, architecture, 224, IMAGENET_MEAN, IMAGENET_STD)
 
 
-def _siglip2(size: str, width: int, depth: int, num_heads: int, mlp_dim: int) -> PretrainedEncoder:
+def _siglip2(
+    size: str, width: int, depth: int, num_heads: int, mlp_dim: int, patch: int = 16, pixels: int = 256
+) -> PretrainedEncoder:
     architecture = {
-        "image_size": 256,
-        "patch_size": 16,
+        "image_size": pixels,
+        "patch_size": patch,
         "width": width,
         "depth": depth,
         "num_heads": num_heads,
@@ -395,7 +397,22 @@ def _siglip2(size: str, width: int, depth: int, num_heads: int, mlp_dim: int) ->
         "cls_token": False,
         "activation": "gelu_tanh",
     }
-    return PretrainedEncoder(f"google/siglip2-{size}-patch16-256", architecture, 256, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    name = f"google/siglip2-{size}-patch{patch}-{pixels}"
+    return PretrainedEncoder(name, architecture, pixels, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+
+def _webssl(size: str, width: int, depth: int, num_heads: int, mlp_dim: int) -> PretrainedEncoder:
+    """DINOv2's architecture at 224 pixels, without registers, trained on web images."""
+    architecture = {
+        "image_size": 224,
+        "patch_size": 14,
+        "width": width,
+        "depth": depth,
+        "num_heads": num_heads,
+        "mlp_dim": mlp_dim,
+        "layer_scale": True,
+    }
+    return PretrainedEncoder(f"facebook/webssl-dino{size}-224", architecture, 224, IMAGENET_MEAN, IMAGENET_STD)
 
 
 def _mae(size: str, width: int, depth: int, num_heads: int, mlp_dim: int) -> PretrainedEncoder:
@@ -440,6 +457,8 @@ PRETRAINED = {
     "dinov3_l": _dinov3("l", 1024, 24, 16),
     "siglip2_b": _siglip2("base", 768, 12, 12, 3072),
     "siglip2_so400m": _siglip2("so400m", 1152, 27, 16, 4304),
+    "siglip2_so400m_14": _siglip2("so400m", 1152, 27, 16, 4304, patch=14, pixels=224),
+    "webssl_300m": _webssl("300m-full2b", 1024, 24, 16, 4096),
     "mae_b": _mae("base", 768, 12, 12, 3072),
     "mae_l": _mae("large", 1024, 24, 16, 4096),
 }

@@ -187,6 +187,8 @@ def test_an_unknown_choice_is_an_error_that_names_the_field(field):
         ("dinov2_g", (1100, 1140)),
         ("siglip2_b", (85, 87)),
         ("siglip2_so400m", (410, 415)),
+        ("siglip2_so400m_14", (410, 415)),
+        ("webssl_300m", (302, 306)),
         ("mae_b", (85, 87)),
         ("mae_l", (302, 305)),
     ],
