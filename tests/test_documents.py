@@ -19,9 +19,11 @@ OTHERS = {"pip", "hf", "ruff", ".", "tensorboard", "python3"}  # programs that a
 
 
 def commands(document: Path) -> list[list[str]]:
-    """Every command of the bash blocks of a document."""
-    blocks = re.findall(r"```bash\n(.*?)```", document.read_text(), re.DOTALL)
-    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    """Every command of a document: of its bash blocks, and of its sentences and tables."""
+    blocks = re.split(r"```(\w*)\n(.*?)```", document.read_text(), flags=re.DOTALL)
+    inside = "".join(text for kind, text in zip(blocks[1::3], blocks[2::3], strict=True) if kind == "bash")
+    lines = inside.replace("\\\n", " ").splitlines()
+    lines += [" ".join(code.split()) for text in blocks[::3] for code in re.findall(r"`(python -m [^`]+)`", text)]
     parts = [part for line in lines for part in line.split("&&")]
     return [words for part in parts if (words := shlex.split(part, comments=True))]
 
