@@ -205,6 +205,8 @@ def get_config() -> ConfigDict:
     config.flow.alignment_weight = 0.5
     config.flow.alignment_depth = 8  # of "aligned_velocity": blocks before the tokens that are aligned
     config.flow.alignment_width = 2048  # of the projector's hidden layers
+    config.flow.mixture = ()  # of a network that is told texts: as of text_to_image
+    config.flow.question_share = 0.0
     config.flow.train = train(transform="center_crop_flip")
 
     config.language_model = ConfigDict()  # of text to image (RAE, appendix N): it reads prompts and images
@@ -274,6 +276,8 @@ def get_config() -> ConfigDict:
     config.guide.time_distribution = "uniform"
     config.guide.logit_normal_mean = 0.0
     config.guide.logit_normal_std = 1.0
+    config.guide.mixture = ()  # of a network that is told texts: as of text_to_image
+    config.guide.question_share = 0.0
     config.guide.train = train(transform="center_crop_flip")
 
     config.mid_training = ConfigDict()  # consistency mid-training: a flow map from the velocity network (MF-RAE)
@@ -703,7 +707,7 @@ def dit_in_context(
         base_depth=8,  # blocks before the early output; 0: there is none
         time_tokens=4,
         condition_tokens=8,  # of the class; or how many words a text has
-        context_width=0,  # of a text's features; 0: the condition is a class
+        context_width=0,  # of a text's features in "language_model", which is frozen; 0: the condition is a class
         patch_size=1,
         mlp_ratio=4.0,
         alignment_depth=0,  # blocks before the tokens that REPA aligns (8)

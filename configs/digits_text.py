@@ -17,11 +17,18 @@ from configs.digits import shorten, stage
 def get_config(variant: str = "") -> ConfigDict:
     """The experiment; `configs/digits_text.py:tiny` is the same pipeline in seconds, for tests: nothing is learnt.
 
-    Further variants: "understanding", without generation; "kl", in the latents of a KL-VAE, which is trained first;
+    Further variants: "features", RAEv2's generator on the features of a frozen language model, here an untrained one;
+    "understanding", without generation; "kl", in the latents of a KL-VAE, which is trained first;
     "unguided"; "unshifted".
     """
     words = base.words_of(
-        variant, ("tiny",), ("understanding",), ("kl",), ("unguided",), ("unshifted",), file="configs/digits_text.py"
+        variant,
+        ("tiny",),
+        ("understanding", "features"),
+        ("kl",),
+        ("unguided",),
+        ("unshifted",),
+        file="configs/digits_text.py",
     )
     config = base.get_config()
     config.stages = ("encoder", "decoder", "stats", "text_to_image")
@@ -80,6 +87,17 @@ def get_config(variant: str = "") -> ConfigDict:
         config.sampling.guidance_scale = 1.0
     if "unshifted" in words:
         config.flow.shift_base = 16 * 64
+    if "features" in words:
+        config.stages = (*config.stages[:-1], "flow")
+        config.language_model.weights = "random"
+        config.flow.family, config.flow.prediction, config.flow.t_eps = "dit_in_context", "x", 0.05
+        config.flow.model = base.dit_in_context(
+            width=128, depth=4, num_heads=4, head_width=128, head_depth=2, head_num_heads=4, base_depth=2,
+            condition_tokens=40, context_width=config.language_model.model.width,
+        )  # fmt: skip
+        config.flow.num_classes = 0
+        config.evaluation.scenes = False  # nothing answers questions
+        stage(config.flow.train, steps=3000, batch_size=64, learning_rate=2e-3, ema_decay=0.998)
     if "tiny" in words:
         shrink(config)
     return config
@@ -103,6 +121,10 @@ def shrink(config: ConfigDict) -> None:
     config.language_model.model.head_dim, config.language_model.model.hidden = 8, 16
     config.text_dit.model.width, config.text_dit.model.depth, config.text_dit.model.num_heads = 16, 1, 2
     config.text_dit.model.condition_width = 16
+    if config.flow.model:
+        config.flow.model.width, config.flow.model.depth, config.flow.model.num_heads = 16, 2, 2
+        config.flow.model.head_width, config.flow.model.head_depth, config.flow.model.head_num_heads = 16, 1, 2
+        config.flow.model.context_width, config.flow.model.base_depth = 16, 1
     for name in config.stages:
         shorten(config[name].train)
     stage_optimizer(config, learning_rate=1e-3)

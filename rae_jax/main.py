@@ -31,7 +31,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rae_jax.components.language import prompts, speaks
+from rae_jax.components.language import prompts, speaks, tells_features
 from rae_jax.costs import dry_run
 from rae_jax.costs.compile_report import mesh_over
 from rae_jax.costs.model_flops import seconds_at_peak
@@ -183,12 +183,13 @@ def take_words(config) -> None:
         return
     if MODE.value != "sample":
         raise ConfigError("--prompts and --prompt go with --mode=sample")
-    if not (speaks(config) or config.mixture.model):
+    told = speaks(config) or tells_features(config)
+    if not (told or config.mixture.model):
         raise ConfigError("--prompts and --prompt need a config with a language model; language_model.model is empty")
     if PROMPTS.value and PROMPT.value is not None:
         raise ConfigError("--prompts and --prompt exclude each other")
     config.sampling.prompts, config.sampling.prompt = PROMPTS.value, tuple(PROMPT.value or ())
-    if speaks(config) and not NUM_SAMPLES.value:
+    if told and not NUM_SAMPLES.value:
         config.sampling.num_samples = len(prompts(config))
 
 

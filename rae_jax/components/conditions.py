@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from rae_jax.components.language import prompt_length, prompts, speaks, tokenizer
-from rae_jax.data.conversations import HERE, IMAGE, prompt
+from rae_jax.components.language import layout, prompt_length, prompts, speaks, tells_features, tokenizer
+from rae_jax.data.conversations import HERE, IMAGE, CaptionLayout, caption_ids, prompt
 from rae_jax.data.tokenizer import IMAGE_START, Tokenizer
 
 Condition = Any
@@ -194,12 +194,47 @@ class PromptCondition:
         return {"prompts": np.array(self.words(condition))}
 
 
+class CaptionCondition(PromptCondition):
+    """Told a raw text: `{"ids": [B, L], "mask": [B, L]}`, L = `context`, whose mask is 0 where there is no word.
+
+    The null is the empty text, of which nothing is seen.
+    """
+
+    num_classes = 0
+
+    @property
+    def example(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """The condition of a batch of one."""
+        return {name: jax.ShapeDtypeStruct((1, self.context), jnp.int32) for name in ("ids", "mask")}
+
+    def of_batch(self, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """What the images of a batch would be asked for by."""
+        return {name: batch[name] for name in ("ids", "mask")}
+
+    def null(self, condition: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """As many nulls as `condition` has rows."""
+        ids, mask = condition["ids"], condition["mask"]
+        return {"ids": jnp.full_like(ids, self.tokenizer.padding), "mask": jnp.zeros_like(mask)}
+
+    def asked(self, names: Sequence[str]) -> dict[str, np.ndarray]:
+        """The condition of texts; what is longer is cut off, as in training."""
+        rows = [caption_ids(self.tokenizer, name, CaptionLayout(self.context)) for name in names]
+        return {name: np.stack([row[name] for row in rows]) for name in ("ids", "mask")}
+
+    def words(self, condition: dict[str, np.ndarray]) -> list[str]:
+        """The texts of a condition."""
+        rows = zip(condition["ids"], condition["mask"], strict=True)
+        return [self.tokenizer.decode(ids[: mask.sum()]) for ids, mask in rows]
+
+
 def condition(config: ConfigDict) -> ClassCondition | PromptCondition:
     """What the config's generators are told.
 
     Raises:
       ValueError: see `ClassCondition`; or there are no prompts.
     """
+    if tells_features(config):
+        return CaptionCondition(prompts(config), tokenizer(config), layout(config).length)
     if speaks(config):
         return PromptCondition(prompts(config), tokenizer(config), prompt_length(config))
     return ClassCondition(config.flow.num_classes, config.sampling.labels, config.seed)

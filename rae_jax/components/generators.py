@@ -75,7 +75,13 @@ def velocity_network(config: ConfigDict, name: str = "flow") -> VelocityNetwork:
 
 
 def flow_map(config: ConfigDict, name: str = "flow_map") -> VelocityNetwork:
-    """The network `(z, t, condition, r) -> mean velocity`: the velocity network with the second time."""
+    """The network `(z, t, condition, r) -> mean velocity`: the velocity network with the second time.
+
+    Raises:
+      ValueError: the velocity network is told a text.
+    """
+    if config.flow.model.get("context_width"):
+        raise ValueError("flow.model.context_width is above 0: flow maps are told classes, not texts")
     return _network(config, name, config.flow, flow_map=True)
 
 
@@ -98,8 +104,10 @@ def _network(config: ConfigDict, name: str, section: ConfigDict, *, flow_map: bo
             **fields,
         )
 
-    fields = section.model.to_dict()
-    inputs = [spec(num_tokens, channels), spec(), told.example] + [spec()] * flow_map
+    fields, example = section.model.to_dict(), told.example
+    if words := fields.get("context_width", 0):
+        example = {"features": spec(fields["condition_tokens"], words), "mask": example["mask"]}
+    inputs = [spec(num_tokens, channels), spec(), example] + [spec()] * flow_map
     kind = KINDS[section.family][flow_map]
     part = of_module(config, name, make, *inputs, kind=kind, described_by=f"config.{described}.model")
     fields = {field.name: getattr(part, field.name) for field in dataclasses.fields(part)}

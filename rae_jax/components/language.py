@@ -2,27 +2,59 @@
 
 import functools
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from rae_jax.components.component import Component, of_module, spec
+from rae_jax.components.component import Component, Params, of_module, spec
 from rae_jax.components.encoders import tokens_shape
 from rae_jax.components.latent_spaces import latent_space
-from rae_jax.data.conversations import Layout
+from rae_jax.data.conversations import CaptionLayout, Layout
 from rae_jax.data.prompts import EXAMPLES, read_prompts, scene_prompts
 from rae_jax.data.scene_tokens import scene_tokenizer
 from rae_jax.data.tokenizer import Tokenizer, open_tokenizer
 from rae_jax.models.language_model import LanguageModel
 from rae_jax.models.text_to_image import Adapters, PromptedDiT, Reader, TokenCondition
 
+Embed = Callable[[dict[str, Params], Any], Any]
 SCENES = "scenes"  # the source; as a tokenizer: that of their grammar
 
 
 def speaks(config: ConfigDict) -> bool:
     """Whether generators are told prompts."""
-    return bool(config.language_model.model) and not config.mixture.model
+    return bool(config.language_model.model) and not config.mixture.model and not tells_features(config)
+
+
+def tells_features(config: ConfigDict) -> bool:
+    """Whether the network "flow" is told the features that a frozen language model has of a text (RAEv2)."""
+    return bool(config.flow.model.get("context_width"))
+
+
+def embedding(config: ConfigDict) -> tuple[dict[str, Component], Embed]:
+    """What the network "flow" is given in place of a condition: `(parts, (their parameters, condition) -> what)`.
+
+    A class is what it is. A text becomes its last hidden states, after the final norm.
+
+    Raises:
+      ValueError: there is no language model, or one of another width.
+    """
+    if not tells_features(config):
+        return {}, lambda frozen, condition: condition
+    model = language_model(config)
+    if model.module.width != config.flow.model.context_width:
+        raise ValueError(
+            f"flow.model.context_width={config.flow.model.context_width}, but language_model.model has features of "
+            f"width {model.module.width}; they must be equal"
+        )
+
+    def features(frozen: dict[str, Params], condition: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        states = model.apply(frozen["language_model"], condition["ids"], mask=condition["mask"])
+        return {"features": states, "mask": condition["mask"]}
+
+    return {"language_model": model}, features
 
 
 def language_model(config: ConfigDict) -> Component:
@@ -133,6 +165,8 @@ def prompt_length(config: ConfigDict) -> int:
     return config.language_model.context - num_queries(config)
 
 
-def layout(config: ConfigDict) -> Layout:
-    """The shape of conversations."""
+def layout(config: ConfigDict) -> Layout | CaptionLayout:
+    """The shape of conversations, or of captions where the features of those are told."""
+    if tells_features(config):
+        return CaptionLayout(config.flow.model.condition_tokens)
     return Layout(config.language_model.context, num_queries(config), config.text_to_image.max_images)

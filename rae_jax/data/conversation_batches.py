@@ -13,7 +13,17 @@ import grain
 import numpy as np
 
 from rae_jax.data.batches import Batches
-from rae_jax.data.conversations import IMAGE, Layout, UnusableError, laid_out, request, tables
+from rae_jax.data.conversations import (
+    IMAGE,
+    CaptionLayout,
+    Layout,
+    UnusableError,
+    caption_ids,
+    caption_of,
+    laid_out,
+    request,
+    tables,
+)
 from rae_jax.data.decoding import decode_image
 from rae_jax.data.scene_words import caption, partial_caption, question
 from rae_jax.data.scenes import SceneSource, render
@@ -64,7 +74,7 @@ def conversation_batches(
     batch_size: int,
     seed: int,
     tokenizer: Tokenizer,
-    layout: Layout,
+    layout: Layout | CaptionLayout,
     transform: Transform,
     image_size: int,
     num_workers: int = 0,
@@ -73,7 +83,8 @@ def conversation_batches(
 ) -> Batches:
     """Endless batches of what `conversations.tables` makes of each conversation, and its images.
 
-    `image` is uint8 `[b, max_images, S, S, 3]` with S = `image_size`, zeros where there is none. A conversation that
+    `image` is uint8 `[b, max_images, S, S, 3]` with S = `image_size`, zeros where there is none. With a `CaptionLayout`
+    it is `[b, S, S, 3]` beside what `conversations.caption_ids` makes of what it was asked for by. A conversation that
     cannot be used is named in a warning, the first of each reason, and stands for the next of its source that can.
 
     Args:
@@ -99,7 +110,7 @@ def row(
     turns: Turns,
     rng: np.random.Generator | None,
     tokenizer: Tokenizer,
-    layout: Layout,
+    layout: Layout | CaptionLayout,
     transform: Transform,
     image_size: int,
 ) -> dict[str, np.ndarray]:
@@ -108,14 +119,20 @@ def row(
     Raises:
       UnusableError: it cannot be trained on, or an image cannot be read.
     """
-    ids, labels = laid_out(tokenizer, turns, len(images), layout)
-    slots = np.zeros((layout.max_images, image_size, image_size, 3), np.uint8)
+    if isinstance(layout, CaptionLayout):
+        if len(images) != 1:
+            raise UnusableError("a caption of none or several images")
+        told, shape = caption_ids(tokenizer, caption_of(turns), layout), (1,)
+    else:
+        told = tables(tokenizer, *laid_out(tokenizer, turns, len(images), layout), layout)
+        shape = (layout.max_images,)
+    slots = np.zeros((*shape, image_size, image_size, 3), np.uint8)
     for slot, image in zip(slots, images, strict=False):
         try:
             slot[...] = transform(decode_image(image) if isinstance(image, bytes) else image, rng)
         except ValueError as error:
             raise UnusableError(f"an image that cannot be used: {error}") from error
-    return {"image": slots, **tables(tokenizer, ids, labels, layout)}
+    return {"image": slots[0] if isinstance(layout, CaptionLayout) else slots, **told}
 
 
 def _of(number: int, index: int) -> tuple[int, int]:

@@ -47,6 +47,40 @@ class Layout:
     max_images: int = 1
 
 
+@dataclasses.dataclass(frozen=True)
+class CaptionLayout:
+    """The shape of a sample that is an image and its caption alone (RAEv2).
+
+    Attributes:
+      length: tokens of the caption.
+    """
+
+    length: int
+
+
+def caption_ids(tokenizer: Tokenizer, text: str, layout: CaptionLayout) -> dict[str, np.ndarray]:
+    """`ids` and `mask`, int32 `[length]`, of a raw text: cut off at the length, padded on the right.
+
+    An empty text has a mask of zeros: nothing is told.
+    """
+    words = tokenizer.encode(text)[: layout.length]
+    ids, mask = np.full(layout.length, tokenizer.padding, np.int32), np.zeros(layout.length, np.int32)
+    ids[: len(words)], mask[: len(words)] = words, 1
+    return {"ids": ids, "mask": mask}
+
+
+def caption_of(conversation: Sequence[Mapping[str, str]]) -> str:
+    """What a request for an image asks for: its first turn.
+
+    Raises:
+      UnusableError: there is none.
+    """
+    text = conversation[0].get("value") if conversation else None
+    if not isinstance(text, str):
+        raise UnusableError("a conversation without text")
+    return text.replace(IMAGE, "").strip()
+
+
 def request(caption: str) -> list[dict[str, str]]:
     """The conversation in which the human's turn is `caption` and the answer an image."""
     return [{"from": "human", "value": caption}, {"from": "gpt", "value": HERE}]

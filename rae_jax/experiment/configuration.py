@@ -17,9 +17,10 @@ from rae_jax.components.component import PRECISIONS, RANDOM
 from rae_jax.components.conditions import condition
 from rae_jax.components.decoders import decoded_size, decoder
 from rae_jax.components.encoders import grid as encoder_grid
-from rae_jax.components.language import layout, speaks
+from rae_jax.components.language import embedding, layout, speaks
 from rae_jax.components.latent_spaces import IDENTITY, latent_space
 from rae_jax.data import pack_batches
+from rae_jax.data.conversations import CaptionLayout
 from rae_jax.data.sources import count_classes, count_images
 from rae_jax.data.transforms import transform
 from rae_jax.experiment import latent_cache
@@ -256,6 +257,7 @@ def _check_sampling(config: ConfigDict, available: set[str]) -> None:
                              f"set {name}.label_dropout=0.1")  # fmt: skip
     names = ("flow", "stats", *latent_space(config).decoding, *([guide] if guide else []))
     parts, generate = {name: component(config, name) for name in names}, generator(config, guide=guide)
+    parts |= embedding(config)[0]
 
     def run(key: jax.Array) -> jax.Array:
         params = {name: sharding.unbox(part.init(key)) for name, part in parts.items()}
@@ -355,6 +357,10 @@ def example_batch(
     rows, size = config[stage].train.batch_size, config.data.image_size
     if objective.reads_conversations:
         shape = layout(config)
+        if isinstance(shape, CaptionLayout):
+            image = jax.ShapeDtypeStruct((rows, size, size, 3), jnp.uint8)
+            ids = jax.ShapeDtypeStruct((rows, shape.length), jnp.int32)
+            return {"image": image, "ids": ids, "mask": ids}
         sizes = {"answer_img_mask": shape.max_images, "reverse_vti": shape.max_images * shape.tokens_per_image}
         names = ("input_ids", "labels", "attention_mask", "vision_token_indices", "answer_token_mask", *sizes)
         return {"image": jax.ShapeDtypeStruct((rows, shape.max_images, size, size, 3), jnp.uint8)} | {

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from rae_jax.components.catalogue import component
 from rae_jax.components.component import Component
 from rae_jax.components.conditions import Condition, condition
-from rae_jax.components.language import speaks
+from rae_jax.components.language import embedding, speaks
 from rae_jax.components.latent_spaces import latent_space, stats
 from rae_jax.evaluation import pictures
 from rae_jax.experiment.dataset import captioned, class_names
@@ -67,7 +67,7 @@ class Generation:
         self._files = []
         if sampling.num_steps and weights.available("flow"):
             guide = guiding_component(config)
-            beside = decoding | ({guide: component(config, guide)} if guide else {})
+            beside = decoding | ({guide: component(config, guide)} if guide else {}) | embedding(config)[0]
             self._files.append(Sampled("samples", component(config, "flow"), beside, generator(config, guide=guide)))
         if speaks(config) and sampling.num_steps and weights.available("text_dit"):
             beside = {name: component(config, name) for name in ("language_model", "adapters")} | decoding

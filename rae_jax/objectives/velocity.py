@@ -16,6 +16,7 @@ from rae_jax.components.component import Component, Params
 from rae_jax.components.conditions import condition, drop
 from rae_jax.components.encoders import encoder, tokens_of
 from rae_jax.components.generators import VelocityNetwork, time_shift, velocity_network
+from rae_jax.components.language import embedding
 from rae_jax.components.latent_spaces import IDENTITY, latent_space, stats
 from rae_jax.flow.path import interpolate
 from rae_jax.flow.prediction import held_velocity_target
@@ -122,7 +123,10 @@ def make(config: ConfigDict, stage: str) -> Objective:
       ValueError: the network aligns its tokens with those of images, and the batches have none.
     """
     encode, draw, told = latent_encoder(config), training_points(config, stage), condition(config)
-    network, frozen_parts = velocity_network(config, stage), encoding_parts(config)
+    network, (telling, embed) = velocity_network(config, stage), embedding(config)
+    if telling and config.data.latents:
+        raise ValueError(f"{stage} is told captions, and data.latents={config.data.latents!r} has none; set it to ''")
+    frozen_parts = encoding_parts(config) | telling
     losses = velocity_loss(
         network, base_coefficient=config[stage].base_coefficient, alignment_weight=config.flow.alignment_weight
     )
@@ -137,6 +141,7 @@ def make(config: ConfigDict, stage: str) -> Objective:
     def loss(params: Params, frozen: dict[str, Params], batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
         z = encode(frozen, batch)
         point = draw(z, told.of_batch(batch), key)
+        point = point._replace(condition=embed(frozen, point.condition))
         tokens = to_tokens(frozen["encoder"], to_float(batch)) if network.aligns else None
         value, metrics = losses(params, point, tokens)
         return value, metrics | {"latent_mean": jnp.mean(z), "latent_deviation": jnp.std(z)}
@@ -148,6 +153,7 @@ def make(config: ConfigDict, stage: str) -> Objective:
         key=stage_key(config.seed, stage),
         frozen=frozen_parts,
         reads_latents=bool(config.data.latents),
+        reads_conversations=bool(telling),
         expected={} if config.stats.weights == IDENTITY else NORMALISED,
         unexpected=(
             "the latents are not normalised. Are the statistics those of this encoder, at this size, of these images? "

@@ -11,6 +11,7 @@ from rae_jax.components.component import Params
 from rae_jax.components.conditions import Condition, condition
 from rae_jax.components.generators import VelocityNetwork, time_shift, velocity_network
 from rae_jax.components.generators import flow_map as flow_map_network
+from rae_jax.components.language import embedding
 from rae_jax.components.latent_spaces import latent_space
 from rae_jax.flow import flow_map, samplers
 from rae_jax.flow.guidance import autoguidance, classifier_free_guidance, internal_guidance
@@ -73,7 +74,7 @@ def generator(config: ConfigDict, network: str = "flow", *, guide: str | None = 
         early output.
     """
     strong, sampling, told = velocity_network(config, network), config.sampling, condition(config)
-    weak = velocity_network(config, guide) if guide else None
+    weak, (_, embed) = velocity_network(config, guide) if guide else None, embedding(config)
     classifier_free = sampling.guidance == "classifier_free" and sampling.guidance_scale != 1.0
     strength = dict(scale=sampling.guidance_scale, interval=tuple(sampling.guidance_interval))
     own_scales = (sampling.internal_guidance_scale, sampling.internal_guidance_null_scale)
@@ -102,7 +103,7 @@ def generator(config: ConfigDict, network: str = "flow", *, guide: str | None = 
         def outputs(z: jax.Array, t: jax.Array, asked: Condition) -> tuple[jax.Array, jax.Array]:
             return strong.outputs(params, z, t, asked)[:2]
 
-        null = told.null(asked)
+        asked, null = embed(frozen, asked), embed(frozen, told.null(asked))
         if internal:
             conditional = internal_guidance(outputs, interval=own_interval)
             asked, null = ((c, jnp.full(noise.shape[0], s)) for c, s in zip((asked, null), own_scales, strict=True))
