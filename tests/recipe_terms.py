@@ -21,11 +21,13 @@ from ml_collections import ConfigDict
 from rae_jax.components.catalogue import component, trained_components
 from rae_jax.components.conditions import condition
 from rae_jax.components.generators import time_shift
+from rae_jax.components.language import tells_features
 from rae_jax.components.latent_spaces import IDENTITY, latent_space
 from rae_jax.flow.times import MAX_TRAINING_TIME, sampling_times
 from rae_jax.models.autoencoder import EPSILON
 from rae_jax.models.diffaug import TRANSLATION
 from rae_jax.models.embeddings import sincos_table
+from rae_jax.models.language_model import SIZES as LANGUAGE_MODELS
 from rae_jax.models.language_model import SIZES as QWENS
 from rae_jax.models.vit import PRETRAINED
 from rae_jax.objectives.cmt import all_pairs, label_times
@@ -75,7 +77,7 @@ def described(config: ConfigDict, stage: str, recipe: dict[str, Any]) -> dict[st
     if section.objective == "mixture_of_transformers":
         return flattened(_mixture(config, stage, recipe))
     found: dict[str, Any] = {
-        "data": _data(config, stage),
+        "data": {} if tells_features(config) else _data(config, stage),
         "encoder": _encoder(config, stage),
         "precision": {"compute": config.dtype},
     }
@@ -84,6 +86,8 @@ def described(config: ConfigDict, stage: str, recipe: dict[str, Any]) -> dict[st
     found |= _training(config, stage, recipe)
     if section.objective in GENERATORS:
         found |= _generator(config, stage)
+        if tells_features(config):  # whose epochs are of steps, not of images
+            found |= _told(config) | {"epochs": f"20 of {section.train.steps // 20:,} steps"}
     elif section.objective == "bridge":
         found |= _bridge(config)
     elif section.objective == "rectified_coder":
@@ -163,6 +167,21 @@ def _rates_of_whole(optimizer: ConfigDict, train: ConfigDict) -> dict[str, Any]:
     schedule = make_optimizer(ConfigDict(optimizer.to_dict() | durations))[1]
     rates = {fraction: float(schedule(float(fraction) * whole)) for fraction in FRACTIONS}
     return {"base": optimizer.learning_rate, "at_fraction": rates}
+
+
+def _told(config: ConfigDict) -> dict[str, Any]:
+    sampling, published = config.sampling, LANGUAGE_MODELS["qwen3-0.6b"]
+    fields = config.language_model.model.to_dict()
+    assert all(fields[name] == value for name, value in published.items())
+    own = {1.0: "off"}.get(sampling.internal_guidance_scale, sampling.internal_guidance_scale)
+    low, high = (f"{end:g}" for end in sampling.guidance_interval)
+    return {
+        "text": {"encoder": "Qwen3-0.6B, last hidden state", "tokens": config.flow.model.condition_tokens},
+        "sampling": {
+            "sampler": sampling.method, "network_evaluations": sampling.num_steps, "internal_guidance": own,
+            "guidance": f"classifier-free {sampling.guidance_scale} on [{low}, {high}]",
+        },
+    }  # fmt: skip
 
 
 def _data(config: ConfigDict, stage: str) -> dict[str, Any]:

@@ -50,6 +50,7 @@ COUNTERPARTS = {
     "paper_rpiae_t2i": ("rpiae_t2i", "mixture"),
     **{f"raev2_imagenet_{k}": (f"raev2_dinov3l:{k}", "flow") for k in ("k1", "k7", "k23")},
     **{f"raev2_stage1_{k}_imagenet": (f"raev2_dinov3l:{k}", "decoder") for k in ("k7", "k23")},
+    "raev2_t2i": ("raev2_t2i", "flow"),
     "raev2_sampling_imagenet_k7": ("raev2_dinov3l:k7", "guided"),
     "paper_rac": ("rac_256:coder_0.1x", "coder"),
     "scale_rae_stage1": ("t2i_qwen1_5b_dit2_4b", "text_to_image"),
@@ -100,9 +101,10 @@ ON_PURPOSE: dict[str, dict[str, str]] = {
         "accumulation_steps": PARTS,
     },
     "mf_rae_*_512": {"data.resize": WORDS, "architecture.parameters_millions": TABLE},
-    "raev2_[is]*": {"precision.compute": WORDS, "data.dataset": CROPPED, "data.crop": CROPPED},
+    "raev2_*": {"precision.compute": WORDS},
+    "raev2_[is]*": {"data.dataset": CROPPED, "data.crop": CROPPED},
     "raev2_stage1_*": {"data.resize": CROPPED},
-    "raev2_imagenet_*": {
+    "raev2_[it]*": {
         "latent.normalisation": WORDS, "learning_rate.warmup": WORDS,
         "optimizer.matrices.orthogonalisation": FLOAT32,
     },
