@@ -260,6 +260,11 @@ def get_config() -> ConfigDict:
     config.mixture.text_dropout = 0.1  # share of the texts that are left out
     config.mixture.source_dropout = 0.3  # and of the given images' latents
     config.mixture.semantic_dropout = 0.3  # and of their semantic tokens
+    config.mixture.velocity_weight = 1.0  # of the velocities' loss
+    # Of the next tokens' loss, where a text is to be learnt; it needs a model with a language_head. 0: there is none.
+    config.mixture.text_weight = 0.0
+    config.mixture.text_reweighting = False  # the tokens of a text of n count 1 / sqrt(n) each (Bagel's option)
+    config.mixture.question_share = 0.0  # of examples about scenes, those that are a question and its answer
     config.mixture.train = train(transform="center_crop")
 
     config.guide = ConfigDict()  # the weak network of AutoGuidance: smaller than "flow", or trained for less

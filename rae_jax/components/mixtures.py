@@ -109,6 +109,7 @@ def rows(config: ConfigDict) -> Rows:
         texts=section.pack_texts,
         semantic=section.semantic,
         dropout=dropout,
+        labels=section.text_weight > 0,
     )
 
 

@@ -50,6 +50,7 @@ class Rows:
       texts: tokens of text, markers included.
       semantic: whether given images come as semantic tokens too, on the same grid.
       dropout: probability that a droppable item is left out, by its kind.
+      labels: whether texts may be such as are to be learnt.
 
     Raises:
       ValueError: there is no room for an image, or semantic tokens are of no given images.
@@ -61,6 +62,7 @@ class Rows:
     texts: int
     semantic: bool
     dropout: dict[str, float]
+    labels: bool = False
 
     def __post_init__(self) -> None:
         if self.images < 1 or self.texts < 1:
@@ -109,12 +111,12 @@ class Planned:
 class PackBatches(grain.DatasetIterator):
     """Endless batches of packs of `source`, in an order fixed by the seed: the interface of `batches.Batches`.
 
-    Arrays `[b, ...]`, b of the `batch_size` rows: `text_ids [T]`; `text_places`, `noised_places`, `clean_places` and
-    `semantic_places`, `[N, 5]`, the fields of `pack.Places`; `noised_image` and `clean_image`, uint8 `[M, S, S, 3]`, or
-    with `read` of latents whatever that gives.
+    Arrays `[b, ...]`, b of the `batch_size` rows: `text_ids [T]`, and if asked `text_labels` and `text_label_weights`;
+    `text_places`, `noised_places`, `clean_places` and `semantic_places`, `[N, 5]`, the fields of `pack.Places`;
+    `noised_image` and `clean_image`, uint8 `[M, S, S, 3]`, or whatever else `read` gives.
 
     Args:
-      read: `(image as the source has it, position in the stream) -> its array`.
+      read: an image as the source has it -> its array.
       threads: that read images.
 
     Raises:
@@ -170,7 +172,7 @@ class PackBatches(grain.DatasetIterator):
 
     def _items(self, part: Part) -> list[Item]:
         if part.kind == TEXT:
-            return [Item(TEXT, ids=self._tokenizer.encode(part.text), droppable=part.droppable)]
+            return [Item(TEXT, ids=self._tokenizer.encode(part.text), droppable=part.droppable, loss=part.loss)]
         grid = (self._shape.grid,) * 2
         of_kinds = [part.kind, *([SEMANTIC] if part.kind == CLEAN and self._shape.semantic else [])]
         return [Item(kind, grid=grid, droppable=part.droppable) for kind in of_kinds]
@@ -201,6 +203,8 @@ class PackBatches(grain.DatasetIterator):
         held = buffers(packed, self._shape.sizes)
         row = {f"{kind}_places": np.stack(arrays["places"], axis=-1) for kind, arrays in held.items()}
         row["text_ids"] = held[TEXT]["ids"]
+        if self._shape.labels:
+            row |= {f"text_{name}": held[TEXT][name] for name in ("labels", "label_weights")}
         for kind, room in ((NOISED, self._shape.images), (CLEAN, self._shape.sources)):
             if not room:
                 continue
@@ -247,6 +251,8 @@ def shapes(shape: Rows, image: Sequence[int], dtype: Any, batch_size: int) -> di
     fields = len(Places._fields)
     result = {f"{kind}_places": array(size, fields) for kind, size in shape.sizes.items() if size}
     result["text_ids"] = array(shape.texts)
+    if shape.labels:
+        result |= {"text_labels": array(shape.texts), "text_label_weights": array(shape.texts, dtype=np.float32)}
     for kind, room in ((NOISED, shape.images), (CLEAN, shape.sources)):
         if room:
             result[f"{kind}_image"] = array(room, *image, dtype=dtype)

@@ -24,12 +24,14 @@ class Part(NamedTuple):
       text: of a text.
       image: which of the example's images it is.
       droppable: whether the model may have to do without.
+      loss: whether the model is to say the text.
     """
 
     kind: str
     text: str = ""
     image: Any = None
     droppable: bool = True
+    loss: bool = False
 
 
 class ToldImages(Protocol):
@@ -66,23 +68,34 @@ def edited(images: Sequence[Any], instructions: Sequence[str]) -> list[Part]:
     return parts
 
 
+def answered(image: Any, question: str, answer: str) -> list[Part]:
+    """A question about an image, and the answer, which is to be learnt."""
+    given = [Part("clean", image=image, droppable=False), Part("text", text=question, droppable=False)]
+    return [*given, Part("text", text=answer, droppable=False, loss=True)]
+
+
 class ToldScenes:
     """Scenes of digits with a caption, or with an edit; an image is a scene.
+
+    Args:
+      question_share: of the examples, those that are a question with its answer instead.
 
     Raises:
       ValueError: an unknown task.
     """
 
-    def __init__(self, source: SceneSource, task: str):
+    def __init__(self, source: SceneSource, task: str, question_share: float = 0.0):
         if task not in TASKS:
             raise ValueError(f"scenes are told by one of {TASKS}, not by {task!r}")
-        self._source, self._task = source, task
+        self._source, self._task, self._question_share = source, task, question_share
 
     def __len__(self) -> int:
         return len(self._source)
 
     def parts(self, index: int, draw: int) -> list[Part]:
         items, random = self._source.scene(index), self._random(index, draw)
+        if self._question_share and scenes.randomness("asked", index, draw).random_sample() < self._question_share:
+            return answered(items, *scene_words.question(items, random))
         if self._task == "caption":
             say = scene_words.partial_caption if random.rand() < 0.25 else scene_words.caption
             return captioned(say(items, random), items)

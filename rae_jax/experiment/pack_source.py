@@ -24,7 +24,10 @@ def told_images(config: ConfigDict, source: Source) -> ToldImages:
       ValueError: nothing is said of these images.
     """
     if isinstance(source, SceneSource):
-        return ToldScenes(source, config.mixture.task)
+        share = config.mixture.question_share
+        if share and not config.mixture.pack_sources:
+            raise ValueError("questions are about given images, for which rows have no room; set mixture.pack_sources")
+        return ToldScenes(source, config.mixture.task, share)
     if isinstance(source, ToldFiles):
         if source.task != config.mixture.task:
             raise ValueError(f"data.source={config.data.source!r} is for mixture.task={source.task!r}, not "

@@ -25,13 +25,13 @@ from rae_jax.models.mixture_of_transformers import Images, Texts
 from rae_jax.models.pack import Places
 from rae_jax.objectives.objective import Batch, Metrics, Objective, single_network, stage_key
 
+SMALL = 1e-9  # of a sum of weights, where there is none
 LIKELY_CAUSE = "A row without an image to be made has no loss"
 
 
-def velocity_loss(velocity: jax.Array, target: jax.Array, counted: jax.Array) -> jax.Array:
-    """The squared error `[B, N, C]`, mean over channels and the `counted: [B, N]` tokens."""
-    error = jnp.mean(jnp.square(velocity - target), axis=-1)
-    return jnp.sum(jnp.where(counted, error, 0.0)) / jnp.maximum(jnp.sum(counted), 1)
+def velocity_loss(velocity: jax.Array, target: jax.Array, shares: jax.Array) -> jax.Array:
+    """The squared error `[B, N, C]`, mean over channels and summed over tokens by their `shares: [B, N]`."""
+    return jnp.sum(jnp.mean(jnp.square(velocity - target), axis=-1) * shares)
 
 
 def text_losses(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -41,11 +41,9 @@ def text_losses(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return jnp.where(labels == NO_LABEL, 0.0, -of_label)
 
 
-def text_loss(logits: jax.Array, labels: jax.Array, weights: jax.Array | None = None) -> jax.Array:
-    """The mean cross-entropy of the labelled tokens, or their mean by `weights: [B, T]`."""
-    weights = (labels != NO_LABEL).astype(jnp.float32) if weights is None else weights
-    total = jnp.sum(weights)
-    return jnp.sum(text_losses(logits, labels) * weights) / jnp.where(total > 0, total, 1.0)
+def shares(weights: jax.Array, parts: int = 1) -> jax.Array:
+    """Weights of tokens `[B, N]` as shares of their sum over all devices, times the `parts` a batch is computed in."""
+    return weights * (parts / jnp.maximum(jnp.sum(weights), SMALL))
 
 
 def noised_times(key: jax.Array, shape: tuple[int, ...], shift: float) -> jax.Array:
@@ -72,6 +70,12 @@ def make(config: ConfigDict, stage: str) -> Objective:
     Raises:
       ValueError: see `mixtures.mixture` and `mixtures.rows`.
     """
+    section, pieces = config[stage], config[stage].train.gradient_accumulation
+    velocity_weight, text_weight, reweighted = section.velocity_weight, section.text_weight, section.text_reweighting
+    if text_weight and not section.model.language_head:
+        raise ValueError(
+            f"{stage}.text_weight={text_weight}, but {stage}.model.language_head is '': nothing scores texts"
+        )
     network, shape, space, shift = mixture(config), rows(config), latent_space(config), time_shift(config)
     semantic = shape.semantic
     see = tokens_of(config) if semantic else None
@@ -115,17 +119,32 @@ def make(config: ConfigDict, stage: str) -> Objective:
             where = jnp.broadcast_to(jnp.tile(semantic_position, shape.sources), values.shape[:2])
             seen = Images(values, where, placed(batch, "semantic"))
         texts = Texts(batch["text_ids"], placed(batch, "text"))
-        velocity, _ = network.apply(params, texts, noised, clean, seen)
-        counted = noised.places.noise >= 0
-        value = velocity_loss(velocity, velocity_target(z, eps), counted)
-        filled = jnp.mean(counted.astype(jnp.float32))
-        return value, {"images_in_rows": filled}
+        velocity, states = network.apply(params, texts, noised, clean, seen)
+        value = velocity_loss(velocity, velocity_target(z, eps), batch["noised_shares"])
+        metrics = {"images_in_rows": jnp.mean((noised.places.noise >= 0).astype(jnp.float32))}
+        if not text_weight:
+            return velocity_weight * value, metrics
+        of_tokens = text_losses(network.apply(params, states, method="logits"), batch["text_labels"])
+        text = jnp.sum(of_tokens * batch["text_shares"])
+        metrics |= {"velocity_loss": value, "text_loss": text}
+        return velocity_weight * value + text_weight * text, metrics
+
+    def whole(batch: Batch) -> Batch:
+        """The batch with what each token counts for among all of it, whatever part it is computed in."""
+        counted = (placed(batch, "noised").noise >= 0).astype(jnp.float32)
+        batch = batch | {"noised_shares": shares(counted, pieces)}
+        if not text_weight:
+            return batch
+        labelled = batch["text_labels"] != NO_LABEL
+        weights = batch["text_label_weights"] if reweighted else labelled.astype(jnp.float32)
+        return batch | {"text_shares": shares(weights, pieces)}
 
     encoding = space.encoding | {"stats": stats(config)} | (by_name(encoder(config)) if semantic else {})
     return single_network(
         model_init=network.init,
         **_initial(config),
         loss=loss,
+        whole=whole,
         train=config[stage].train,
         key=stage_key(config.seed, stage),
         frozen=encoding,

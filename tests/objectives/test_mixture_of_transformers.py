@@ -3,15 +3,21 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from golden import cases
 from golden_mixtures import mixture, official_pack, patches_of
 
+from configs import digits_edit
 from rae_jax.data.packing import NO_LABEL
+from rae_jax.data.scenes import SceneSource
+from rae_jax.experiment.pack_source import pack_batches
 from rae_jax.flow.path import interpolate, velocity_target
 from rae_jax.flow.times import shift_times
 from rae_jax.interop import kinds
 from rae_jax.interop.model import Model
-from rae_jax.objectives.mixture_of_transformers import text_loss, text_losses, velocity_loss
+from rae_jax.objectives import mixture_of_transformers
+from rae_jax.objectives.mixture_of_transformers import shares, text_losses, velocity_loss
+from rae_jax.training.sharding import unbox
 
 
 @cases("bagel_edit", "bagel_t2i_loss")
@@ -24,7 +30,7 @@ def test_losses_and_gradients_are_the_official_ones(case):
     t = shift_times(jax.nn.sigmoid(inputs["packed_timesteps"]), case.constructor["timestep_shift"])
     pack = official_pack(case, inputs, interpolate(z, inputs["noise"], t), t)
     target = velocity_target(z, inputs["noise"])[pack.noised_at][None]
-    counted = np.ones(target.shape[:2], bool)
+    counted = shares(jnp.ones(target.shape[:2]))
     labels = np.full(pack.texts.ids.shape, NO_LABEL)
     weights = np.zeros(labels.shape, np.float32)
     told = [c.inputs for c in case.calls("loss as in the training script")]
@@ -39,8 +45,9 @@ def test_losses_and_gradients_are_the_official_ones(case):
         if not len(where):
             return (told[0]["mse_weight"] if told else 1.0) * found["mse"], found
         logits = model.apply({"params": params}, states, method="logits")
-        found["ce"], found["ce_each"] = text_loss(logits, labels), text_losses(logits, labels)
-        found["ce_reweighted"] = text_loss(logits, labels, weights)
+        each = text_losses(logits, labels)
+        found["ce_each"], found["ce"] = each, jnp.sum(each * shares(jnp.float32(labels != NO_LABEL)))
+        found["ce_reweighted"] = jnp.sum(each * shares(weights))
         return told[0]["mse_weight"] * found["mse"] + told[0]["ce_weight"] * found["ce"], found
 
     if not told:
@@ -66,9 +73,34 @@ def test_losses_and_gradients_are_the_official_ones(case):
         case.assert_gradient_close(official[name], expected, rtol=1e-3)
 
 
-def test_nothing_to_learn_is_no_loss():
+def test_what_does_not_count_adds_nothing():
     zeros = jnp.zeros((1, 2, 3))
-    assert velocity_loss(zeros + 1, zeros, jnp.zeros((1, 2), bool)) == 0
-    assert text_loss(zeros, jnp.full((1, 2), NO_LABEL)) == 0
-    half = velocity_loss(zeros.at[0, 1].set(5.0) + 1, zeros, jnp.array([[True, False]]))
-    assert half == 1  # what is not counted does not count
+    assert velocity_loss(zeros + 1, zeros, shares(jnp.zeros((1, 2)))) == 0
+    assert jnp.sum(text_losses(zeros, jnp.full((1, 2), NO_LABEL)) * shares(jnp.zeros((1, 2)))) == 0
+    assert velocity_loss(zeros.at[0, 1].set(5.0) + 1, zeros, shares(jnp.array([[1.0, 0.0]]))) == 1
+
+
+@pytest.mark.slow
+def test_next_tokens_are_learnt_beside_velocities_and_parts_of_a_batch_count_as_the_whole():
+    config = digits_edit.get_config("tiny")
+    config.mixture.question_share, config.mixture.text_weight, config.mixture.model.language_head = 0.5, 0.25, "own"
+    config.mixture.train.batch_size, config.mixture.train.optimizer.warmup_steps = 4, 0
+    batch = next(pack_batches(config, "mixture", SceneSource("train")))
+    assert (batch["text_labels"] != NO_LABEL).any() and batch["text_labels"].shape == batch["text_ids"].shape
+    at = np.argwhere(batch["text_labels"] != NO_LABEL)
+    following = batch["text_ids"][at[:, 0], at[:, 1] + 1]
+    np.testing.assert_array_equal(batch["text_labels"][at[:, 0], at[:, 1]], following)
+    found = []
+    for parts in (1, 2):
+        config.mixture.train.gradient_accumulation = parts
+        objective = mixture_of_transformers.make(config, "mixture")
+        frozen = {name: unbox(part.init(jax.random.key(3))) for name, part in objective.frozen.items()}
+        state = unbox(objective.init(jax.random.key(0), batch)).replace(frozen=frozen)
+        _, metrics = jax.jit(objective.train_step)(state, batch)
+        total = metrics["velocity_loss"] + 0.25 * metrics["text_loss"]
+        np.testing.assert_allclose(metrics["loss"], total, rtol=1e-5)
+        found.append(metrics)
+    np.testing.assert_allclose(found[0]["text_loss"], found[1]["text_loss"], rtol=1e-4)  # noise is drawn by part
+    config.mixture.model.language_head = ""
+    with pytest.raises(ValueError, match="nothing scores texts"):
+        mixture_of_transformers.make(config, "mixture")
