@@ -13,13 +13,12 @@ from ml_collections import ConfigDict
 from rae_jax.components.component import Component, of_module
 from rae_jax.components.encoders import tokens_shape
 from rae_jax.components.language import opened
-from rae_jax.components.latent_spaces import LatentSpace, latent_space
+from rae_jax.components.latent_spaces import latent_space
 from rae_jax.data.pack_batches import Rows, markers_of
 from rae_jax.data.tokenizer import Tokenizer
+from rae_jax.data.told_images import TASKS
 from rae_jax.models.mixture_of_transformers import Images, MixtureOfTransformers, Texts
 from rae_jax.models.pack import Places
-
-TASKS = ("caption", "edit")
 
 
 def mixture(config: ConfigDict) -> Component:
@@ -113,11 +112,6 @@ def rows(config: ConfigDict) -> Rows:
     )
 
 
-def given_space(config: ConfigDict) -> LatentSpace | None:
-    """The latent space whose encoding parts a sampler needs, because images are given to it; None for text alone."""
-    return latent_space(config) if config.mixture.task == "edit" else None
-
-
 @dataclasses.dataclass(frozen=True)
 class Request:
     """What a sample is asked for: a text, and for an edit an image, uint8 `[S, S, 3]`."""
@@ -126,106 +120,42 @@ class Request:
     image: np.ndarray | None = None
 
 
-@dataclasses.dataclass(frozen=True)
-class InstructionCondition:
-    """Told a text, and perhaps an image: `{"ids": [B, T], "length": [B]}` and `"source"`, uint8 `[B, S, S, 3]`.
+def instruction_condition(config: ConfigDict, requests: Sequence[Request]) -> dict[str, np.ndarray]:
+    """What samples are told: `{"ids": [B, T], "length": [B]}`, and of edits `"source"`, uint8 `[B, S, S, 3]`.
 
-    The ids have the markers around the text; a length of 0 says that there is none.
+    The ids have the markers around the text; a length of 0 would say that there is none.
 
-    Attributes:
-      requests: what samples are asked for, one after the other, and over again.
-      tokenizer: of the texts.
-      room: T.
-      image_size: S; 0 if no image is given.
+    Raises:
+      ValueError: a text is too long, or there is none; or an image is missing or of another size.
     """
-
-    requests: tuple[Request, ...]
-    tokenizer: Tokenizer
-    room: int
-    image_size: int = 0
-
-    unconditional = False
-
-    @property
-    def example(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """The condition of a batch of one."""
-        told = {"ids": jax.ShapeDtypeStruct((1, self.room), jnp.int32), "length": jax.ShapeDtypeStruct((1,), jnp.int32)}
-        size = (1, self.image_size, self.image_size, 3)
-        return told | ({"source": jax.ShapeDtypeStruct(size, jnp.uint8)} if self.image_size else {})
-
-    def null(self, condition: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        """The same without the texts."""
-        return condition | {"length": jnp.zeros_like(condition["length"])}
-
-    def of(self, requests: Sequence[Request]) -> dict[str, np.ndarray]:
-        """The condition of requests.
-
-        Raises:
-          ValueError: a text is too long, or there is none; or an image is missing or of another size.
-        """
-        markers, ids = markers_of(self.tokenizer), np.zeros((len(requests), self.room), np.int32)
-        lengths = np.zeros(len(requests), np.int32)
-        for number, request in enumerate(requests):
-            if not request.text.strip():
-                raise ValueError(f"request {number} has no text; say what is wanted")
-            words = [markers.text_start, *self.tokenizer.encode(request.text), markers.text_end]
-            if len(words) > self.room:
-                raise ValueError(
-                    f"the text {request.text[:40]!r}... has {len(words)} tokens with its markers, and room is for "
-                    f"{self.room}; shorten it, or raise mixture.pack_texts"
-                )
-            ids[number, : len(words)], lengths[number] = words, len(words)
-        condition = {"ids": ids, "length": lengths}
-        if not self.image_size:
-            return condition
-        size = (self.image_size, self.image_size, 3)
-        for request in requests:
-            if request.image is None:
-                raise ValueError(f"the instruction {request.text[:40]!r} comes without an image to edit")
-            if request.image.shape != size:
-                raise ValueError(f"an image to edit is of the shape {request.image.shape}, and not {size}")
-        return condition | {"source": np.stack([request.image for request in requests])}
-
-    def chosen(self, num_samples: int) -> dict[str, np.ndarray]:
-        """What samples are asked for, on the host."""
-        return self.of([self.requests[i % len(self.requests)] for i in range(num_samples)])
-
-    def asked(self, names: Sequence[str]) -> dict[str, np.ndarray]:
-        """The condition of a user's prompts; edits need images too."""
-        return self.of([Request(name) for name in names])
-
-    def shown(self) -> dict[str, np.ndarray]:
-        """A few, for pictures that are taken while a stage trains."""
-        return self.chosen(min(SHOWN, len(self.requests)))
-
-    def groups(self, condition: dict[str, np.ndarray]) -> list[tuple[str, np.ndarray]]:
-        """How a picture is laid out: a row for each text."""
-        words = np.array(self.words(condition))
-        return [(str(text), np.flatnonzero(words == text)) for text in dict.fromkeys(words)]
-
-    def words(self, condition: dict[str, np.ndarray]) -> list[str]:
-        """The texts of a condition."""
-        pairs = zip(condition["ids"], condition["length"], strict=True)
-        return [self.tokenizer.decode(ids[1 : length - 1]) for ids, length in pairs]
-
-    def arrays(self, condition: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """What a file of samples says of what was asked for, by name."""
-        return {"prompts": np.array(self.words(condition))}
-
-
-SHOWN = 16
+    spoken, room, size = tokenizer(config), text_room(config), config.data.image_size
+    markers, ids = markers_of(spoken), np.zeros((len(requests), room), np.int32)
+    lengths = np.zeros(len(requests), np.int32)
+    for number, request in enumerate(requests):
+        if not request.text.strip():
+            raise ValueError(f"request {number} has no text; say what is wanted")
+        words = [markers.text_start, *spoken.encode(request.text), markers.text_end]
+        if len(words) > room:
+            raise ValueError(
+                f"the text {request.text[:40]!r}... has {len(words)} tokens with its markers, and room is for {room}; "
+                "shorten it, or raise mixture.pack_texts"
+            )
+        ids[number, : len(words)], lengths[number] = words, len(words)
+    told = {"ids": ids, "length": lengths}
+    if config.mixture.task != "edit":
+        return told
+    for request in requests:
+        if request.image is None:
+            raise ValueError(f"the instruction {request.text[:40]!r} comes without an image to edit")
+        if request.image.shape != (size, size, 3):
+            raise ValueError(f"an image to edit is of the shape {request.image.shape}, and not {(size, size, 3)}")
+    return told | {"source": np.stack([request.image for request in requests])}
 
 
 def text_room(config: ConfigDict) -> int:
     """Tokens of one text with its markers, the most that samples are asked for by."""
     around = 2 * config.mixture.pack_images + (2 + 2 * config.mixture.semantic) * config.mixture.pack_sources
     return (config.mixture.pack_texts - around) // config.mixture.pack_images
-
-
-def instruction_condition(config: ConfigDict, requests: Sequence[Request] = (Request(" "),)) -> InstructionCondition:
-    """What its samples are told; `requests` come from the data or a user."""
-    size = config.data.image_size if config.mixture.task == "edit" else 0
-    return InstructionCondition(tuple(requests), tokenizer(config), text_room(config), size)
 
 
 def given_arguments(config: ConfigDict) -> dict[str, Any]:

@@ -154,7 +154,7 @@ class Editing:
             instructed_generator(self._config),
             self._weights.load(network),
             {name: self._weights.load(part) for name, part in self._beside.items()},
-            instruction_condition(self._config).of(requests),
+            instruction_condition(self._config, requests),
             indices,
             seed=self._config.seed,
             batch_size=self._config.sampling.batch_size,

@@ -39,7 +39,7 @@ def guidance_of(config: ConfigDict) -> Guidance:
 
 
 def instructed_generator(config: ConfigDict) -> Generator:
-    """Generation from an `InstructionCondition`, as `config.sampling` says: Euler steps, guidance by two conditions.
+    """Generation from an `instruction_condition`, as `config.sampling` says: Euler steps, guidance by two conditions.
 
     Raises:
       ValueError: another sampler.

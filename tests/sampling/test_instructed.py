@@ -9,7 +9,7 @@ import pytest
 from random_params import random_params
 
 from configs import digits_edit
-from rae_jax.components.mixtures import Request, given_arguments, instruction_condition, mixture
+from rae_jax.components.mixtures import Request, given_arguments, instruction_condition, mixture, tokenizer
 from rae_jax.data.scenes import SceneSource
 from rae_jax.data.told_images import ToldScenes
 from rae_jax.experiment.pack_source import pack_batches
@@ -52,11 +52,10 @@ def test_the_sampler_shows_the_network_what_training_has_shown_it(task):
     params = random_params(part.module, texts, noised, given, std=0.2)
 
     words = [each.splits[-2].item.ids for each in planned]  # before the image to be made
-    told = instruction_condition(config)
-    spoken = [told.tokenizer.decode(ids) for ids in words]
+    spoken = [tokenizer(config).decode(ids) for ids in words]
     assert len(set(spoken)) == 2 and all(len(text) > 8 for text in spoken)
     requests = [Request(text, np.zeros((32, 32, 3), np.uint8)) for text in spoken]
-    asked = told.of(requests)
+    asked = instruction_condition(config, requests)
 
     @jax.jit
     def both(params):
@@ -80,10 +79,11 @@ def test_images_follow_the_text_and_the_source_whatever_the_batch_is():
         lambda x: x + 0.1 * np.random.default_rng(x.size).normal(size=x.shape).astype(np.float32), params
     )
     frozen = {name: unbox(each.init(jax.random.key(1))) for name, each in parts_beside(config).items()}
-    told, scenes = instruction_condition(config), ToldScenes(SceneSource("test"), "edit")
+    scenes = ToldScenes(SceneSource("test"), "edit")
     shown = [scenes.image(scenes.edit(i, 0)[0]) for i in range(2)]
     texts = ("make the red two blue", "remove the five")
-    asked = told.of([Request(texts[0], shown[0]), Request(texts[1], shown[0]), Request(texts[0], shown[1])])
+    requests = [Request(texts[0], shown[0]), Request(texts[1], shown[0]), Request(texts[0], shown[1])]
+    asked = instruction_condition(config, requests)
     keys = jnp.stack([jax.random.key(3)] * 3)
     run = jax.jit(generate)
     images = np.asarray(run(params, frozen, keys, asked))
@@ -92,3 +92,17 @@ def test_images_follow_the_text_and_the_source_whatever_the_batch_is():
     order = np.array([2, 0, 1])
     again = run(params, frozen, keys, jax.tree.map(lambda x: x[order], asked))
     np.testing.assert_allclose(again, images[order], atol=1e-4)
+
+
+def test_requests_that_say_too_much_or_too_little_are_named():
+    config = config_of("edit")
+    image = np.zeros((32, 32, 3), np.uint8)
+    wrong = {
+        "request 1 has no text": [Request("make it red", image), Request(" ", image)],
+        "comes without an image to edit": [Request("make it red")],
+        r"an image to edit is of the shape \(30, 32, 3\)": [Request("make it red", image[:30])],
+        "tokens with its markers, and room is for": [Request("red " * 80, image)],
+    }
+    for said, requests in wrong.items():
+        with pytest.raises(ValueError, match=said):
+            instruction_condition(config, requests)
