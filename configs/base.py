@@ -322,6 +322,9 @@ def get_config() -> ConfigDict:
     # "permuted": equal numbers of each class, in an order that the seed fixes; "random"; or "unconditional": all null.
     config.sampling.labels = "permuted"
     config.sampling.prompts = ""  # a file: a prompt a line, or JSON lines with "prompt"; "": a few of the scenes' own
+    # Of a mixture of transformers: a benchmark in their stead, "gedit", "geneval" or "dpg", and where its prompts are,
+    # as in "gedit:DIR"; its judge's own files are written to <workdir>/<name>.
+    config.sampling.benchmark = ""
     config.sampling.prompt = ()  # prompts in its stead; the empty one is unconditional
     config.sampling.answer_tokens = 512  # at the most, of a written answer
     # "euler", "heun", "dopri5", "euler_maruyama", or "euler_as_coded", Scale-RAE's, which misreads its times.

@@ -60,6 +60,14 @@ def test_an_image_of_any_size_is_edited_as_told_and_a_file_of_requests_one_by_on
     assert len(edited) == 3 and [row["instruction"] for row in told] == [row["instruction"] for row in rows]
     np.testing.assert_array_equal(sources[0], sources[1])
     assert not np.array_equal(edited[0], edited[1])
+    about = {"key": "k", "task_type": "color", "instruction_language": "en", "input_image": "scene.png"}
+    (tmp_path / "gedit.jsonl").write_text(json.dumps(about | {"instruction": "make it red"}) + "\n")
+    benchmark = f"--config.sampling.benchmark=gedit:{tmp_path / 'gedit.jsonl'}"
+    status, output = run(tmp_path / "a", *UNTRAINED, "--mode=sample", benchmark)
+    assert status == 0, output
+    place = tmp_path / "a" / "gedit" / "fullset" / "color" / "en"
+    assert {file.name for file in place.iterdir()} == {"k.png", "k_SRCIMG.png"}
+    assert Image.open(place / "k.png").size == (32, 32) and Image.open(place / "k_SRCIMG.png").size == (50, 40)
 
 
 def test_mistakes_end_in_a_line_each(tmp_path, picture):
@@ -75,6 +83,8 @@ def test_mistakes_end_in_a_line_each(tmp_path, picture):
         "makes images from texts alone; it edits none": [
             *edit, "--instruction=paint it", "--config.mixture.task=caption", "--config.mixture.pack_sources=0",
         ],
+        "is not one of ['gedit', 'geneval', 'dpg'] and where": ["--mode=sample", "--config.sampling.benchmark=gedit"],
+        "the benchmark 'dpg' is for mixture.task='caption'": ["--mode=sample", "--config.sampling.benchmark=dpg:x"],
         "has 62 tokens with its markers, and room is for": [*edit, f"--instruction={'q ' * 30}"],
         "rows have no room for images to edit; set mixture.pack_sources": [
             "--config.stages=('mixture',)", "--config.mixture.pack_sources=0",

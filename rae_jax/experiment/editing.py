@@ -2,6 +2,7 @@
 
 edits.npz  edits.jsonl  edits.png   edits of held-out scenes, or of a file of requests
 edit.png                            one image edited by one instruction, from several noises
+gedit/  geneval/  dpg/              what the judges of these benchmarks read
 samples.npz                         images from texts alone, and the texts as `prompts`
 """
 
@@ -23,12 +24,24 @@ from rae_jax.data.transforms import transform
 from rae_jax.evaluation import pictures
 from rae_jax.evaluation.edits import write_edits
 from rae_jax.experiment.weights import Weights
+from rae_jax.sampling import benchmarks
 from rae_jax.sampling.batches import sample_batches
 from rae_jax.sampling.instructed import instructed_generator, parts_beside
 from rae_jax.sampling.samples import write_samples
 from rae_jax.training.progress import RunLog
 
 Row = dict[str, Any]
+# By name: how requests are read, how images are written, images of each, and of which task it is.
+BENCHMARKS = {
+    "gedit": (
+        benchmarks.gedit,
+        lambda place, asked, images: benchmarks.write_gedit(place, asked, images[0]),
+        1,
+        "edit",
+    ),
+    "geneval": (benchmarks.geneval, benchmarks.write_geneval, 4, "caption"),
+    "dpg": (benchmarks.dpg, benchmarks.write_dpg, 4, "caption"),
+}
 SEEDS = 4  # noises from which one image is edited
 PICTURED = 24
 
@@ -56,6 +69,9 @@ class Editing:
     def write(self) -> None:
         """Writes the edits, or the samples, that the config asks for: of `sampling.prompts`, or of scenes."""
         self.require_weights()
+        if self._config.sampling.benchmark:
+            self._write_benchmark(*self._config.sampling.benchmark.partition(":")[::2])
+            return
         requests, rows = self._asked()
         images = self._images(requests, np.arange(len(requests)))
         if jax.process_index():
@@ -70,6 +86,25 @@ class Editing:
             return
         write_samples(self._workdir / "samples.npz", images, prompts=np.array([row["prompt"] for row in rows]))
         self._log.say(f"samples: {len(images)} in {self._workdir / 'samples.npz'}")
+
+    def _write_benchmark(self, name: str, path: str) -> None:
+        """Writes what the judge of a benchmark reads, each image from a noise of its own."""
+        task = self._config.mixture.task
+        if name not in BENCHMARKS or not path:
+            raise ValueError(
+                f"sampling.benchmark={self._config.sampling.benchmark!r} is not one of {list(BENCHMARKS)} and where its "
+                "prompts are, as in 'gedit:DIR'"
+            )
+        read, write, count, needed = BENCHMARKS[name]
+        if task != needed:
+            raise ValueError(f"the benchmark {name!r} is for mixture.task={needed!r}, not {task!r}")
+        asked = read(path)
+        fitted = [None if row.image is None else self._fitted(row.image) for row in asked]
+        requests = [Request(row.text, image) for row, image in zip(asked, fitted, strict=True) for _ in range(count)]
+        images = self._images(requests, np.arange(len(requests)))
+        for i, row in enumerate(asked if jax.process_index() == 0 else ()):
+            write(self._workdir / name, row, images[i * count : (i + 1) * count])
+        self._log.say(f"{name}: {len(images)} images in {self._workdir / name}")
 
     def write_edit(self, file: str, instruction: str) -> Path:
         """Edits the image in `file` as told, from several noises: `edit.png`, before and after side by side.
