@@ -92,8 +92,8 @@ class Editing:
         task = self._config.mixture.task
         if name not in BENCHMARKS or not path:
             raise ValueError(
-                f"sampling.benchmark={self._config.sampling.benchmark!r} is not one of {list(BENCHMARKS)} and where its "
-                "prompts are, as in 'gedit:DIR'"
+                f"sampling.benchmark={self._config.sampling.benchmark!r} is not one of {list(BENCHMARKS)} and where "
+                "its prompts are, as in 'gedit:DIR'"
             )
         read, write, count, needed = BENCHMARKS[name]
         if task != needed:
