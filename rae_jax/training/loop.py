@@ -3,6 +3,7 @@
 It knows an objective only through `init` and `train_step`, so every stage of every paper runs through here.
 """
 
+import collections
 import contextlib
 import math
 import time
@@ -23,6 +24,8 @@ from rae_jax.training.state import TrainState, ema_decays
 from rae_jax.training.stopping import Interrupted, StopRequest
 
 PROFILED_STEPS = 3
+# Steps that the devices may be behind. One keeps them busy; with many, whoever asks to stop would wait for all of them.
+AHEAD = 2
 
 
 class BatchStream(Protocol):
@@ -130,6 +133,7 @@ def fit(
                 evaluate(step)  # the run was stopped while it did
             window = _Window(step, batches, seconds_at_peak)
             watch = _Watch(objective, train, stage, step, log)
+            in_flight: collections.deque[dict[str, jax.Array]] = collections.deque()
             while step < total_steps:
                 batch = next(batches)
                 if step == train.profile_step > 0:
@@ -143,6 +147,9 @@ def fit(
                     log.say(f"{stage}: profile of {PROFILED_STEPS} steps in {directory / 'profile'}")
                 display.advance(step)
                 watch.see(metrics)
+                in_flight.append(metrics)
+                if len(in_flight) > AHEAD:
+                    jax.block_until_ready(in_flight.popleft())
                 stopping = stop.agreed()
                 evaluating = evaluated_at(step)
                 milestone = train.keep_every_steps and step % train.keep_every_steps == 0

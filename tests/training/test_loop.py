@@ -276,6 +276,26 @@ def test_a_metric_outside_what_is_expected_is_a_warning_once(tmp_path, capsys):
     assert "latent_deviation is 7 at step 5, where 0.5 to 2 is usual: look at the statistics" in warned[0]
 
 
+def test_the_loop_does_not_run_ahead_of_the_devices(tmp_path):
+    """So that a stop is heeded soon, however seldom there is a report: batches are asked for as steps are made."""
+    asked, plain = [], regression()
+
+    def train_step(state, batch):
+        def work(_, x):
+            return jnp.tanh(x @ x)
+
+        late = jax.lax.fori_loop(0, 20, work, jnp.eye(256) * (1 + batch["x"][0, 0]))
+        new, metrics = plain.train_step(state, batch)
+        return new, metrics | {"loss": metrics["loss"] + 0 * late[0, 0]}
+
+    objective = Objective(init=plain.init, train_step=train_step, frozen={})
+    batches = CountedBatches(lambda position: asked.append(time.monotonic()))
+    run(tmp_path, objective=objective, batches=batches, log_every=40, steps=40, checkpoint_every=40)
+    ended = time.monotonic()
+    # Asked for all at once, those of the middle half would take no part of the time.
+    assert asked[30] - asked[10] > 0.2 * (ended - asked[0])
+
+
 def test_a_spike_between_two_reports_is_found_before_a_checkpoint_is_made(tmp_path):
     plain = regression()
 
