@@ -21,6 +21,7 @@ from rich.table import Table
 
 from rae_jax.components.catalogue import component
 from rae_jax.components.conditions import condition
+from rae_jax.components.language import embedding
 from rae_jax.components.latent_spaces import latent_space
 from rae_jax.costs.model_flops import matrix_flops, model_flops
 from rae_jax.experiment.configuration import example_batch
@@ -275,7 +276,7 @@ def lower_step(
 def lower_sampler(config: ConfigDict, mesh: jax.sharding.Mesh) -> tuple[jax.stages.Lowered, float, int]:
     """The same for one batch of the sampler that `config.sampling` describes."""
     key, rows = jax.random.key(0), sharding.batch_sharding(mesh)
-    names, count = ("stats", *latent_space(config).decoding), config.sampling.batch_size
+    names, count = ("stats", *latent_space(config).decoding, *embedding(config)[0]), config.sampling.batch_size
     indices = jax.ShapeDtypeStruct((count,), jax.numpy.int32, sharding=rows)
     asked = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((count, *x.shape[1:]), x.dtype, sharding=rows), condition(config).example

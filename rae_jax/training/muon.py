@@ -144,9 +144,14 @@ def orthogonalised(x: jax.Array, coefficients: Coefficients, products: str) -> j
     x = x / (jnp.linalg.norm(x, axis=(1, 2), keepdims=True) + 1e-7)
     x = x.astype(jnp.float16 if released else jnp.float32)
     product = functools.partial(jnp.matmul, precision=precision)
-    for a, b, c in coefficients:
+
+    def step(x: jax.Array, each: jax.Array) -> tuple[jax.Array, None]:  # one program for all, which compiles sooner
+        a, b, c = each
         gram = product(x, x.swapaxes(1, 2))
-        x = a * x + product(b * gram + c * product(gram, gram), x)
+        mixed = (b * gram + c * product(gram, gram)).astype(x.dtype)
+        return (a * x + product(mixed, x)).astype(x.dtype), None
+
+    x, _ = jax.lax.scan(step, x, jnp.asarray(coefficients, jnp.float32))
     x = x.astype(jnp.bfloat16).astype(jnp.float32) if released else x
     return x[:count, :, :columns]
 
