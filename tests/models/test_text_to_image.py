@@ -52,14 +52,13 @@ class Dit(NamedTuple):
 
 
 @functools.cache
-def dit_of(case, prefix):
-    architecture, params, _ = scale_rae.import_dit(under(case.weights, prefix))
-    return Dit(PromptedDiT(**architecture), params, prefix)
-
-
 def dit_case(case):
     """The DiT of a case of the kind `scale_rae_dit`, whose arguments are those that its tensors tell."""
-    constructor, dit = case.constructor, dit_of(case, "model.")
+    constructor, prefix = case.constructor, "model."
+    told_apart = constructor["dit"]["use_rope"] or constructor["dit"]["use_qknorm"]
+    heads = None if told_apart else constructor["model_heads"]
+    architecture, params, _ = scale_rae.import_dit(under(case.weights, prefix), heads)
+    dit = Dit(PromptedDiT(**architecture), params, prefix)
     assert constructor["dit_cls"] == "DiT" and not constructor["use_mlp"] and constructor["cond_silu"]
     asked = constructor["dit"]
     assert asked["use_gembed"] and not asked["wo_shift"] and not asked["use_DDT"] and asked["cond_silu"]
@@ -264,6 +263,7 @@ def system(case):
         num_heads=constructor["num_attention_heads"],
         rope_theta=constructor["rope_theta"],
         norm_epsilon=constructor["rms_norm_eps"],
+        text_dit_heads=constructor["diffusion_model_heads"],
     )
     back = scale_rae.write(model)
     assert back.keys() == tensors.keys()
@@ -280,7 +280,7 @@ def system(case):
     encode = VisionTransformer(**architecture | {"norm_epsilon": encoder["layer_norm_eps"]})
 
     def features(pixels):
-        return jax.jit(encode.apply)({"params": encoder_params}, nhwc(pixels))
+        return jax.jit(encode.apply)({"params": encoder_params}, nhwc(pixels.reshape(-1, *pixels.shape[-3:])))
 
     reader = Reader(LanguageModel(**parts["language_model"]), Adapters(**parts["adapters"]))
     dit = Dit(PromptedDiT(**parts["text_dit"]), model.params["text_dit"], "diff_head.model.")
@@ -290,7 +290,7 @@ def system(case):
 def training(parts, given, features, constructor, uniform=None):
     """`params -> (loss, everything on the way)` of a batch, as section 5 of the specification has it."""
     mask = given["answer_img_mask"].reshape(-1)
-    dropped = np.bool_(False) if uniform is None else uniform < constructor["diffusion_class_dropout_prob"]
+    dropped = np.bool_(False) if uniform is None else uniform.reshape(-1) < constructor["diffusion_class_dropout_prob"]
 
     def loss(params):
         x = parts.reader.input(params, features, given)
@@ -364,14 +364,14 @@ def test_text_and_then_an_image_are_generated_as_the_reference_does(case):
     prompt = np.atleast_2d(calls[0].inputs["input_ids"])
     start = int(np.ravel(calls[0].inputs["start_image_token_id"])[0])
     lengths = jnp.array([prompt.shape[1]])
+    expected = next(out for name, out in calls[0].outputs.items() if name.startswith("generated ids"))
 
     @jax.jit
     def answer(params):
         embedded = parts.reader.embedded(params, prompt)
-        return parts.reader.answer(params, embedded, lengths, image_start=start, turn_end=-1, most=16)
+        return parts.reader.answer(params, embedded, lengths, image_start=start, turn_end=-1, most=len(expected) + 4)
 
     said = answer(parts.params)
-    expected = next(out for name, out in calls[0].outputs.items() if name.startswith("generated ids"))
     np.testing.assert_array_equal(said.ids[0, : said.lengths[0]], expected)
     assert bool(said.shows[0])
     case.assert_close(said.condition, calls[0].outputs["condition"])
