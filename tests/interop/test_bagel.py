@@ -8,8 +8,11 @@ from flax.core import meta
 from golden import cases
 from golden_mixtures import mixture
 
+from rae_jax.components.component import Component
 from rae_jax.interop import bagel, kinds
+from rae_jax.interop.checkpoint_files import write_safetensors
 from rae_jax.interop.layout import flatten
+from rae_jax.interop.weights import load_weights
 from rae_jax.models.language_model import SIZES, LanguageModel
 from rae_jax.models.mixture_of_transformers import Images, MixtureOfTransformers, Texts
 from rae_jax.models.pack import Places
@@ -115,3 +118,14 @@ def test_what_bagels_files_cannot_hold_is_said():
     architecture |= {"head_grid": 0, "semantic_channels": 4}
     with pytest.raises(ValueError, match="no semantic tokens but those of their own vision encoder"):
         bagel.write(model)
+
+
+@cases(*WHOLE, where=lambda case: not case.constructor["visual_und"])  # configs have no vision encoder
+def test_a_config_may_name_an_official_file_as_its_weights(case, tmp_path):
+    model, params, _ = mixture(case)
+    write_safetensors(tmp_path / "ema.safetensors", case.weights)
+    part = Component("mixture", model, lambda key: model, "float32", "bagel", "", "this test")
+    loaded = load_weights(tmp_path / "ema.safetensors", structure(model), part.origin("file"), model, "mixture")
+    assert shapes(loaded) == shapes(params)
+    for path, value in flatten(loaded).items():
+        np.testing.assert_array_equal(value, flatten(params)[path], err_msg=path)
