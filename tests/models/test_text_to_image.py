@@ -493,3 +493,18 @@ def test_the_published_sizes_have_as_many_parameters_as_they_say():
         condition = told(jnp.zeros((1, 256, size["width"])))
         leaves = jax.tree.leaves(jax.eval_shape(model.init, jax.random.key(0), *shapes, condition))
         assert sum(leaf.size for leaf in leaves) / 1e9 == pytest.approx(counts[name], abs=0.006), name
+
+
+def test_prompts_of_several_lengths_are_each_read_as_if_alone():
+    language = LanguageModel(vocabulary=11, width=8, depth=1, num_heads=2, num_kv_heads=1, head_dim=4, hidden=8)
+    reader = Reader(language, Adapters(4, 8, 3, 6))
+    params = {
+        "language_model": random_params(language, jnp.zeros((1, 2), jnp.int32), std=0.5),
+        "adapters": random_params(reader.adapters, jnp.zeros((1, 3, 4)), jnp.zeros((1, 3, 8)), std=0.5),
+    }
+    ids, lengths = np.random.default_rng(0).integers(0, 11, (3, 6)), np.array([6, 2, 4])
+    together = jax.jit(reader.asked)(params, ids, lengths)
+    for row, length in enumerate(lengths):
+        alone = reader.asked(params, ids[row : row + 1, :length], lengths[row : row + 1])
+        np.testing.assert_allclose(together[row], alone[0], atol=1e-5)
+    assert np.abs(together[0] - together[1]).max() > 1e-3
