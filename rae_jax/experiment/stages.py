@@ -336,7 +336,9 @@ class Stages:
             if jax.process_index() == 0 and (edits := self.workdir / "edits.npz").exists():
                 results |= scored_with_baselines(*read_edits(edits))
         elif self.config.evaluation.scenes:
-            answers = Answers(self.config, self.weights) if self.weights.available("language_model") else None
+            answers = None  # of several processes, none has all that it takes to answer alone
+            if self.weights.available("language_model") and jax.process_count() == 1:
+                answers = Answers(self.config, self.weights)
             if jax.process_index() == 0:
                 results |= scene_results(self.workdir, answers)
         if jax.process_index() == 0:
