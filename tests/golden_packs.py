@@ -4,10 +4,6 @@ from typing import Any
 
 from rae_jax.data.packing import Item, Markers
 
-# Fields of the official constructors that change nothing here: the decoder's kind and the table of rotary angles, which
-# is computed for any length.
-DECODER = {"layer_module": "Qwen2MoTDecoderLayer"}
-
 
 def markers(constructor: dict[str, Any]) -> Markers:
     tokens = constructor["special_tokens"]
