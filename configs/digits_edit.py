@@ -13,9 +13,12 @@ from configs import base, digits, digits_text
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The experiment; `configs/digits_edit.py:tiny` takes seconds, for tests: nothing is learnt."""
-    words = base.words_of(variant, ("tiny",), file="configs/digits_edit.py")
-    config = digits_text.get_config(variant)
+    """The experiment; `configs/digits_edit.py:tiny` takes seconds, for tests: nothing is learnt.
+
+    `caption` paints the prompts of `configs/digits_text.py` instead, from texts alone; with `tiny`, `tiny-caption`.
+    """
+    words = base.words_of(variant, ("tiny",), ("caption",), file="configs/digits_edit.py")
+    config = digits_text.get_config("tiny" if "tiny" in words else "")
     config.stages = ("encoder", "decoder", "stats", "mixture")
     config.language_model.model = ConfigDict()
     config.flow.num_classes = 0
@@ -35,6 +38,9 @@ def get_config(variant: str = "") -> ConfigDict:
     config.sampling.num_samples = 500
     config.sampling.batch_size = 100
     config.sampling.guidance_scale = 2.0
+    if "caption" in words:
+        config.mixture.task, config.mixture.pack_sources = "caption", 0
+        config.sampling.num_samples = 600
     if "tiny" in words:
         digits.shorten(config.mixture.train)
         config.mixture.model.width, config.mixture.model.depth, config.mixture.model.hidden = 16, 1, 32

@@ -7,7 +7,7 @@ import pytest
 import runs
 from PIL import Image
 
-from configs import rpiae_edit, rpiae_t2i
+from configs import digits_edit, rpiae_edit, rpiae_t2i
 from rae_jax.data.scenes import SceneSource, render
 from rae_jax.evaluation.edits import read_edits
 from rae_jax.experiment.configuration import trace
@@ -93,6 +93,12 @@ def test_mistakes_end_in_a_line_each(tmp_path, picture):
     for number, (said, options) in enumerate(wrong.items()):
         status, output = run(tmp_path / str(number), *UNTRAINED, *options)
         assert status != 0 and said in output and "Traceback" not in output, output
+
+
+def test_scenes_are_painted_by_the_same_mixture():
+    config = digits_edit.get_config("tiny-caption")
+    trace(config, "mixture")
+    assert config.mixture.task == "caption" and not config.mixture.pack_sources and config.evaluation.scenes
 
 
 @pytest.mark.parametrize("variant", ["", "head"])
