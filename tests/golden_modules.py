@@ -93,7 +93,7 @@ def architecture_in_context(case: Case) -> dict[str, Any]:
         "grid_size": rest.pop("input_size"), "in_channels": rest.pop("in_channels"), "patch_size": patch,
         "width": width, "head_width": head_width, "depth": depth, "head_depth": head_depth,
         "num_heads": heads, "head_num_heads": head_heads, "mlp_ratio": rest.pop("mlp_ratio"),
-        "num_classes": 0 if text else rest.pop("num_classes"), "base_depth": rest.pop("base_model_depth"),
+        "num_classes": 0 if text else rest.pop("num_classes"), "base_depth": rest.pop("base_model_depth") or 0,
         "context_width": rest.pop("context_dim") or 0,
         "time_tokens": tokens["num_t_tokens"], "condition_tokens": tokens["num_c_tokens"],
         "alignment_depth": rest.pop("repa_layer_depth") if aligned else 0,

@@ -140,6 +140,7 @@ _META = Names(
     carried=(r"norm\.(weight|bias)", "mask_token"),
 )
 _META_SWIGLU = dict(up="mlp.w12", down="mlp.w3")
+_DINOV3_META_SWIGLU = dict(gate="mlp.w1", up="mlp.w2", down="mlp.w3")
 _DINOV3_META = dataclasses.replace(_META, position="", registers="storage_tokens")
 _PROJECTIONS_5 = {
     "query": "attention.q_proj",
@@ -159,6 +160,7 @@ NAMES = {
     ("dinov3_swiglu", 5): dataclasses.replace(_DINOV3, gate="mlp.gate_proj", block="model.layer.{}."),
     ("dinov3", 4): _DINOV3,
     ("dinov3", 5): dataclasses.replace(_DINOV3, block="model.layer.{}."),
+    ("dinov3_meta_swiglu", 4): dataclasses.replace(_DINOV3_META, **_DINOV3_META_SWIGLU),
     ("dinov3_meta", 4): _DINOV3_META,
     ("dinov2_meta_swiglu", 4): dataclasses.replace(_META, **_META_SWIGLU),
     ("dinov2_meta", 4): _META,
@@ -175,6 +177,8 @@ _OPTIONS = {
     "dinov2_meta": {"layer_scale": True},
     "dinov2_meta_swiglu": {"layer_scale": True, "activation": "swiglu"},
     "dinov3_meta": {"layer_scale": True, "positions": "rotary", "norm_epsilon": 1e-5, "stored_periods": True},
+    "dinov3_meta_swiglu": {"layer_scale": True, "positions": "rotary", "norm_epsilon": 1e-5, "stored_periods": True}
+    | {"activation": "swiglu"},
     "siglip": {"cls_token": False, "activation": "gelu_tanh"},
     "mae": {"positions": "sincos", "norm_epsilon": 1e-12},
 }
@@ -192,7 +196,7 @@ def identify(names: Iterable[str]) -> tuple[str, int]:
     for key, candidate in NAMES.items():
         parts = (candidate.query, candidate.down, candidate.attention_norm, *filter(None, [candidate.gate]))
         signs = {f"{candidate.block}{part}.weight" for part in parts} | (
-            {PERIODS} if key[0] == "dinov3_meta" else set()
+            {PERIODS} if key[0].startswith("dinov3_meta") else set()
         )
         if signs <= anywhere:
             return key

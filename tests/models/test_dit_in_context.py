@@ -45,6 +45,15 @@ def block_outputs(captured, name):
     return np.stack([captured[n]["__call__"][0] for n in names])
 
 
+def head_condition(inside):
+    """The projected condition of the head; where the widths are equal there is no projection."""
+    if "head_projection" in inside:
+        return inside["head_projection"]["__call__"][0]
+    image = block_outputs(inside, "head_blocks").shape[2]
+    time = inside["time_embedding"]["__call__"][0][:, None]
+    return jax.nn.silu(time + block_outputs(inside, "blocks")[-1][:, :image])
+
+
 # The outputs of the official calls, from ours and from what its modules returned.
 WHERE = {
     "full": lambda out, inside: out.full,
@@ -55,7 +64,7 @@ WHERE = {
     "class tokens": lambda out, inside: inside["class_tokens"]["__call__"][0],
     "text tokens: proj(norm(context))": lambda out, inside: inside["context_projection"]["__call__"][0],
     "output of every trunk block, all tokens, stacked": lambda out, inside: block_outputs(inside, "blocks"),
-    "condition of the head, after s_projector": lambda out, inside: inside["head_projection"]["__call__"][0],
+    "condition of the head, after s_projector": lambda out, inside: head_condition(inside),
     "output of every head block, stacked": lambda out, inside: block_outputs(inside, "head_blocks"),
 }
 

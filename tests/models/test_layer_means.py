@@ -24,7 +24,6 @@ TINY |= {"layer_scale": True, "key_bias": False, "positions": "rotary", "norm_ep
 def parts(case):
     """Models of encoder and decoder in the file."""
     config = case.description["encoder_config"]
-    assert (config["ffn_layer"], config["mask_k_bias"]) == ("mlp", True)
     encoder = kinds.import_model("dinov3_meta", case.weights_under("encoder."), num_heads=config["num_heads"])
     architecture = case.description["decoder_config"]
     heads = architecture["decoder_num_attention_heads"]
@@ -149,6 +148,18 @@ def test_dinov2_of_metas_names_is_hugging_faces_under_others():
         stem = "encoder.layer.0.attention.attention"
         rows = np.concatenate([theirs[f"{stem}.{part}.weight"] for part in ("query", "key", "value")])
         np.testing.assert_array_equal(official["blocks.0.attn.qkv.weight"], rows)
+
+
+@pytest.mark.parametrize("activation", ["gelu", "swiglu"])
+def test_dinov3_of_metas_names_without_registers_or_mask_comes_back(activation):
+    architecture = TINY | {"num_registers": 0, "key_bias": True, "activation": activation}
+    images = np.zeros((1, 8, 8, 3), np.float32)
+    params = random_params(VisionTransformer(**architecture), images)
+    official = kinds.export_model("dinov3_meta", Model(architecture, params))
+    assert not any(name.endswith("bias_mask") or name == "storage_tokens" for name in official)
+    assert ("blocks.0.mlp.w1.weight" in official) == (activation == "swiglu")
+    back = kinds.import_model("dinov3_meta", official, num_heads=architecture["num_heads"])
+    jax.tree.map(np.testing.assert_array_equal, back.params, params)
 
 
 @pytest.mark.parametrize(

@@ -46,8 +46,10 @@ def conditions(case, call):
 def point_of(case, call):
     """The training point of an official call's draws."""
     normal, uniform = call.inputs["normal"], call.inputs["uniform"]
-    assert call.inputs.get("time_dist_type", "logit-normal_0_1") == "logit-normal_0_1"
-    t = shift_times(logit_normal_times(ndtr(normal), largest=1.0), shift_of(call))
+    distribution, mean, std = call.inputs.get("time_dist_type", "logit-normal_0_1").split("_")
+    assert distribution == "logit-normal"
+    times = logit_normal_times(ndtr(normal), float(mean), float(std), largest=1.0)
+    t = shift_times(times, shift_of(call))
     z, eps = tokens(call.inputs["x1"]), tokens(call.inputs["noise"])
     dropped = uniform < call.inputs["cfg_dropout_prob"]
     asked, null = conditions(case, call)
