@@ -111,5 +111,13 @@ def _unclipped(config: ConfigDict) -> tuple[optax.GradientTransformation, Schedu
     )
     if config.name == "adamw":
         return adamw, schedule
-    fields = {name: config[f"muon_{name}"] for name in ("momentum", "nesterov", "coefficients", "products")}
-    return muon(schedule, adamw, weight_decay=config.weight_decay, **fields), schedule
+    update = muon(
+        schedule,
+        adamw,
+        momentum=config.muon_momentum,
+        nesterov=config.muon_nesterov,
+        weight_decay=config.weight_decay,
+        coefficients=config.muon_coefficients,
+        products=config.muon_products,
+    )
+    return update, schedule
