@@ -78,6 +78,7 @@ class Generation:
                 Sampled(f"samples{end}", network, decoding, flow_map_generator(config, times))
                 for end, times in few_step_names(config).items()
             ]
+        self._networks = "'text_dit'" if speaks(config) and config.text_dit.model else "'flow' or a flow map"
         self._network_trained = bool(flow_maps) or any(weights.available(name) for name in ("flow", "text_dit"))
 
     @property
@@ -88,7 +89,7 @@ class Generation:
     def require_weights(self) -> None:
         """Raises ValueError unless there are weights of a network, and of what turns its latents into images."""
         if not self.possible:
-            needed = " and ".join(("'flow', 'text_dit' or a flow map", *map(repr, self._decoding)))
+            needed = " and ".join((self._networks, *map(repr, self._decoding)))
             raise ValueError(
                 f"sampling needs trained weights of {needed}: train these stages in {self._workdir}, "
                 "or set weights in their sections of the config"
