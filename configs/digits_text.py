@@ -62,7 +62,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config.text_dit.model = base.text_dit(width=128, depth=4, num_heads=4)
     config.flow.shift_base = 256  # a shift of 2
     config.text_to_image.loss_chunk = 80
-    stage(config.text_to_image.train, steps=3000, batch_size=32, learning_rate=2e-3, ema_decay=0.998)
+    config.text_to_image.question_share = 0.3  # painting takes longer to learn
+    stage(config.text_to_image.train, steps=3600, batch_size=32, learning_rate=2e-3, ema_decay=0.998)
     stage_optimizer(config, learning_rate=2e-3)
     config.text_to_image.train.pictures_every = 1000
 

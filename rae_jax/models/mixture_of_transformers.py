@@ -328,7 +328,7 @@ class MixtureOfTransformers(nn.Module):
         Args:
           context: the places of the tokens in the collection `cache`, which come before these.
         """
-        table = named(nn.initializers.normal(0.02), "vocabulary", "embed")
+        table = named(nn.initializers.normal(self.width**-0.5), "vocabulary", "embed")
         table = self.param("embedding", table, (self.vocabulary, self.width))
         if self.language_head == "own":
             head = named(nn.initializers.normal(0.02), "vocabulary", "embed")
