@@ -91,10 +91,7 @@ def stage(train: ConfigDict, *, steps: int, batch_size: int, learning_rate: floa
 
 def shrink(config: ConfigDict) -> None:
     """Makes every part small and every stage short."""
-    config.encoder.model.width = config.encoder.head.width = config.decoder.model.width = 16
-    config.encoder.model.depth = config.encoder.head.depth = config.decoder.model.depth = 1
-    config.encoder.model.num_heads = config.encoder.head.num_heads = config.decoder.model.num_heads = 2
-    config.encoder.model.mlp_dim = config.encoder.head.mlp_dim = config.decoder.model.mlp_dim = 32
+    shrink_autoencoder(config)
     config.flow.model.width, config.flow.model.depth, config.flow.model.num_heads = 16, 1, 2
     config.flow.model.head_width, config.flow.model.head_depth, config.flow.model.head_num_heads = 16, 1, 2
     config.guide.model = config.flow.model.copy_and_resolve_references()
@@ -107,6 +104,14 @@ def shrink(config: ConfigDict) -> None:
     config.sampling.num_samples = 20
     config.sampling.num_steps = 4
     config.lpips.weights = config.lpips_alexnet.weights = ""  # they would take longer than everything else
+
+
+def shrink_autoencoder(config: ConfigDict) -> None:
+    """A small encoder and a small decoder."""
+    config.encoder.model.width = config.encoder.head.width = config.decoder.model.width = 16
+    config.encoder.model.depth = config.encoder.head.depth = config.decoder.model.depth = 1
+    config.encoder.model.num_heads = config.encoder.head.num_heads = config.decoder.model.num_heads = 2
+    config.encoder.model.mlp_dim = config.encoder.head.mlp_dim = config.decoder.model.mlp_dim = 32
 
 
 def shorten(train: ConfigDict) -> None:

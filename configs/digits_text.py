@@ -4,14 +4,14 @@
     python -m rae_jax.main --config=configs/digits_text.py --mode=sample --prompt="a red two at the top left"
 
 An encoder is pretrained on the scenes and frozen, a decoder inverts it, the latents' statistics are measured; then a
-small language model is trained from nothing, together with the DiT that its hidden states condition, on requests and
-questions half and half.
+small language model is trained from nothing, together with the DiT that its hidden states condition, on requests and,
+less often, on questions.
 """
 
 from ml_collections import ConfigDict
 
 from configs import base
-from configs.digits import shorten, stage
+from configs.digits import shorten, shrink_autoencoder, stage
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -113,10 +113,7 @@ def stage_optimizer(config: ConfigDict, *, learning_rate: float) -> None:
 
 def shrink(config: ConfigDict) -> None:
     """Makes every part small and every stage short."""
-    config.encoder.model.width = config.encoder.head.width = config.decoder.model.width = 16
-    config.encoder.model.depth = config.encoder.head.depth = config.decoder.model.depth = 1
-    config.encoder.model.num_heads = config.encoder.head.num_heads = config.decoder.model.num_heads = 2
-    config.encoder.model.mlp_dim = config.encoder.head.mlp_dim = config.decoder.model.mlp_dim = 32
+    shrink_autoencoder(config)
     config.language_model.model.width, config.language_model.model.depth = 16, 1
     config.language_model.model.num_heads, config.language_model.model.num_kv_heads = 2, 1
     config.language_model.model.head_dim, config.language_model.model.hidden = 8, 16

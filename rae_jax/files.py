@@ -2,11 +2,12 @@
 
 import argparse
 import contextlib
+import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 
 class NotLocal(ValueError, argparse.ArgumentTypeError):
@@ -49,3 +50,9 @@ def whole_file(path: str | Path) -> Iterator[IO[bytes]]:
     """A binary file to write that appears as `path` when the block ends, or not at all if it fails."""
     with whole_path(path) as temporary, temporary.open("wb") as file:
         yield file
+
+
+def write_json_lines(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Writes `rows` to `path`, a line of JSON each, atomically."""
+    with whole_file(path) as file:
+        file.write("".join(json.dumps(row) + "\n" for row in rows).encode())

@@ -195,7 +195,8 @@ def differences(name: str) -> dict[str, tuple[Any, Any]]:
 def test_a_config_does_what_its_official_run_does(name):
     if counterpart(name) is None:
         pytest.skip(f"no config is {name}")
-    few = min(7, sum(value is not None for value in flattened(effective(name)).values()) - 2)  # of papers' short ones
+    told = sum(value is not None for value in flattened(effective(name)).values())
+    few = 7 if told >= 7 else told - 2  # a paper tells no more
     assert len(compared(name)) >= few, f"{name} has hardly a field of those that a config has"
     reasons = purposes(name)
     unlisted = {

@@ -28,6 +28,7 @@ from rae_jax.experiment.generation import Generation
 from rae_jax.experiment.weights import Weights
 from rae_jax.experiment.workdir import CONFIG
 from rae_jax.files import local_path
+from rae_jax.interop.weights import tuples
 from rae_jax.training import sharding
 from rae_jax.training.progress import RunLog
 
@@ -125,19 +126,13 @@ def recalled(workdir: Path) -> ConfigDict:
     file = workdir / CONFIG
     if not file.is_file():
         raise ValueError(f"--workdir={workdir}: there is no run, for there is no {file}")
-    return ConfigDict(_over(base.get_config().to_dict(), _tuples(json.loads(file.read_text()))))
+    return ConfigDict(_over(base.get_config().to_dict(), tuples(json.loads(file.read_text()))))
 
 
 def _over(defaults: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
     both = {name: value for name, value in defaults.items() if name not in values}
     nested = lambda name: isinstance(values[name], dict) and isinstance(defaults.get(name), dict)  # noqa: E731
     return both | {name: _over(defaults[name], values[name]) if nested(name) else values[name] for name in values}
-
-
-def _tuples(value: Any) -> Any:
-    if isinstance(value, list):
-        return tuple(_tuples(item) for item in value)
-    return {name: _tuples(item) for name, item in value.items()} if isinstance(value, dict) else value
 
 
 def page(session: Session) -> Any:

@@ -38,6 +38,7 @@ from rae_jax.files import whole_file
 from rae_jax.flow import samplers
 from rae_jax.flow.times import sampling_times
 from rae_jax.sampling.generator import sample_keys
+from rae_jax.sampling.samples import save_png
 from rae_jax.training import sharding
 from rae_jax.training.progress import RunLog
 
@@ -165,7 +166,7 @@ def show(config: ConfigDict, file: str, workdir: Path, kind: str, count: int) ->
                 figure.savefig(stream, format="png")
         else:
             draw = {"latents": latents, "trajectories": trajectories}[kind]
-            pictures.save_png(path, draw(stages, latent_space(config)))
+            save_png(path, draw(stages, latent_space(config)))
     return path
 
 

@@ -5,12 +5,11 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from rae_jax.components.component import Component, of_module
+from rae_jax.components.component import Component, of_module, spec
 from rae_jax.components.encoders import tokens_shape
 from rae_jax.components.language import opened
 from rae_jax.components.latent_spaces import latent_space
@@ -55,17 +54,17 @@ def mixture(config: ConfigDict) -> Component:
     }
 
     def places(count: int) -> Places:
-        return Places(*(jax.ShapeDtypeStruct((1, count), jnp.int32) for _ in Places._fields))
+        return Places(*(spec(count, dtype=jnp.int32) for _ in Places._fields))
 
     def images(width: int) -> Images:
         return Images(
-            jax.ShapeDtypeStruct((1, tokens, width), jnp.float32),
-            jax.ShapeDtypeStruct((1, tokens), jnp.int32),
+            spec(tokens, width),
+            spec(tokens, dtype=jnp.int32),
             places(tokens),
-            jax.ShapeDtypeStruct((1, tokens), jnp.float32),
+            spec(tokens),
         )
 
-    texts = Texts(jax.ShapeDtypeStruct((1, 2), jnp.int32), places(2))
+    texts = Texts(spec(2, dtype=jnp.int32), places(2))
     semantic = [images(features)] if section.semantic else []
     return of_module(
         config,

@@ -25,7 +25,7 @@ from rae_jax.data.conversations import (
     tables,
 )
 from rae_jax.data.decoding import decode_image
-from rae_jax.data.scene_words import caption, partial_caption, question
+from rae_jax.data.scene_words import PARTIAL, caption, partial_caption, question
 from rae_jax.data.scenes import SceneSource, render
 from rae_jax.data.tokenizer import Tokenizer
 from rae_jax.data.transforms import Transform
@@ -33,7 +33,6 @@ from rae_jax.data.transforms import Transform
 log = logging.getLogger(__name__)
 
 Turns = Sequence[Mapping[str, str]]
-PARTIAL = 0.25  # of the captions of scenes, those that leave something open
 
 
 class Conversations(Protocol):

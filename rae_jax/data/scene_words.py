@@ -22,6 +22,7 @@ CATEGORIES = {
     "position": (2, 3),
     "color_attr": (2,),
 }
+PARTIAL = 0.25  # of the captions to learn from, those that leave something open
 OPENINGS = ("", "", "a picture of ", "draw ")
 
 

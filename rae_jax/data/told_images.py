@@ -97,7 +97,7 @@ class ToldScenes:
         if self._question_share and scenes.randomness("asked", index, draw).random_sample() < self._question_share:
             return answered(items, *scene_words.question(items, random))
         if self._task == "caption":
-            say = scene_words.partial_caption if random.rand() < 0.25 else scene_words.caption
+            say = scene_words.partial_caption if random.rand() < scene_words.PARTIAL else scene_words.caption
             return captioned(say(items, random), items)
         items, edit = self.edit(index, draw)
         return edited([items, edit.target], [edit.instruction])

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from rae_jax.evaluation.scene_judge import Edited, SceneJudge, judge_edit, train_scene_judge
-from rae_jax.files import whole_file
+from rae_jax.files import whole_file, write_json_lines
 from rae_jax.sampling.samples import check_images, open_npz
 
 Rows = Sequence[Mapping[str, Any]]
@@ -29,8 +29,7 @@ def write_edits(path: Path, sources: np.ndarray, edited: np.ndarray, rows: Rows)
         check_images(images, name)
         if len(images) != len(rows):
             raise ValueError(f"there are {len(images)} {name} for {len(rows)} edits")
-    with whole_file(path.with_suffix(".jsonl")) as file:
-        file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
+    write_json_lines(path.with_suffix(".jsonl"), rows)
     with whole_file(path) as file:
         np.savez(file, sources=sources, edited=edited)
 

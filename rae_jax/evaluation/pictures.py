@@ -1,6 +1,5 @@
 """Pictures of a run: grids of samples and reconstructions, and curves of its metrics, as arrays and as PNG files."""
 
-import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,19 +9,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
-from rae_jax.files import whole_file
 from rae_jax.sampling.samples import check_images
 
 PAPER, INK, ACCENT = (255, 255, 255), (60, 60, 60), "#2a6f97"
 MIN_TILE = 64  # smaller images are enlarged by a whole factor, pixel for pixel
-
-
-def save_png(path: str | Path, picture: np.ndarray) -> None:
-    """Writes `picture: [H, W, 3]` uint8 as a PNG file, atomically."""
-    encoded = io.BytesIO()
-    Image.fromarray(picture).save(encoded, format="png")
-    with whole_file(path) as file:
-        file.write(encoded.getbuffer())
 
 
 def image_grid(

@@ -27,7 +27,7 @@ from rae_jax.experiment.weights import Weights
 from rae_jax.sampling import benchmarks
 from rae_jax.sampling.batches import sample_batches
 from rae_jax.sampling.instructed import instructed_generator, parts_beside
-from rae_jax.sampling.samples import write_samples
+from rae_jax.sampling.samples import save_png, write_samples
 from rae_jax.training.progress import RunLog
 
 Row = dict[str, Any]
@@ -79,9 +79,7 @@ class Editing:
         if self._edits:
             sources = np.stack([request.image for request in requests])
             write_edits(self._workdir / "edits.npz", sources, images, rows)
-            pictures.save_png(
-                self._workdir / "edits.png", before_and_after(sources, images, [r.text for r in requests])
-            )
+            save_png(self._workdir / "edits.png", before_and_after(sources, images, [r.text for r in requests]))
             self._log.say(f"edits: {len(images)} in {self._workdir / 'edits.npz'}, some of them in edits.png")
             return
         write_samples(self._workdir / "samples.npz", images, prompts=np.array([row["prompt"] for row in rows]))
@@ -128,7 +126,7 @@ class Editing:
             sheet = pictures.image_grid(
                 np.stack([image, *images]), columns=SEEDS + 1, captions=names, title=instruction
             )
-            pictures.save_png(path, sheet)
+            save_png(path, sheet)
         self._log.say(f"{path}: {instruction}")
         return path
 

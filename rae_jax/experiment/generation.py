@@ -22,7 +22,7 @@ from rae_jax.files import whole_file
 from rae_jax.sampling.batches import PartialSamples, sample_batches
 from rae_jax.sampling.generator import Generator, few_step_names, flow_map_generator, generator, guiding_component
 from rae_jax.sampling.prompted import prompted_generator
-from rae_jax.sampling.samples import write_png_folder, write_samples
+from rae_jax.sampling.samples import save_png, write_png_folder, write_samples
 from rae_jax.training import sharding
 from rae_jax.training.progress import RunLog
 
@@ -144,7 +144,7 @@ class Generation:
                     written.write((json.dumps(request, indent=2) + "\n").encode())
                 if self._png:
                     write_png_folder(self._workdir / file.name, partial.images, **arrays)
-                pictures.save_png(path.with_suffix(".png"), self._picture(partial.images, asked))
+                save_png(path.with_suffix(".png"), self._picture(partial.images, asked))
                 partial.remove()
             self._log.say(f"{file.name}: {self._count} in {path}, some of them in {path.with_suffix('.png')}")
 
@@ -169,7 +169,7 @@ class Generation:
             images = np.concatenate(list(self._images(file, asked, indices)))
             path = self._workdir / f"{file.name.replace('samples', 'seed_grid')}.png"
             if jax.process_index() == 0:
-                pictures.save_png(path, pictures.grouped_grid(images, groups))
+                save_png(path, pictures.grouped_grid(images, groups))
             self._log.say(f"{path}: {', '.join(caption for caption, _ in groups)}, a column a noise")
 
     @property

@@ -42,7 +42,7 @@ from rae_jax.evaluation.metrics import (
 from rae_jax.experiment.weights import Weights
 from rae_jax.models.autoencoder import to_uint8
 from rae_jax.sampling.generator import few_step_names
-from rae_jax.sampling.samples import open_npz
+from rae_jax.sampling.samples import open_npz, save_png
 from rae_jax.training.progress import RunLog
 
 TRAIN, HELD_OUT, PAIRED = "train", "held_out", "paired"  # sets of images, and pairs that are written
@@ -217,7 +217,7 @@ class Results:
         if writing:
             originals, reconstructions = (np.concatenate(images) for images in zip(*shown, strict=True))
             picture = pictures.reconstruction_grid(originals, {"reconstruction": reconstructions})
-            pictures.save_png(path.with_suffix(".png"), picture)
+            save_png(path.with_suffix(".png"), picture)
         return found
 
     def _of_samples(self, path: Path, judge: Judge | None) -> Summary:

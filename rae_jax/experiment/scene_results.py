@@ -8,7 +8,6 @@ answers.jsonl  a line for each question about a held-out scene: question, answer
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -17,7 +16,7 @@ from rae_jax.data.scene_words import CATEGORIES, question
 from rae_jax.data.scenes import SceneSource, described, description, randomness, render, seen
 from rae_jax.evaluation.answers import exact
 from rae_jax.evaluation.scene_judge import SceneJudge, exactly, painted, train_scene_judge
-from rae_jax.files import whole_file
+from rae_jax.files import whole_file, write_json_lines
 from rae_jax.sampling.samples import open_npz
 
 QUESTIONS = 600
@@ -39,7 +38,7 @@ def of_samples(workdir: Path, judge: SceneJudge) -> dict[str, float]:
     lines = [
         {"prompt": p.text, "category": p.category, "seen": seen(p.items), "scene": described(p.items)} for _, p in rows
     ]
-    _write_lines(workdir / "samples.jsonl", lines)
+    write_json_lines(workdir / "samples.jsonl", lines)
     with whole_file(workdir / "scenes.json") as file:
         file.write((json.dumps(description(), indent=1) + "\n").encode())
     looked = judge.look(np.stack([image for image, _ in rows]))
@@ -72,7 +71,7 @@ def of_answers(workdir: Path, answer: Callable[[np.ndarray, Sequence[str]], list
         {"question": text, "answer": words, "expected": expected, "seen": seen(items)}
         for (text, expected), words, items in zip(asked, said, scenes, strict=True)
     ]
-    _write_lines(workdir / "answers.jsonl", lines)
+    write_json_lines(workdir / "answers.jsonl", lines)
     return {"answers": float(np.mean([exact(line["answer"], [line["expected"]]) for line in lines]))}
 
 
@@ -96,8 +95,3 @@ def scene_results(workdir: Path, answer: Callable[..., list[str]] | None) -> dic
     if (workdir / "samples.npz").exists():
         results |= of_samples(workdir, judge) | of_judge(judge)
     return results | (of_answers(workdir, answer) if answer else {})
-
-
-def _write_lines(path: Path, lines: Sequence[dict[str, Any]]) -> None:
-    with whole_file(path) as file:
-        file.write("".join(json.dumps(line) + "\n" for line in lines).encode())

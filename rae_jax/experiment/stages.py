@@ -46,6 +46,7 @@ from rae_jax.files import whole_file
 from rae_jax.models.autoencoder import to_uint8
 from rae_jax.objectives.catalogue import objective_of
 from rae_jax.objectives.objective import Objective, stage_key
+from rae_jax.sampling.samples import save_png
 from rae_jax.training import sharding
 from rae_jax.training.checkpoint_weights import CHECKPOINTS, steps_in
 from rae_jax.training.loop import fit
@@ -297,7 +298,7 @@ class Stages:
                 else:
                     picture = pictures.image_grid(images["samples"], columns=8)
                 path = self.workdir / stage / f"step_{step}.png"
-                pictures.save_png(path, picture)
+                save_png(path, picture)
                 self.log.image(stage, path, picture, step)
 
         return take

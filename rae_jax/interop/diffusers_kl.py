@@ -7,11 +7,11 @@ import numpy as np
 
 from rae_jax.interop.layout import (
     CONV,
-    IDENTITY,
     LINEAR,
     Layout,
     Rule,
     Tensors,
+    affine,
     export_params,
     import_params,
     require,
@@ -84,14 +84,14 @@ def rules(architecture: Mapping[str, Any], names: str = "current") -> list[Rule]
             for j in range(blocks):
                 result += _attention(f"{down}.attentions.{j}", f"encoder/level_{i}_attention_{j}", projections)
         if i < last:
-            result += _layer(f"{down}.downsamplers.0.conv", f"encoder/level_{i}_down", CONV)
+            result += affine(f"{down}.downsamplers.0.conv", f"encoder/level_{i}_down", CONV)
     result += decoder_rules(
         channels, blocks, architecture["decoder_attention_levels"], architecture["middle_attention"], projections
     )
     if architecture["quant"]:
-        result += _layer("quant_conv", "quant_linear", POINTWISE)
+        result += affine("quant_conv", "quant_linear", POINTWISE)
     if architecture["post_quant"]:
-        result += _layer("post_quant_conv", "post_quant_linear", POINTWISE)
+        result += affine("post_quant_conv", "post_quant_linear", POINTWISE)
     return result
 
 
@@ -112,29 +112,20 @@ def decoder_rules(
             for j in range(blocks_per_level + 1):
                 result += _attention(f"{up}.attentions.{j}", f"decoder/level_{i}_attention_{j}", projections)
         if i > 0:
-            result += _layer(f"{up}.upsamplers.0.conv", f"decoder/level_{i}_up", CONV)
+            result += affine(f"{up}.upsamplers.0.conv", f"decoder/level_{i}_up", CONV)
     return result
 
 
 def _ends(half: str, middle_attention: bool, projections: Mapping[str, str]) -> list[Rule]:
     """The first, middle and last layers of encoder or decoder."""
-    result = _layer(f"{half}.conv_in", f"{half}/conv_in", CONV)
-    result += _layer(f"{half}.conv_norm_out", f"{half}/norm_out")
-    result += _layer(f"{half}.conv_out", f"{half}/conv_out", CONV)
+    result = affine(f"{half}.conv_in", f"{half}/conv_in", CONV)
+    result += affine(f"{half}.conv_norm_out", f"{half}/norm_out")
+    result += affine(f"{half}.conv_out", f"{half}/conv_out", CONV)
     for i in range(2):
         result += _residual(f"{half}.mid_block.resnets.{i}", f"{half}/middle_residual_{i}", shortcut=False)
     if middle_attention:
         result += _attention(f"{half}.mid_block.attentions.0", f"{half}/middle_attention", projections)
     return result
-
-
-def _layer(official: str, ours: str, layout: Layout | None = None) -> list[Rule]:
-    """A convolution or linear layer with its `layout`, or a norm, and the bias of either."""
-    weight = f"{ours}/kernel" if layout else f"{ours}/scale"
-    return [
-        Rule(f"{official}.weight", weight, layout or IDENTITY),
-        Rule(f"{official}.bias", f"{ours}/bias", IDENTITY),
-    ]
 
 
 def _level(official: str, ours: str, count: int, shortcut: bool) -> list[Rule]:
@@ -146,20 +137,20 @@ def _level(official: str, ours: str, count: int, shortcut: bool) -> list[Rule]:
 
 
 def _residual(official: str, ours: str, shortcut: bool) -> list[Rule]:
-    result = _layer(f"{official}.conv_shortcut", f"{ours}/shortcut", POINTWISE) if shortcut else []
+    result = affine(f"{official}.conv_shortcut", f"{ours}/shortcut", POINTWISE) if shortcut else []
     for i in range(2):
-        result += _layer(f"{official}.norm{i + 1}", f"{ours}/norm_{i}")
-        result += _layer(f"{official}.conv{i + 1}", f"{ours}/conv_{i}", CONV)
+        result += affine(f"{official}.norm{i + 1}", f"{ours}/norm_{i}")
+        result += affine(f"{official}.conv{i + 1}", f"{ours}/conv_{i}", CONV)
     return result
 
 
 def _attention(official: str, ours: str, projections: Mapping[str, str]) -> list[Rule]:
-    result = _layer(f"{official}.group_norm", f"{ours}/norm")
+    result = affine(f"{official}.group_norm", f"{ours}/norm")
     qkv = [f"{official}.{projections[name]}" for name in ("query", "key", "value")]
     for leaf, our_leaf in (("weight", "kernel"), ("bias", "bias")):
         sources = tuple(f"{projection}.{leaf}" for projection in qkv)
         result.append(Rule(sources, f"{ours}/attention/qkv/{our_leaf}", to_heads(1)))
-    result += _layer(f"{official}.{projections['out']}", f"{ours}/attention/out", LINEAR)
+    result += affine(f"{official}.{projections['out']}", f"{ours}/attention/out", LINEAR)
     return result
 
 

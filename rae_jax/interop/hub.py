@@ -4,6 +4,7 @@ Files go through the cache of `huggingface_hub`, an optional package, and obey i
 cache is, `HF_TOKEN` opens gated repositories, `HF_HUB_OFFLINE=1` uses what is in the cache and asks nobody.
 """
 
+import functools
 import re
 from pathlib import Path
 
@@ -17,9 +18,13 @@ def local(source: str | Path) -> str | Path:
     Raises:
       ValueError: it is no whole address, `huggingface_hub` is not installed, or there is no such file.
     """
-    if not str(source).startswith(SCHEME):
-        return source
-    found = _ADDRESS.fullmatch(str(source))
+    return fetched(str(source)) if str(source).startswith(SCHEME) else source
+
+
+@functools.cache  # a run looks its weights up many times, and each time the Hub would be asked
+def fetched(source: str) -> str:
+    """`local` of an address, once in a process."""
+    found = _ADDRESS.fullmatch(source)
     if not found:
         raise ValueError(
             f"{source} is no address on the Hub: those are hf://OWNER/NAME/PATH, hf://OWNER/NAME@REVISION/PATH"

@@ -214,6 +214,12 @@ def under(tensors: Mapping[str, np.ndarray], prefix: str) -> Tensors:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
+def affine(official: str, ours: str, weight: Layout | None = None) -> list[Rule]:
+    """Weight and bias: of a norm, or with a layout for the weight of a linear layer or a convolution."""
+    kernel = Rule(f"{official}.weight", f"{ours}/{'kernel' if weight else 'scale'}", weight or IDENTITY)
+    return [kernel, Rule(f"{official}.bias", f"{ours}/bias", IDENTITY)]
+
+
 def prefixed(rules: list[Rule], official: str, ours: str) -> list[Rule]:
     """The rules with a prefix before every official name and every path of ours."""
 

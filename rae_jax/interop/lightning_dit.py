@@ -14,6 +14,7 @@ from rae_jax.interop.layout import (
     Layout,
     Rule,
     Tensors,
+    affine,
     export_params,
     fused,
     import_params,
@@ -150,7 +151,7 @@ def mlp_ratio(hidden: Mapping[int, int], swiglu: bool) -> float:
 
 def linear(official: str, ours: str) -> list[Rule]:
     """A linear layer with a bias."""
-    return [Rule(f"{official}.weight", f"{ours}/kernel", LINEAR), Rule(f"{official}.bias", f"{ours}/bias", IDENTITY)]
+    return affine(official, ours, LINEAR)
 
 
 def modulation(official: str, ours: str, names: tuple[str, ...]) -> list[Rule]:

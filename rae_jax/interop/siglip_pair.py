@@ -11,6 +11,7 @@ from rae_jax.interop.layout import (
     LINEAR,
     Layout,
     Rule,
+    affine,
     count_blocks,
     import_params,
     patch_embedding,
@@ -60,11 +61,6 @@ def architecture(tensors: Mapping[str, np.ndarray], heads: Mapping[str, int] | N
 
 def rules(model: ImageTextModel) -> list[Rule]:
     """The rules of both towers."""
-
-    def affine(official: str, ours: str, weight: Layout | None = None) -> list[Rule]:
-        kernel = Rule(f"{official}.weight", f"{ours}/{'kernel' if weight else 'scale'}", weight or IDENTITY)
-        return [kernel, Rule(f"{official}.bias", f"{ours}/bias", IDENTITY)]
-
     result = [
         Rule("logit_scale", "scale", IDENTITY),
         Rule("logit_bias", "bias", IDENTITY),

@@ -11,6 +11,7 @@ from rae_jax.interop.layout import (
     LINEAR,
     Layout,
     Rule,
+    affine,
     import_params,
     patch_embedding,
     stacked,
@@ -23,33 +24,27 @@ from rae_jax.models.representations import ConvNeXtV2, PooledVisionTransformer
 CARRIED = (r"head\..*", r"fc_norm\..*", r"mask_token")
 
 
-def _affine(official: str, ours: str, weight: Layout | None = None) -> list[Rule]:
-    """Weight and bias: of a norm, or with a layout for the weight of a linear layer or a convolution."""
-    kernel = Rule(f"{official}.weight", f"{ours}/{'kernel' if weight else 'scale'}", weight or IDENTITY)
-    return [kernel, Rule(f"{official}.bias", f"{ours}/bias", IDENTITY)]
-
-
 def _transformer(module: PooledVisionTransformer) -> list[Rule]:
     heads = stacked(to_heads(module.num_heads))
     result = [
-        *_affine("patch_embed.proj", "embedding/patch", patch_embedding(module.patch_size)),
+        *affine("patch_embed.proj", "embedding/patch", patch_embedding(module.patch_size)),
         Rule("pos_embed", "embedding/position_embedding", without_leading(1)),
-        *_affine("norm", "norm"),
+        *affine("norm", "norm"),
     ]
     if module.cls_token:
         result.append(Rule("cls_token", "embedding/cls_token", without_leading(1)))
     if module.pre_norm:
-        result += _affine("norm_pre", "pre_norm")
+        result += affine("norm_pre", "pre_norm")
     for i in range(module.depth):
         block, ours = f"blocks.{i}.", f"blocks_{i}/"
         result += [
-            *_affine(f"{block}norm1", f"{ours}attention_norm"),
-            *_affine(f"{block}norm2", f"{ours}mlp_norm"),
+            *affine(f"{block}norm1", f"{ours}attention_norm"),
+            *affine(f"{block}norm2", f"{ours}mlp_norm"),
             Rule(f"{block}attn.qkv.weight", f"{ours}attention/qkv/kernel", heads),
             Rule(f"{block}attn.qkv.bias", f"{ours}attention/qkv/bias", heads),
-            *_affine(f"{block}attn.proj", f"{ours}attention/out", LINEAR),
-            *_affine(f"{block}mlp.fc1", f"{ours}mlp/up", LINEAR),
-            *_affine(f"{block}mlp.fc2", f"{ours}mlp/down", LINEAR),
+            *affine(f"{block}attn.proj", f"{ours}attention/out", LINEAR),
+            *affine(f"{block}mlp.fc1", f"{ours}mlp/up", LINEAR),
+            *affine(f"{block}mlp.fc2", f"{ours}mlp/down", LINEAR),
         ]
         if module.layer_scale:
             result.append(Rule(f"{block}ls1.gamma", f"{ours}attention_scale", IDENTITY))
@@ -59,32 +54,32 @@ def _transformer(module: PooledVisionTransformer) -> list[Rule]:
         transposed = Layout(lambda w: tuple(h.T for h in np.split(w, 2)), lambda k, v: np.concatenate([k.T, v.T]))
         result += [
             Rule("attn_pool.latent", "pool/latent", without_leading(1)),
-            *_affine("attn_pool.q", "pool/query", LINEAR),
+            *affine("attn_pool.q", "pool/query", LINEAR),
             Rule("attn_pool.kv.weight", ("pool/key/kernel", "pool/value/kernel"), transposed),
             Rule("attn_pool.kv.bias", ("pool/key/bias", "pool/value/bias"), halves),
-            *_affine("attn_pool.proj", "pool/out", LINEAR),
-            *_affine("attn_pool.norm", "pool/norm"),
-            *_affine("attn_pool.mlp.fc1", "pool/mlp/up", LINEAR),
-            *_affine("attn_pool.mlp.fc2", "pool/mlp/down", LINEAR),
+            *affine("attn_pool.proj", "pool/out", LINEAR),
+            *affine("attn_pool.norm", "pool/norm"),
+            *affine("attn_pool.mlp.fc1", "pool/mlp/up", LINEAR),
+            *affine("attn_pool.mlp.fc2", "pool/mlp/down", LINEAR),
         ]
     return result
 
 
 def _convolutional(module: ConvNeXtV2) -> list[Rule]:
-    result = [*_affine("stem.0", "stem", CONV), *_affine("stem.1", "stem_norm")]
+    result = [*affine("stem.0", "stem", CONV), *affine("stem.1", "stem_norm")]
     for stage, depth in enumerate(module.depths):
         if stage:
-            result += _affine(f"stages.{stage}.downsample.0", f"stages_{stage}_norm")
-            result += _affine(f"stages.{stage}.downsample.1", f"stages_{stage}_downsample", CONV)
+            result += affine(f"stages.{stage}.downsample.0", f"stages_{stage}_norm")
+            result += affine(f"stages.{stage}.downsample.1", f"stages_{stage}_downsample", CONV)
         for i in range(depth):
             block, ours = f"stages.{stage}.blocks.{i}.", f"stages_{stage}_blocks_{i}/"
             result += [
-                *_affine(f"{block}conv_dw", f"{ours}depthwise", CONV),
-                *_affine(f"{block}norm", f"{ours}norm"),
-                *_affine(f"{block}mlp.fc1", f"{ours}up", LINEAR),
+                *affine(f"{block}conv_dw", f"{ours}depthwise", CONV),
+                *affine(f"{block}norm", f"{ours}norm"),
+                *affine(f"{block}mlp.fc1", f"{ours}up", LINEAR),
                 Rule(f"{block}mlp.grn.weight", f"{ours}response_scale", IDENTITY),
                 Rule(f"{block}mlp.grn.bias", f"{ours}response_bias", IDENTITY),
-                *_affine(f"{block}mlp.fc2", f"{ours}down", LINEAR),
+                *affine(f"{block}mlp.fc2", f"{ours}down", LINEAR),
             ]
     return result
 

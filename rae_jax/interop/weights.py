@@ -107,7 +107,7 @@ def read_model(directory: str | Path) -> tuple[str, Model]:
     if "kind" not in description:
         raise ValueError(f"{directory} was not imported: {DESCRIPTION} names no kind")
     names = description["names"]
-    model = Model(_tuples(description["architecture"]), unflatten_dict(tensors, sep="/"), carried, names)
+    model = Model(tuples(description["architecture"]), unflatten_dict(tensors, sep="/"), carried, names)
     return description["kind"], model
 
 
@@ -155,7 +155,7 @@ def check_weights(
         source = hub.local(source)
         if is_weights(source):
             description, stored, _ = read_weights(source)
-            kind, architecture = description.get("kind"), _tuples(description.get("architecture"))
+            kind, architecture = description.get("kind"), tuples(description.get("architecture"))
             part = None if kind is None else _part(kind, module)
         elif checkpoint := checkpoint_weights.find(source):
             stored, part = flatten(unstack_blocks(checkpoint.shapes(component))), None
@@ -265,8 +265,8 @@ def _problems(stored: Mapping[str, np.ndarray], expected: Mapping[str, Any]) -> 
     return sorted(problems)
 
 
-def _tuples(value: Any) -> Any:
+def tuples(value: Any) -> Any:
     """`value` with tuples where JSON has lists, as modules' arguments have them."""
     if isinstance(value, list):
-        return tuple(_tuples(item) for item in value)
-    return {name: _tuples(item) for name, item in value.items()} if isinstance(value, dict) else value
+        return tuple(tuples(item) for item in value)
+    return {name: tuples(item) for name, item in value.items()} if isinstance(value, dict) else value

@@ -35,7 +35,6 @@ SIZES = {
 # For models that are trained from nothing. The published ones began at a deviation of 0.02, which fits their widths; at
 # a width of 96 it is a fifth of what keeps the scale of what passes through, and such a model learnt more slowly.
 START = Start(nn.initializers.lecun_normal())
-IGNORED = -100  # the label of a position at which nothing is to be learned
 Angles = tuple[jax.Array, jax.Array]
 
 
@@ -277,12 +276,16 @@ class LanguageModel(nn.Module):
         return RMSNorm(self.norm_epsilon, name="norm")(x)
 
 
+def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """`-log p(label)`, `[..., V], [...] -> [...]` float32; zero where a label is negative, nothing to learn."""
+    log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32))
+    of_label = jnp.take_along_axis(log_probabilities, jnp.maximum(labels, 0)[..., None], axis=-1)[..., 0]
+    return jnp.where(labels < 0, 0.0, -of_label)
+
+
 def token_losses(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Cross-entropy of each next token, `[B, N, V], [B, N] -> [B, N - 1]`; zero where its label is `IGNORED`."""
-    following = labels[:, 1:]
-    log_probabilities = jax.nn.log_softmax(logits[:, :-1].astype(jnp.float32))
-    picked = jnp.take_along_axis(log_probabilities, jnp.maximum(following, 0)[..., None], axis=-1)[..., 0]
-    return jnp.where(following == IGNORED, 0.0, -picked)
+    """The cross-entropy of each next token, `[B, N, V], [B, N] -> [B, N - 1]`."""
+    return cross_entropy(logits[:, :-1], labels[:, 1:])
 
 
 def empty_cache(model: LanguageModel, batch: int, capacity: int) -> dict[str, Any]:

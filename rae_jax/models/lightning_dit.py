@@ -204,7 +204,37 @@ def unpatchify(x: jax.Array, grid_size: int, patch_size: int) -> jax.Array:
     return rearrange(x, "b (h w) (p q c) -> b (h p w q) c", h=grid_size // patch_size, p=patch_size, q=patch_size)
 
 
-class LightningDiT(nn.Module):
+class Trunk(nn.Module):
+    """What `LightningDiT` and `PromptedDiT` share, whatever they are told; attributes as of `LightningDiT`."""
+
+    def trunk(self, z: jax.Array, told: jax.Array, out_channels: int) -> jax.Array:
+        """`[B, N, out_channels]` of `z: [B, N, C]`; `told` is `[B, D]`, or `[B, N / P^2, D]` to each token its own."""
+        side = self.grid_size // self.patch_size
+        patches = patchify(z, self.grid_size, self.patch_size)
+        x = Dense(self.width, ("patch", "embed"), dtype=self.dtype, name="patch_embedding")(patches)
+        x = x + SinCosPositions(side, self.width, trained=self.trained_tables, name="positions")()
+        x = apply_blocks(
+            Block,
+            x,
+            told,
+            rotary(side, self.width, self.num_heads) if self.rope else None,
+            depth=self.depth,
+            scan=self.scan,
+            remat=self.remat,
+            num_heads=self.num_heads,
+            mlp_ratio=self.mlp_ratio,
+            qk_norm=self.qk_norm,
+            swiglu=self.swiglu,
+            rms_norm=self.rms_norm,
+            start=fused_xavier,
+            fused_attention=self.fused_attention,
+            dtype=self.dtype,
+        )
+        final = FinalLayer(self.patch_size**2 * out_channels, self.rms_norm, self.dtype, name="final")
+        return unpatchify(final(x, told), self.grid_size, self.patch_size)
+
+
+class LightningDiT(Trunk):
     """Velocity of noisy latent tokens, or the mean velocity of a flow map.
 
     `model.apply({"params": p}, z, t, condition)`, with `z: [B, N, C]` row-major over the grid, `t: [B]` in [0, 1] and
@@ -255,28 +285,5 @@ class LightningDiT(nn.Module):
         time = sum(time_embeddings(t, r, width=self.width, flow_map=self.flow_map, trained=self.trained_tables))
         told = time + LabelEmbedding(self.num_classes, self.width, name="label_embedding")(condition)
 
-        side = self.grid_size // self.patch_size
-        patches = patchify(z, self.grid_size, self.patch_size)
-        x = Dense(self.width, ("patch", "embed"), dtype=self.dtype, name="patch_embedding")(patches)
-        x = x + SinCosPositions(side, self.width, trained=self.trained_tables, name="positions")()
-        x = apply_blocks(
-            Block,
-            x,
-            told,
-            rotary(side, self.width, self.num_heads) if self.rope else None,
-            depth=self.depth,
-            scan=self.scan,
-            remat=self.remat,
-            num_heads=self.num_heads,
-            mlp_ratio=self.mlp_ratio,
-            qk_norm=self.qk_norm,
-            swiglu=self.swiglu,
-            rms_norm=self.rms_norm,
-            start=fused_xavier,
-            fused_attention=self.fused_attention,
-            dtype=self.dtype,
-        )
-        out_channels = self.in_channels * (2 if self.learn_sigma else 1)
-        final = FinalLayer(self.patch_size**2 * out_channels, self.rms_norm, self.dtype, name="final")
-        v = unpatchify(final(x, told), self.grid_size, self.patch_size)
+        v = self.trunk(z, told, self.in_channels * (2 if self.learn_sigma else 1))
         return v[..., : self.in_channels]

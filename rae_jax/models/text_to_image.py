@@ -13,10 +13,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rae_jax.models.embeddings import SinCosPositions, time_embeddings, torch_normal
+from rae_jax.models.embeddings import time_embeddings, torch_normal
 from rae_jax.models.language_model import GREEDY, LanguageModel, Sampling, write
-from rae_jax.models.layers import PYTORCH, Dense, Start, apply_blocks, gelu_exact, named
-from rae_jax.models.lightning_dit import Block, FinalLayer, fused_xavier, patchify, rotary, unpatchify
+from rae_jax.models.layers import PYTORCH, Dense, Start, gelu_exact, named
+from rae_jax.models.lightning_dit import Trunk
 
 FREQUENCIES_SEED = 114514  # of the published models' times; no checkpoint holds what it gives
 # Of the DiTs that were published or compared; heads are 64 wide, as those of the one whose script is known, "2.4B". The
@@ -48,7 +48,7 @@ def published_frequencies(key: jax.Array, shape: tuple[int], dtype: Any = jnp.fl
     return jnp.asarray(torch_normal(FREQUENCIES_SEED, *shape), dtype)
 
 
-class PromptedDiT(nn.Module):
+class PromptedDiT(Trunk):
     """LightningDiT with a condition for each token: velocity, or mean velocity of a flow map, of noisy latent tokens.
 
     `model.apply({"params": p}, z, t, condition)`, with `z: [B, M, C]`, `t: [B]` in [0, 1] and a `TokenCondition` of
@@ -95,30 +95,9 @@ class PromptedDiT(nn.Module):
         told = nn.silu(sum(embedded)[:, None] + asked)  # the blocks apply SiLU to it once more
 
         side = self.grid_size // self.patch_size
-        patches = patchify(z, self.grid_size, self.patch_size)
         if asked.shape[1] != side**2:
             raise ValueError(f"a condition of {asked.shape[1]} tokens for a grid of {side} x {side}")
-        x = Dense(self.width, ("patch", "embed"), dtype=self.dtype, name="patch_embedding")(patches)
-        x = x + SinCosPositions(side, self.width, trained=self.trained_tables, name="positions")()
-        x = apply_blocks(
-            Block,
-            x,
-            told,
-            rotary(side, self.width, self.num_heads) if self.rope else None,
-            depth=self.depth,
-            scan=self.scan,
-            remat=self.remat,
-            num_heads=self.num_heads,
-            mlp_ratio=self.mlp_ratio,
-            qk_norm=self.qk_norm,
-            swiglu=self.swiglu,
-            rms_norm=self.rms_norm,
-            start=fused_xavier,
-            fused_attention=self.fused_attention,
-            dtype=self.dtype,
-        )
-        final = FinalLayer(self.patch_size**2 * self.in_channels, self.rms_norm, self.dtype, name="final")
-        return unpatchify(final(x, told), self.grid_size, self.patch_size)
+        return self.trunk(z, told, self.in_channels)
 
 
 class Adapters(nn.Module):

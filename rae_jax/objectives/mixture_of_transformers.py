@@ -21,6 +21,7 @@ from rae_jax.flow.path import velocity_target
 from rae_jax.flow.times import shift_times
 from rae_jax.interop.bagel import from_language_model
 from rae_jax.models.autoencoder import LatentStatistics
+from rae_jax.models.language_model import cross_entropy
 from rae_jax.models.mixture_of_transformers import Images, Texts
 from rae_jax.models.pack import Places
 from rae_jax.objectives.objective import Batch, Metrics, Objective, single_network, stage_key
@@ -32,13 +33,6 @@ LIKELY_CAUSE = "A row without an image to be made has no loss"
 def velocity_loss(velocity: jax.Array, target: jax.Array, shares: jax.Array) -> jax.Array:
     """The squared error `[B, N, C]`, mean over channels and summed over tokens by their `shares: [B, N]`."""
     return jnp.sum(jnp.mean(jnp.square(velocity - target), axis=-1) * shares)
-
-
-def text_losses(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """The cross-entropy `[B, T]` of `logits: [B, T, V]`; 0 where there is no label."""
-    log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32))
-    of_label = jnp.take_along_axis(log_probabilities, jnp.maximum(labels, 0)[..., None], axis=-1)[..., 0]
-    return jnp.where(labels == NO_LABEL, 0.0, -of_label)
 
 
 def shares(weights: jax.Array, parts: int = 1) -> jax.Array:
@@ -124,7 +118,7 @@ def make(config: ConfigDict, stage: str) -> Objective:
         metrics = {"images_in_rows": jnp.mean((noised.places.noise >= 0).astype(jnp.float32))}
         if not text_weight:
             return velocity_weight * value, metrics
-        of_tokens = text_losses(network.apply(params, states, method="logits"), batch["text_labels"])
+        of_tokens = cross_entropy(network.apply(params, states, method="logits"), batch["text_labels"])
         text = jnp.sum(of_tokens * batch["text_shares"])
         metrics |= {"velocity_loss": value, "text_loss": text}
         return velocity_weight * value + text_weight * text, metrics

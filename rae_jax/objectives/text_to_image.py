@@ -16,10 +16,11 @@ from rae_jax.components.encoders import encoder, tokens_of
 from rae_jax.components.generators import time_shift
 from rae_jax.components.language import adapters, language_model, reader, text_dit, tokenizer
 from rae_jax.components.latent_spaces import by_name, latent_space, stats
+from rae_jax.data.conversations import IGNORED
 from rae_jax.flow.path import interpolate, velocity_target
 from rae_jax.flow.times import sample_times
 from rae_jax.models.autoencoder import LatentStatistics
-from rae_jax.models.language_model import IGNORED
+from rae_jax.models.language_model import cross_entropy
 from rae_jax.models.text_to_image import Reader, TokenCondition
 from rae_jax.objectives.objective import Batch, Metrics, Objective, single_network, stage_key
 from rae_jax.sampling.generator import shown_samples
@@ -125,9 +126,7 @@ def chunked_losses(read: Reader, params: Params, hidden: jax.Array, labels: jax.
     @jax.checkpoint
     def of_chunk(carry: None, part: tuple[jax.Array, jax.Array]) -> tuple[None, jax.Array]:
         states, wanted = part
-        log_probabilities = jax.nn.log_softmax(read.logits(params, states))
-        picked = jnp.take_along_axis(log_probabilities, jnp.maximum(wanted, 0)[..., None], axis=-1)[..., 0]
-        return carry, jnp.where(wanted == IGNORED, 0.0, -picked)
+        return carry, cross_entropy(read.logits(params, states), wanted)
 
     def chunks(x: jax.Array) -> jax.Array:
         return jnp.moveaxis(x.reshape(len(x), -1, chunk, *x.shape[2:]), 1, 0)

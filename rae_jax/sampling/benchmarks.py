@@ -8,7 +8,6 @@ The judges themselves are models that their authors publish; they are run on the
 """
 
 import dataclasses
-import io
 import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,11 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from rae_jax.data.decoding import decode_image
 from rae_jax.files import whole_file
-from rae_jax.sampling.samples import check_images
+from rae_jax.sampling.samples import check_images, save_png
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +57,7 @@ def write_geneval(folder: str | Path, request: Request, images: np.ndarray) -> N
     check_images(images, f"images of {request.text!r}")
     place = Path(folder) / request.place
     for i, image in enumerate(images):
-        _write_png(place / "samples" / f"{i:05d}.png", image)
+        save_png(place / "samples" / f"{i:05d}.png", image)
     with whole_file(place / "metadata.jsonl") as file:
         file.write((json.dumps(request.metadata) + "\n").encode())
 
@@ -96,7 +94,7 @@ def write_dpg(folder: str | Path, request: Request, images: np.ndarray) -> None:
     if side * side != len(images):
         raise ValueError(f"{len(images)} images fill no square grid; DPG-Bench takes 4 images a prompt")
     grid = np.concatenate([np.concatenate(images[i * side : (i + 1) * side], axis=1) for i in range(side)])
-    _write_png(Path(folder) / request.place, grid)
+    save_png(Path(folder) / request.place, grid)
 
 
 def gedit(path: str | Path, languages: Sequence[str] = ("en",)) -> list[Request]:
@@ -132,15 +130,8 @@ def write_gedit(folder: str | Path, request: Request, image: np.ndarray) -> None
     """Writes an edited image uint8 `[H, W, 3]` beside its source."""
     check_images(image[None], f"the image of {request.text!r}")
     place = Path(folder) / request.place
-    _write_png(place.with_name(f"{place.stem}_SRCIMG.png"), request.image)
-    _write_png(place, image)
-
-
-def _write_png(path: Path, image: np.ndarray) -> None:
-    encoded = io.BytesIO()
-    Image.fromarray(image).save(encoded, format="png")
-    with whole_file(path) as file:
-        file.write(encoded.getbuffer())
+    save_png(place.with_name(f"{place.stem}_SRCIMG.png"), request.image)
+    save_png(place, image)
 
 
 def _json_lines(path: str | Path) -> Iterator[dict[str, Any]]:

@@ -122,7 +122,7 @@ def generator(config: ConfigDict, network: str = "flow", *, guide: str | None = 
             return ODE_SAMPLERS[method](velocity, noise, times, **tolerances)
         return samplers.euler_maruyama(velocity, noise, times, path_keys, diffusion=lambda t: norm * form(t), last=last)
 
-    return _with_noise_and_decoder(config, to_latents)
+    return with_noise_and_decoder(config, to_latents)
 
 
 def flow_map_generator(config: ConfigDict, times: Sequence[float]) -> Generator:
@@ -143,7 +143,7 @@ def flow_map_generator(config: ConfigDict, times: Sequence[float]) -> Generator:
 
         return flow_map.sample(u, noise, path)
 
-    return _with_noise_and_decoder(config, to_latents)
+    return with_noise_and_decoder(config, to_latents)
 
 
 def few_step_names(config: ConfigDict) -> dict[str, tuple[float, ...]]:
@@ -151,7 +151,12 @@ def few_step_names(config: ConfigDict) -> dict[str, tuple[float, ...]]:
     return {f"_{len(times) - 1}step": tuple(times) for times in config.sampling.flow_map_times}
 
 
-def _with_noise_and_decoder(config: ConfigDict, to_latents: Callable[..., jax.Array]) -> Generator:
+def with_noise_and_decoder(config: ConfigDict, to_latents: Callable[..., jax.Array]) -> Generator:
+    """The generator that draws the noise and decodes what `to_latents` makes of it.
+
+    Args:
+      to_latents: `(params, frozen, noise [B, N, C], keys of the path [B], condition) -> normalised latents`.
+    """
     space = latent_space(config)
 
     def generate(params: Params, frozen: dict[str, Params], keys: jax.Array, asked: Condition) -> jax.Array:

@@ -14,7 +14,7 @@ from rae_jax.components.mixtures import given_arguments, mixture
 from rae_jax.flow.samplers import euler
 from rae_jax.flow.times import sampling_times
 from rae_jax.models.autoencoder import LatentStatistics
-from rae_jax.sampling.generator import Generator
+from rae_jax.sampling.generator import Generator, with_noise_and_decoder
 from rae_jax.sampling.remembered import Guidance, guided_velocity, remembering, rows_of
 
 
@@ -54,9 +54,10 @@ def instructed_generator(config: ConfigDict) -> Generator:
     see = tokens_of(config) if semantic else None
     guided_velocity(lambda z, t: z, lambda z, t: z, lambda z, t: z, guidance)  # raises for what makes no sense
 
-    def generate(params: Params, frozen: dict[str, Params], keys: jax.Array, asked: Any) -> jax.Array:
-        noise_keys, _ = jax.vmap(jax.random.split, out_axes=1)(keys)
-        noise = jax.vmap(lambda key: jax.random.normal(key, space.shape))(noise_keys)
+    def to_latents(
+        params: Params, frozen: dict[str, Params], noise: jax.Array, path_keys: jax.Array, asked: Any
+    ) -> jax.Array:
+        del path_keys  # the path is not random
         statistics = LatentStatistics(**frozen["stats"])
         given = {}
         if "source" in asked:
@@ -73,6 +74,6 @@ def instructed_generator(config: ConfigDict) -> Generator:
         full, no_text = after(asked["length"], True), after(nothing, True)
         no_image = after(asked["length"], False) if given else None
         velocity = guided_velocity(full, no_text, no_image, guidance)
-        return space.decode(frozen, statistics.denormalise(euler(velocity, noise, times)))
+        return euler(velocity, noise, times)
 
-    return generate
+    return with_noise_and_decoder(config, to_latents)

@@ -1,7 +1,6 @@
 """Generation from prompts: the language model reads each once, and the DiT samples what its hidden states tell."""
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,23 +10,24 @@ from ml_collections import ConfigDict
 from rae_jax.components.component import Params
 from rae_jax.components.generators import time_shift
 from rae_jax.components.language import language_model, reader, text_dit
-from rae_jax.components.latent_spaces import latent_space
 from rae_jax.flow import samplers
 from rae_jax.flow.guidance import classifier_free_guidance
 from rae_jax.flow.times import sampling_times
-from rae_jax.models.autoencoder import LatentStatistics
 from rae_jax.models.text_to_image import TokenCondition
+from rae_jax.sampling.generator import Generator, with_noise_and_decoder
 
 SAMPLERS = {"euler": samplers.euler, "heun": samplers.heun, "euler_as_coded": samplers.euler_as_coded}
 
 
-def latent_sampler(config: ConfigDict) -> Callable[[Params, jax.Array, jax.Array], jax.Array]:
-    """`(parameters of "text_dit", conditions [B, N, Z], keys [B]) -> normalised latents`, as `config.sampling` says.
+def prompted_generator(config: ConfigDict) -> Generator:
+    """Generation from a `PromptCondition`, as `config.sampling` says.
+
+    The network is "text_dit"; beside it are "language_model", "adapters", "stats" and what decodes.
 
     Raises:
       ValueError: unknown sampler or guidance.
     """
-    dit, space, sampling = text_dit(config), latent_space(config), config.sampling
+    language, read, dit, sampling = language_model(config), reader(config), text_dit(config), config.sampling
     if sampling.method not in SAMPLERS:
         raise ValueError(f"sampling.method={sampling.method!r} is not one of {list(SAMPLERS)}, which prompts can have")
     if sampling.guidance != "classifier_free":
@@ -38,34 +38,20 @@ def latent_sampler(config: ConfigDict) -> Callable[[Params, jax.Array, jax.Array
     strength = dict(scale=sampling.guidance_scale, interval=tuple(sampling.guidance_interval))
     solve, guided = SAMPLERS[sampling.method], sampling.guidance_scale != 1.0
 
-    def sample(params: Params, told: TokenCondition, keys: jax.Array) -> jax.Array:
-        noise_keys, _ = jax.vmap(jax.random.split, out_axes=1)(keys)
-        noise = jax.vmap(lambda key: jax.random.normal(key, space.shape))(noise_keys)
+    def to_latents(
+        params: Params, frozen: dict[str, Params], noise: jax.Array, path_keys: jax.Array, asked: Any
+    ) -> jax.Array:
+        del path_keys  # the path is not random
+        with language.precise():
+            told = TokenCondition(read.asked(frozen, asked["ids"], asked["length"]), asked["dropped"])
         network = functools.partial(dit.apply, params)
-        velocity = functools.partial(_told, network, told)
+
+        def velocity(z: jax.Array, t: jax.Array) -> jax.Array:
+            return network(z, t, told)
+
         if guided:
             null = told._replace(dropped=jnp.ones_like(told.dropped))
             velocity = classifier_free_guidance(network, told, null, **strength)
         return solve(velocity, noise, times)
 
-    return sample
-
-
-def _told(network: Callable[..., jax.Array], told: TokenCondition, z: jax.Array, t: jax.Array) -> jax.Array:
-    return network(z, t, told)
-
-
-def prompted_generator(config: ConfigDict) -> Callable[[Params, dict[str, Params], jax.Array, Any], jax.Array]:
-    """Generation from a `PromptCondition`; what it takes is as of `generator.Generator`.
-
-    The network is "text_dit"; beside it are "language_model", "adapters", "stats" and what decodes.
-    """
-    language, read, space, sample = language_model(config), reader(config), latent_space(config), latent_sampler(config)
-
-    def generate(params: Params, frozen: dict[str, Params], keys: jax.Array, asked: Any) -> jax.Array:
-        with language.precise():
-            tokens = read.asked(frozen, asked["ids"], asked["length"])
-        z = sample(params, TokenCondition(tokens, asked["dropped"]), keys)
-        return space.decode(frozen, LatentStatistics(**frozen["stats"]).denormalise(z))
-
-    return generate
+    return with_noise_and_decoder(config, to_latents)

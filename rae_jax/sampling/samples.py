@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import io
 import re
 import struct
 import zipfile
@@ -73,6 +74,14 @@ def write_samples(
         np.savez(file, **arrays)
 
 
+def save_png(path: str | Path, picture: np.ndarray) -> None:
+    """Writes `picture: [H, W, 3]` uint8 as a PNG file, atomically."""
+    encoded = io.BytesIO()
+    Image.fromarray(picture).save(encoded, format="png")
+    with whole_file(path) as file:
+        file.write(encoded.getbuffer())
+
+
 def write_png_folder(
     folder: str | Path, images: np.ndarray, labels: np.ndarray | None = None, prompts: np.ndarray | None = None
 ) -> None:
@@ -90,8 +99,7 @@ def write_png_folder(
 
     def write(i: int) -> None:
         end = "" if labels is None else f"_{labels[i]}"
-        with whole_file(folder / f"{i:06d}{end}.png") as file:
-            Image.fromarray(np.asarray(images[i])).save(file, format="png")
+        save_png(folder / f"{i:06d}{end}.png", np.asarray(images[i]))
 
     if prompts is not None:
         with whole_file(folder / "prompts.txt") as file:

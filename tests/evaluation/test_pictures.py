@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rae_jax.evaluation.pictures import curves, grouped_grid, image_grid, reconstruction_grid, save_png
+from rae_jax.evaluation.pictures import curves, grouped_grid, image_grid, reconstruction_grid
+from rae_jax.sampling.samples import save_png
 
 RNG = np.random.default_rng(0)
 COLOURS = np.array([[200, 0, 0], [0, 200, 0], [0, 0, 200], [200, 200, 0], [0, 200, 200]], np.uint8)

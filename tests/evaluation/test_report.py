@@ -4,8 +4,8 @@ import json
 import numpy as np
 import pytest
 
-from rae_jax.evaluation.pictures import save_png
 from rae_jax.evaluation.report import thinned, write_environment, write_report
+from rae_jax.sampling.samples import save_png
 
 
 class Page(html.parser.HTMLParser):

@@ -20,6 +20,7 @@ REPOSITORY, COMMIT, OLDER = "someone/some-weights", "a" * 40, "b" * 40
 @pytest.fixture
 def snapshot(tmp_path, monkeypatch):
     """The folder of the newest revision in a cache that is all there is."""
+    hub.fetched.cache_clear()  # of another cache
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     repository = tmp_path / "models--someone--some-weights"

@@ -15,8 +15,9 @@ from rae_jax.flow.path import interpolate, velocity_target
 from rae_jax.flow.times import shift_times
 from rae_jax.interop import kinds
 from rae_jax.interop.model import Model
+from rae_jax.models.language_model import cross_entropy
 from rae_jax.objectives import mixture_of_transformers
-from rae_jax.objectives.mixture_of_transformers import shares, text_losses, velocity_loss
+from rae_jax.objectives.mixture_of_transformers import shares, velocity_loss
 from rae_jax.training.sharding import unbox
 
 
@@ -45,7 +46,7 @@ def test_losses_and_gradients_are_the_official_ones(case):
         if not len(where):
             return (told[0]["mse_weight"] if told else 1.0) * found["mse"], found
         logits = model.apply({"params": params}, states, method="logits")
-        each = text_losses(logits, labels)
+        each = cross_entropy(logits, labels)
         found["ce_each"], found["ce"] = each, jnp.sum(each * shares(jnp.float32(labels != NO_LABEL)))
         found["ce_reweighted"] = jnp.sum(each * shares(weights))
         return told[0]["mse_weight"] * found["mse"] + told[0]["ce_weight"] * found["ce"], found
@@ -76,7 +77,7 @@ def test_losses_and_gradients_are_the_official_ones(case):
 def test_what_does_not_count_adds_nothing():
     zeros = jnp.zeros((1, 2, 3))
     assert velocity_loss(zeros + 1, zeros, shares(jnp.zeros((1, 2)))) == 0
-    assert jnp.sum(text_losses(zeros, jnp.full((1, 2), NO_LABEL)) * shares(jnp.zeros((1, 2)))) == 0
+    assert jnp.sum(cross_entropy(zeros, jnp.full((1, 2), NO_LABEL)) * shares(jnp.zeros((1, 2)))) == 0
     assert velocity_loss(zeros.at[0, 1].set(5.0) + 1, zeros, shares(jnp.array([[1.0, 0.0]]))) == 1
 
 

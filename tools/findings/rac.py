@@ -34,6 +34,7 @@ from rae_jax.models.coder import decode, encode, image_of, velocity_function
 from rae_jax.models.kl_vae import to_map
 from rae_jax.objectives.catalogue import OBJECTIVES
 from rae_jax.sampling.generator import generator, sample_keys
+from rae_jax.sampling.samples import save_png
 from rae_jax.training import sharding
 from tools.findings.runs import run
 
@@ -241,7 +242,7 @@ def figures(bench: Bench, params: Any) -> None:
     rows |= {"the digit": bench.test[:12]}
     rows |= {f"encoded to {4 - k}/4": np.asarray(to_uint8(image_of(back[k, :12]))) for k in range(1, 5)}
     first_row = rows.pop("decoded to 0/4")
-    pictures.save_png(DOCS / "rac_trajectories.png", pictures.reconstruction_grid(first_row, rows, columns=12))
+    save_png(DOCS / "rac_trajectories.png", pictures.reconstruction_grid(first_row, rows, columns=12))
 
     ends = np.concatenate([np.asarray(x).reshape(len(bench.test), -1) for x in (first, last)])
     plane = PCA(2).fit(ends)
@@ -256,7 +257,7 @@ def figures(bench: Bench, params: Any) -> None:
     axes.set_ylabel("second component")
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
-    pictures.save_png(DOCS / "rac_pca.png", np.asarray(canvas.buffer_rgba())[..., :3].copy())
+    save_png(DOCS / "rac_pca.png", np.asarray(canvas.buffer_rgba())[..., :3].copy())
 
 
 def pair(measured: tuple[float, float]) -> str:
