@@ -47,6 +47,7 @@ def get_config() -> ConfigDict:
     config.mesh.data = -1
     config.mesh.fsdp = 1
     config.mesh.tensor = 1
+    config.cpu_devices = 1  # where there is no accelerator: devices that this machine's cores are divided into
 
     config.encoder = ConfigDict()
     config.encoder.dtype = ""  # of its matrix products; empty: config.dtype. Every component has one
@@ -219,6 +220,7 @@ def get_config() -> ConfigDict:
     config.adapters = ConfigDict()  # the projector of images, the learned queries, the projector of conditions
     config.adapters.dtype = ""
     config.adapters.weights = ""
+    config.adapters.condition_std = 0.02  # of the last, at the start; a narrow model needs more to be heard at once
 
     config.text_dit = ConfigDict()  # the generator that is told a vector for each token
     config.text_dit.dtype = ""

@@ -22,6 +22,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.data.test_split = "test"
     config.data.image_size = 32
     config.data.num_workers = 0
+    config.cpu_devices = 2
 
     # 16 tokens of 64 channels; the images are 8 x 8 pixels enlarged, so a patch of 8 covers 2 x 2 of them.
     config.encoder.input_size = 32
@@ -92,6 +93,7 @@ def stage(train: ConfigDict, *, steps: int, batch_size: int, learning_rate: floa
 def shrink(config: ConfigDict) -> None:
     """Makes every part small and every stage short."""
     shrink_autoencoder(config)
+    config.cpu_devices = 1  # compiles sooner
     config.flow.model.width, config.flow.model.depth, config.flow.model.num_heads = 16, 1, 2
     config.flow.model.head_width, config.flow.model.head_depth, config.flow.model.head_num_heads = 16, 1, 2
     config.guide.model = config.flow.model.copy_and_resolve_references()

@@ -46,6 +46,7 @@ def get_config(variant: str = "") -> ConfigDict:
 
 def shrink(config: ConfigDict) -> None:
     """Makes every part small and every stage short."""
+    config.cpu_devices = 1  # compiles sooner
     config.encoder.model = base.vision_transformer(image_size=32, patch_size=8, width=16, depth=1, num_heads=2)
     config.encoder.head = ConfigDict(dict(width=16, depth=1, num_heads=2, mlp_dim=32))
     config.teacher.model = base.kl_vae(

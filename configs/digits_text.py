@@ -37,6 +37,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.data.test_split = "test"
     config.data.image_size = 32
     config.data.num_workers = 0
+    config.cpu_devices = 2
 
     # 16 tokens of 64 channels, four a cell.
     config.encoder.input_size = 32
@@ -59,12 +60,14 @@ def get_config(variant: str = "") -> ConfigDict:
     config.language_model.model = base.language_model(
         vocabulary=448, width=96, depth=3, num_heads=4, num_kv_heads=2, head_dim=24, hidden=256, rope_theta=1e4
     )
+    config.adapters.condition_std = 0.1
     config.text_dit.model = base.text_dit(width=128, depth=4, num_heads=4)
-    config.flow.shift_base = 256  # a shift of 2
+    config.flow.shift_base = 64  # a shift of 4: more of the times at which the prompt decides
     config.text_to_image.loss_chunk = 80
     config.text_to_image.question_share = 0.3  # painting takes longer to learn
-    stage(config.text_to_image.train, steps=3600, batch_size=32, learning_rate=2e-3, ema_decay=0.998)
-    stage_optimizer(config, learning_rate=2e-3)
+    stage(config.text_to_image.train, steps=3000, batch_size=32, learning_rate=2.5e-3, ema_decay=0.998)
+    config.text_to_image.train.optimizer.name = "muon"
+    stage_optimizer(config, learning_rate=2.5e-3)
     config.text_to_image.train.pictures_every = 1000
 
     config.sampling.num_samples = 600
@@ -114,6 +117,7 @@ def stage_optimizer(config: ConfigDict, *, learning_rate: float) -> None:
 def shrink(config: ConfigDict) -> None:
     """Makes every part small and every stage short."""
     shrink_autoencoder(config)
+    config.cpu_devices = 1  # compiles sooner
     config.language_model.model.width, config.language_model.model.depth = 16, 1
     config.language_model.model.num_heads, config.language_model.model.num_kv_heads = 2, 1
     config.language_model.model.head_dim, config.language_model.model.hidden = 8, 16

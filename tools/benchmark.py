@@ -97,6 +97,7 @@ def _peak_bytes(mesh: jax.sharding.Mesh) -> int:
 def main(arguments: list[str]) -> None:
     del arguments
     config = experiment.config()
+    experiment.divide_cpu(config)
     try:
         stage = stage_of(config, STAGE.value)
         if BATCH.value:

@@ -26,6 +26,7 @@ def main(arguments: list[str]) -> None:
     config, workdir = experiment.config(), experiment.workdir()
     config.stages = ("stats",)
     config.stats.weights = ""
+    experiment.divide_cpu(config)
     experiment.connect()
     try:
         official = local_path(OFFICIAL.value, "--official")

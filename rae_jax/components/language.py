@@ -86,7 +86,9 @@ def adapters(config: ConfigDict) -> Component:
     return of_module(
         config,
         "adapters",
-        lambda dtype: Adapters(features, width, queries, condition_width, dtype=dtype),
+        lambda dtype: Adapters(
+            features, width, queries, condition_width, condition_std=config.adapters.condition_std, dtype=dtype
+        ),
         spec(seen, features),
         spec(queries, width),
         kind="",

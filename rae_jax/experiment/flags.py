@@ -1,6 +1,7 @@
 """The flags that name an experiment, its working directory and its processes: of `main` and of the tools."""
 
 import importlib.util
+import os
 import re
 import sys
 import traceback
@@ -61,6 +62,15 @@ def workdir() -> Path:
             "as in run(lr=1e-3)"
         )
     return path
+
+
+def divide_cpu(config: ConfigDict) -> None:
+    """Makes `config.cpu_devices` devices of this machine's CPU, unless `XLA_FLAGS` says how many; before any is used.
+
+    Small operations keep one core busy each; as devices of their own the cores work on the parts of a batch at once.
+    """
+    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        jax.config.update("jax_num_cpu_devices", config.cpu_devices)
 
 
 def connect() -> None:

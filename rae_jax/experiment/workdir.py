@@ -24,8 +24,8 @@ LOCK, CONFIG, FINISHED, SHARED = ".lock", "config.json", "finished.json", ".seen
 SEEN_SECONDS = 10.0  # after which a file of one host has come to be seen by another
 # What may change between two starts of one run: where it runs, how long and how it is watched, not what is computed.
 MAY_CHANGE = (
-    "mesh", "sampling", "evaluation", "data.num_workers", "data.path", "data.max_unreadable_share", "data.check_images",
-    "data.latents", "inception", "lpips_alexnet",
+    "mesh", "cpu_devices", "sampling", "evaluation", "data.num_workers", "data.path", "data.max_unreadable_share",
+    "data.check_images", "data.latents", "inception", "lpips_alexnet",
 )  # fmt: skip
 MAY_CHANGE_IN_TRAIN = (
     "log_every", "checkpoint_every", "keep_checkpoints", "pictures_every", "max_gradient_norm", "max_loss",

@@ -108,19 +108,22 @@ class Adapters(nn.Module):
       width: H, of the language model.
       num_queries: N, learned queries an image.
       condition_width: Z, of the DiT's condition.
+      condition_std: of the kernel that makes conditions, at the start.
     """
 
     features: int
     width: int
     num_queries: int
     condition_width: int
+    condition_std: float = 0.02
     dtype: Any = jnp.float32
 
     def setup(self) -> None:
         axes = ("embed", "mlp")
         self.project_hidden = Dense(self.width, axes, self.dtype, PYTORCH)
         self.project_out = Dense(self.width, axes, self.dtype, PYTORCH)
-        self.to_condition = Dense(self.condition_width, axes, self.dtype, Start(nn.initializers.normal(0.02)))
+        start = Start(nn.initializers.normal(self.condition_std))
+        self.to_condition = Dense(self.condition_width, axes, self.dtype, start)
         start = named(nn.initializers.normal(self.width**-0.5), "tokens", "embed")
         self.queries = self.param("queries", start, (self.num_queries, self.width))
 

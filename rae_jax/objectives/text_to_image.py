@@ -119,9 +119,11 @@ def chunked_losses(read: Reader, params: Params, hidden: jax.Array, labels: jax.
     """Cross-entropy of each position's next token, `[B, L]`, zero where there is none to learn.
 
     Logits are made of `chunk` positions at a time, and again in the backward pass: all of them would be larger than
-    everything else.
+    everything else. Where one chunk is all, they are kept.
     """
     following = jnp.pad(labels[:, 1:], ((0, 0), (0, 1)), constant_values=IGNORED)
+    if chunk == labels.shape[1]:
+        return cross_entropy(read.logits(params, hidden), following)
 
     @jax.checkpoint
     def of_chunk(carry: None, part: tuple[jax.Array, jax.Array]) -> tuple[None, jax.Array]:

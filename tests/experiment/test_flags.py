@@ -1,5 +1,7 @@
 """What the flags and fields that name places are taken for."""
 
+import os
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -60,6 +62,19 @@ def test_working_directories_with_other_odd_characters_and_the_home_directory_ar
     monkeypatch.setenv("HOME", "/home/me")
     with flagsaver.flagsaver(workdir="~/runs/ünicode (lr=1e-3), #2 'x' {y}"):
         assert experiment.workdir() == Path("/home/me/runs/ünicode (lr=1e-3), #2 'x' {y}")
+
+
+@pytest.mark.parametrize(("xla_flags", "devices"), [("", 3), ("--xla_force_host_platform_device_count=2", 2)])
+def test_the_cores_of_a_cpu_become_devices_as_the_config_says_unless_the_environment_says_how_many(xla_flags, devices):
+    program = "\n".join([
+        "import jax", "from configs import digits", "from rae_jax.experiment import flags",
+        "config = digits.get_config('tiny')", "config.cpu_devices = 3", "flags.divide_cpu(config)",
+        "print(jax.device_count())",
+    ])  # fmt: skip
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": xla_flags}
+    ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert int(ended.stdout) == devices
 
 
 def test_an_address_as_working_directory_data_or_weights_is_refused_by_its_name(monkeypatch):
