@@ -56,3 +56,30 @@ def write_json_lines(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> Non
     """Writes `rows` to `path`, a line of JSON each, atomically."""
     with whole_file(path) as file:
         file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
+
+
+def read_json_lines(path: str | Path, *, cut_short: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects in a file of one a line, each with where it stands, "FILE, line 3"; empty lines are none.
+
+    Args:
+      cut_short: lines that are no JSON are left out, as a process that was killed leaves its last.
+
+    Raises:
+      ValueError: a line is not UTF-8, or no JSON object.
+    """
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            place = f"{path}, line {number}"
+            try:
+                row = json.loads(line.decode("utf-8"))
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{place} is not UTF-8 text: {error}") from None
+            except ValueError as error:
+                if cut_short:
+                    continue
+                raise ValueError(f"{place} is not JSON: {error}") from None
+            if not isinstance(row, dict):
+                raise ValueError(f"{place} is no JSON object")
+            yield place, row

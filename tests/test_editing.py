@@ -79,7 +79,7 @@ def test_mistakes_end_in_a_line_each(tmp_path, picture):
         "--mode=edit needs --image=FILE and --instruction=TEXT": ["--mode=edit", "--instruction=paint it"],
         "--instruction goes with --mode=edit": ["--mode=sample", "--instruction=paint it"],
         "no.png cannot be read": ["--mode=edit", f"--image={tmp_path / 'no.png'}", "--instruction=paint it"],
-        "line 1 is no JSON object with an": ["--mode=sample", f"--prompts={requests}"],
+        "line 1 has no image; there are ['instruction']": ["--mode=sample", f"--prompts={requests}"],
         "makes images from texts alone; it edits none": [
             *edit, "--instruction=paint it", "--config.mixture.task=caption", "--config.mixture.pack_sources=0",
         ],

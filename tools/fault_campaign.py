@@ -26,7 +26,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from rae_jax.files import local_path
+from rae_jax.files import local_path, read_json_lines
 
 STAGES = ("encoder", "stats")
 STEPS = 200
@@ -193,7 +193,7 @@ def damage_newest(workdir: Path, rng: random.Random) -> str | None:
 
 def outcome(workdir: Path) -> dict[str, object]:
     """What must not depend on faults: the metrics (timings aside) and the weights of every stage."""
-    records = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    records = [record for _, record in read_json_lines(workdir / "metrics.jsonl")]
     metrics = {
         f"{record['stage']} {record['step']}": [record[name] for name in COMPARED if name in record]
         for record in records

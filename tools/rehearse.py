@@ -32,6 +32,7 @@ from jax.sharding import AxisType, Mesh
 from rae_jax import main as command
 from rae_jax.costs.compile_report import mesh_over
 from rae_jax.experiment import flags as experiment
+from rae_jax.files import read_json_lines
 from rae_jax.main import TOPOLOGY
 from rae_jax.sampling.samples import read_samples
 from rae_jax.training import sharding
@@ -133,7 +134,7 @@ def as_host(arguments: list[str], shape: tuple[int, ...], places: Places, device
 
 def losses(workdir: Path) -> dict[str, float]:
     """Every loss of a run, by stage and step."""
-    records = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    records = [record for _, record in read_json_lines(workdir / "metrics.jsonl")]
     return {f"{record['stage']} {record['step']}": record["loss"] for record in records if "loss" in record}
 
 

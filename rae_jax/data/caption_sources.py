@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rae_jax.data.conversations import ROLES, request
+from rae_jax.data.conversations import ROLES, UnusableError, request
 from rae_jax.data.decoding import ENDINGS, decode_image
 
 TEXTS = ("conversations", "caption", "text", "prompt", "caption_llava", "label")  # columns, the wanted first
@@ -37,10 +37,6 @@ class Row(NamedTuple):
     turns: list[dict[str, str]] | None
     images: list[bytes]
     problem: str = ""
-
-
-class UnusableRow(ValueError):
-    """What is wrong with a row."""
 
 
 def rows(
@@ -78,23 +74,23 @@ def rows(
 
 
 def checked(images: list[bytes], turns: list[dict[str, str]]) -> None:
-    """Raises UnusableRow unless the images can be read, and the turns are some and of known roles, with text."""
+    """Raises UnusableError unless the images can be read, and the turns are some and of known roles, with text."""
     for image in images:
         try:
             decode_image(image)
         except ValueError:
-            raise UnusableRow("an image that cannot be read") from None
+            raise UnusableError("an image that cannot be read") from None
     if not turns or not any(str(turn.get("value", "")).strip() for turn in turns):
-        raise UnusableRow("no text")
+        raise UnusableError("no text")
     if any(turn.get("from") not in ROLES or not isinstance(turn.get("value"), str) for turn in turns):
-        raise UnusableRow(f"a turn that is not from one of {', '.join(ROLES)}")
+        raise UnusableError(f"a turn that is not from one of {', '.join(ROLES)}")
 
 
 def _row(key: str, make: Callable[[], tuple[list[dict[str, str]], list[bytes]]]) -> Row:
     try:
         turns, images = make()
         checked(images, turns)
-    except UnusableRow as error:
+    except UnusableError as error:
         return Row(key, None, [], str(error))
     return Row(key, turns, images)
 
@@ -104,13 +100,13 @@ def _turns(text: Any, template: str) -> list[dict[str, str]]:
         try:
             text = text.decode("utf-8")
         except UnicodeDecodeError:
-            raise UnusableRow("a caption that is not UTF-8") from None
+            raise UnusableError("a caption that is not UTF-8") from None
     if isinstance(text, str):
         if not text.strip():
-            raise UnusableRow("no text")
+            raise UnusableError("no text")
         return request(template.format(text.strip()))
     if not text:
-        raise UnusableRow("no text")
+        raise UnusableError("no text")
     return [dict(turn) for turn in text]
 
 
@@ -131,11 +127,11 @@ def _of_json(
     try:
         row = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError:
-        raise UnusableRow("a caption that is not UTF-8") from None
+        raise UnusableError("a caption that is not UTF-8") from None
     except ValueError:
-        raise UnusableRow("a line that is no JSON") from None
+        raise UnusableError("a line that is no JSON") from None
     if not isinstance(row, dict):
-        raise UnusableRow("a line that is no JSON object")
+        raise UnusableError("a line that is no JSON object")
     text, image = _found(row, names, "text", TEXTS), _found(row, names, "image", IMAGES)
     given = row[image] if image else None
     images = []
@@ -143,7 +139,7 @@ def _of_json(
         try:
             images.append((folder / name).read_bytes())
         except (OSError, TypeError):
-            raise UnusableRow("an image that is not there") from None
+            raise UnusableError("an image that is not there") from None
     return _turns(row[text] if text else None, template), images
 
 
@@ -193,9 +189,9 @@ def _of_sample(
         try:
             row = json.loads(sample["json"].decode("utf-8"))
         except UnicodeDecodeError:
-            raise UnusableRow("a caption that is not UTF-8") from None
+            raise UnusableError("a caption that is not UTF-8") from None
         except ValueError:
-            raise UnusableRow("a .json that is no JSON") from None
+            raise UnusableError("a .json that is no JSON") from None
         text = _found(row, names, "text", TEXTS) if isinstance(row, dict) else None
         if text:
             return _turns(row[text], template), images
@@ -266,7 +262,7 @@ def _of_row(
     said = row[text]
     if isinstance(said, int) and not isinstance(said, bool):
         if text not in classes or not 0 <= said < len(classes[text]):
-            raise UnusableRow("a class without a name")
+            raise UnusableError("a class without a name")
         said = re.split(r",\s*", classes[text][said])[0]
     given = row[image] if image else None
     images = [_bytes(each, folder) for each in (given if isinstance(given, list) else [given] * (given is not None))]
@@ -281,9 +277,9 @@ def _bytes(image: Any, folder: Path) -> bytes:
         try:
             return (folder / image).read_bytes()
         except OSError:
-            raise UnusableRow("an image that is not there") from None
+            raise UnusableError("an image that is not there") from None
     if not isinstance(image, bytes):
-        raise UnusableRow("an image that is not there")
+        raise UnusableError("an image that is not there")
     return image
 
 

@@ -7,7 +7,7 @@ how many records there are, and is written last.
 
 import itertools
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -149,16 +149,6 @@ class ConversationShards:
             if images:
                 return {"image": images[0], "label": 0}
         raise ValueError(f"there are no images in {self}")
-
-
-def write_shards(
-    directory: str | Path, records: Iterable[bytes], *, size: int, about: Mapping[str, Any] | None = None
-) -> None:
-    """Writes `records` as a set of conversations; errors as `ShardWriter`."""
-    writer = ShardWriter(directory, size)
-    for record in records:
-        writer.append(record)
-    writer.finish(about or {})
 
 
 def _array_record() -> Any:

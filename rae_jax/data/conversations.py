@@ -29,7 +29,7 @@ HERE = "Here you go:\n" + IMAGE  # what the assistant says to a request for an i
 
 
 class UnusableError(ValueError):
-    """A conversation that cannot be trained on; says why in a few words that are the same for all of its kind."""
+    """A conversation, or what one would be made of, that cannot be trained on; the same few words for all of a kind."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,11 +1,11 @@
 """Prompts: what samples are asked for, from a file, and those by which scenes of digits are judged."""
 
 import functools
-import json
 from pathlib import Path
 
 from rae_jax.data.scene_words import CATEGORIES, Prompt, prompt
 from rae_jax.data.scenes import randomness
+from rae_jax.files import read_json_lines
 
 OF_EACH = 50  # of a category, of combinations that were seen in training and of others
 # Where nothing else is asked for.
@@ -27,19 +27,18 @@ def read_prompts(path: str | Path) -> tuple[str, ...]:
     if not path.is_file():
         raise ValueError(f"there is no file of prompts {path}")
     prompts = []
-    for number, line in enumerate(path.read_bytes().splitlines(), 1):
-        try:
-            text = line.decode("utf-8").strip()
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path}, line {number} is not UTF-8 text: {error}") from None
-        if not text:
-            continue
-        if path.suffix == ".jsonl":
+    if path.suffix == ".jsonl":
+        for where, row in read_json_lines(path):
+            if not isinstance(row.get("prompt"), str):
+                raise ValueError(f'{where} has no text "prompt"; there are {sorted(row)}')
+            prompts.append(row["prompt"])
+    else:
+        for number, line in enumerate(path.read_bytes().splitlines(), 1):
             try:
-                text = json.loads(text)["prompt"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(f'{path}, line {number} is no JSON object with a "prompt": {error!r}') from None
-        prompts.append(text)
+                text = line.decode("utf-8").strip()
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{path}, line {number} is not UTF-8 text: {error}") from None
+            prompts += [text] * bool(text)
     if not prompts:
         raise ValueError(f"{path} holds no prompts: it is to have one a line")
     return tuple(prompts)

@@ -4,7 +4,6 @@ edits.npz    `sources` and `edited`, uint8 `[N, H, W, 3]`
 edits.jsonl  a line an edit: its `instruction`, and of scenes the `kind`, `source_scene` and `target_scene`
 """
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from rae_jax.evaluation.scene_judge import Edited, SceneJudge, judge_edit, train_scene_judge
-from rae_jax.files import whole_file, write_json_lines
+from rae_jax.files import read_json_lines, whole_file, write_json_lines
 from rae_jax.sampling.samples import check_images, open_npz
 
 Rows = Sequence[Mapping[str, Any]]
@@ -44,10 +43,10 @@ def read_edits(path: Path) -> tuple[np.ndarray, np.ndarray, list[dict[str, Any]]
         if not {"sources", "edited"} <= set(file):
             raise ValueError(f"{path} holds {sorted(file)}; edits are 'sources' and 'edited'")
         sources, edited = file["sources"], file["edited"]
-    lines = path.with_suffix(".jsonl").read_text().splitlines()
-    if not len(sources) == len(edited) == len(lines):
-        raise ValueError(f"{path} has {len(sources)} sources and {len(edited)} edited images for {len(lines)} lines")
-    return sources, edited, [json.loads(line) for line in lines]
+    rows = [row for _, row in read_json_lines(path.with_suffix(".jsonl"))]
+    if not len(sources) == len(edited) == len(rows):
+        raise ValueError(f"{path} has {len(sources)} sources and {len(edited)} edited images for {len(rows)} lines")
+    return sources, edited, rows
 
 
 def edit_scores(sources: np.ndarray, edited: np.ndarray, rows: Rows, judge: SceneJudge) -> dict[str, float]:

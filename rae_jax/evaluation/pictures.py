@@ -1,6 +1,5 @@
 """Pictures of a run: grids of samples and reconstructions, and curves of its metrics, as arrays and as PNG files."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
+from rae_jax.files import read_json_lines
 from rae_jax.sampling.samples import check_images
 
 PAPER, INK, ACCENT = (255, 255, 255), (60, 60, 60), "#2a6f97"
@@ -83,16 +83,9 @@ def curves(metrics: str | Path, stage: str, names: Sequence[str] | None = None) 
 
 def _read_series(metrics: Path, stage: str) -> dict[str, list[tuple[float, float]]]:
     """(step, value) pairs of each metric of `stage`."""
-    lines = metrics.read_text().splitlines()
     series: dict[str, list[tuple[float, float]]] = {}
     stages = set()
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            if number == len(lines):
-                break
-            raise ValueError(f"{metrics}, line {number} is not JSON: {error}") from error
+    for _, record in read_json_lines(metrics, cut_short=True):
         stages.add(record["stage"])
         if record["stage"] == stage:
             for name, value in record.items():

@@ -19,7 +19,7 @@ from typing import Any
 
 import jax
 
-from rae_jax.files import whole_file
+from rae_jax.files import read_json_lines, whole_file
 
 FILE = "report.html"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -90,11 +90,7 @@ def read_curves(path: Path) -> tuple[dict[str, dict[str, Points]], dict[str, int
     """`{stage: {metric: [(step, value), ...]}}` with finite values only, and the newest step of each stage."""
     curves: dict[str, dict[str, Points]] = {}
     newest: dict[str, int] = {}
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            continue  # a line cut short when the run was killed
+    for _, record in read_json_lines(path, cut_short=True) if path.exists() else ():
         stage, step = record.pop("stage"), record.pop("step")
         newest[stage] = step
         for name, value in record.items():

@@ -6,7 +6,6 @@ gedit/  geneval/  dpg/              what the judges of these benchmarks read
 samples.npz                         images from texts alone, and the texts as `prompts`
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from rae_jax.data.transforms import transform
 from rae_jax.evaluation import pictures
 from rae_jax.evaluation.edits import write_edits
 from rae_jax.experiment.weights import Weights
+from rae_jax.files import read_json_lines
 from rae_jax.sampling import benchmarks
 from rae_jax.sampling.batches import sample_batches
 from rae_jax.sampling.instructed import instructed_generator, parts_beside
@@ -165,14 +165,10 @@ class Editing:
         place, requests = Path(path), []
         if not place.is_file():
             raise ValueError(f"there is no file of requests {place}")
-        for number, line in enumerate(place.read_text().splitlines(), 1):
-            try:
-                row = json.loads(line)
-                text, image = row["instruction"], row["image"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(
-                    f'{place}, line {number} is no JSON object with an "instruction" and an "image": {error!r}'
-                ) from None
+        for where, row in read_json_lines(place):
+            if missing := {"instruction", "image"} - row.keys():
+                raise ValueError(f"{where} has no {' and no '.join(sorted(missing))}; there are {sorted(row)}")
+            text, image = row["instruction"], row["image"]
             requests.append(Request(text, self._fitted(_read(str(place.parent / image)))))
         if not requests:
             raise ValueError(f"{place} holds no requests: it is to have one a line")

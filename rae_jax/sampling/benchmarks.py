@@ -8,16 +8,17 @@ The judges themselves are models that their authors publish; they are run on the
 """
 
 import dataclasses
+import itertools
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from rae_jax.data.decoding import decode_image
-from rae_jax.files import whole_file
+from rae_jax.files import read_json_lines, whole_file
 from rae_jax.sampling.samples import check_images, save_png
 
 
@@ -45,7 +46,7 @@ def geneval(path: str | Path) -> list[Request]:
       FileNotFoundError: there is no such file.
       ValueError: a line is no JSON, or has no "prompt"; names the line.
     """
-    rows = list(_json_lines(path))
+    rows = [row for _, row in read_json_lines(path)]
     for number, row in enumerate(rows, 1):
         if not isinstance(row.get("prompt"), str):
             raise ValueError(f"{path}, line {number}: a row of GenEval has a 'prompt', this has {sorted(row)}")
@@ -106,10 +107,10 @@ def gedit(path: str | Path, languages: Sequence[str] = ("en",)) -> list[Request]
     """
     path = Path(path)
     requests = []
-    for number, row in enumerate(_json_lines(path) if path.suffix == ".jsonl" else _parquet_rows(path), 1):
+    for where, row in read_json_lines(path) if path.suffix == ".jsonl" else _parquet_rows(path):
         needed = {"key", "task_type", "instruction", "instruction_language", "input_image"}
         if missing := needed - row.keys():
-            raise ValueError(f"{path}, row {number}: no {', '.join(sorted(missing))}; there are {sorted(row)}")
+            raise ValueError(f"{where}: no {', '.join(sorted(missing))}; there are {sorted(row)}")
         if row["instruction_language"] not in languages:
             continue
         image = row["input_image"]
@@ -117,7 +118,7 @@ def gedit(path: str | Path, languages: Sequence[str] = ("en",)) -> list[Request]
         try:
             pixels = decode_image(data)
         except ValueError as error:
-            raise ValueError(f"{path}, row {number}: {error}") from error
+            raise ValueError(f"{where}: {error}") from error
         place = Path("fullset") / row["task_type"] / row["instruction_language"] / f"{row['key']}.png"
         about = {name: row[name] for name in sorted(needed - {"input_image"})}
         requests.append(Request(row["instruction"], place, about, pixels))
@@ -134,26 +135,14 @@ def write_gedit(folder: str | Path, request: Request, image: np.ndarray) -> None
     save_png(place, image)
 
 
-def _json_lines(path: str | Path) -> Iterator[dict[str, Any]]:
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}, line {number}: not JSON: {error}") from error
-            if not isinstance(row, dict):
-                raise ValueError(f"{path}, line {number}: not a JSON object")
-            yield row
-
-
-def _parquet_rows(path: Path) -> Iterable[dict[str, Any]]:
+def _parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows of parquet files, each with where it stands."""
     import pyarrow.parquet as parquet  # takes a moment, which other benchmarks need not wait
 
     files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
     if not files:
         raise ValueError(f"{path} has no parquet files")
     for file in files:
-        for batch in parquet.ParquetFile(file).iter_batches(batch_size=16):
-            yield from batch.to_pylist()
+        batches = parquet.ParquetFile(file).iter_batches(batch_size=16)
+        for number, row in enumerate(itertools.chain.from_iterable(batch.to_pylist() for batch in batches), 1):
+            yield f"{file}, row {number}", row

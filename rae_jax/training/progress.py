@@ -3,7 +3,6 @@ Weights & Biases when asked.
 """
 
 import json
-import os
 import secrets
 import sys
 import time
@@ -17,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 from tensorboardX import SummaryWriter
 
-from rae_jax.files import whole_file
+from rae_jax.files import read_json_lines, whole_file, write_json_lines
 
 REPORT_SECONDS = 20  # between two reports, at least
 
@@ -107,20 +106,15 @@ class RunLog:
         """Removes metrics of updates after `step`, which a resumed stage is about to make again."""
         if not self._active or not self._path.exists():
             return
-        kept = [
-            line
-            for line in self._path.read_text().splitlines()
-            if (record := _parse(line)) is not None and (record["stage"] != stage or record["step"] <= step)
-        ]
-        temporary = self._path.with_suffix(".jsonl.tmp")
-        temporary.write_text("".join(line + "\n" for line in kept))
-        os.replace(temporary, self._path)
+        records = (record for _, record in read_json_lines(self._path, cut_short=True))
+        kept = [record for record in records if record["stage"] != stage or record["step"] <= step]
+        write_json_lines(self._path, kept)
 
     def has(self, stage: str, step: int, group: str) -> bool:
         """Whether a metric whose name begins with `group` is recorded of this step; False where nothing is recorded."""
         if not self._active or not self._path.exists():
             return False
-        records = filter(None, map(_parse, self._path.read_text().splitlines()))
+        records = (record for _, record in read_json_lines(self._path, cut_short=True))
         return any(
             record["stage"] == stage and record["step"] == step and any(name.startswith(group) for name in record)
             for record in records
@@ -195,11 +189,3 @@ class StepDisplay:
                 f"{self._stage} step {step}/{self._total}  {text}  {left / 60:.1f} min left", highlight=False
             )
             sys.stdout.flush()
-
-
-def _parse(line: str) -> dict[str, Any] | None:
-    """A line of metrics, or None for one cut short when its run was killed."""
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError:
-        return None

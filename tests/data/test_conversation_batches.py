@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from rae_jax.data.conversation_batches import SceneConversations, conversation_batches
-from rae_jax.data.conversation_shards import ConversationShards, encode, write_shards
+from rae_jax.data.conversation_shards import ConversationShards, ShardWriter, encode
 from rae_jax.data.conversations import Layout, request
 from rae_jax.data.scene_tokens import scene_tokenizer
 from rae_jax.data.transforms import transform
@@ -83,14 +83,17 @@ def test_what_cannot_be_used_stands_for_the_next_and_is_named_once(caplog):
 
 def test_shards_give_back_what_was_written(tmp_path):
     records = [encode(request(f"café {i}"), [bytes([i]) * i], f"key{i}") for i in range(7)]
-    write_shards(tmp_path, records, size=3)
+    writer = ShardWriter(tmp_path, size=3)
+    for record in records:
+        writer.append(record)
+    writer.finish({})
     shards = ConversationShards(tmp_path)
     assert len(shards) == 7
     for i in (6, 0, 3):
         turns, images, key = shards.record(i)
         assert turns == request(f"café {i}") and images == [bytes([i]) * i] and key == f"key{i}"
     with pytest.raises(ValueError, match="holds conversations already"):
-        write_shards(tmp_path, records, size=3)
+        ShardWriter(tmp_path, size=3)
     (tmp_path / "00001.array_record").write_bytes((tmp_path / "00001.array_record").read_bytes()[:-70000])
     with pytest.raises(ValueError, match=r"00001\.array_record"):
         ConversationShards(tmp_path)

@@ -20,8 +20,11 @@ def test_lines_and_json_lines_are_read(tmp_path):
         ("none.txt", None, "there is no file of prompts"),
         ("empty.txt", b"\n \n", "holds no prompts"),
         ("latin.txt", "good\ncaf\u00e9".encode("latin-1"), "line 2 is not UTF-8"),
-        ("a.jsonl", b"{", "line 1 is no JSON"),
-        ("b.jsonl", b'{"text": "a"}', "line 1 is no JSON"),
+        ("a.jsonl", b"{", "line 1 is not JSON"),
+        ("b.jsonl", b'{"text": "a"}', r'line 1 has no text "prompt"; there are \[.text.\]'),
+        ("c.jsonl", b'\n{"prompt": 5}', 'line 2 has no text "prompt"'),
+        ("d.jsonl", b"5", "line 1 is no JSON object"),
+        ("e.jsonl", "caf\u00e9".encode("latin-1"), "line 1 is not UTF-8"),
     ],
 )
 def test_a_file_without_prompts_is_refused(tmp_path, name, content, message):

@@ -88,7 +88,7 @@ def test_what_is_no_benchmark_is_said(tmp_path):
     with pytest.raises(ValueError, match=r"line 2: a row of GenEval has a 'prompt', this has \['text'\]"):
         benchmarks.geneval(path)
     path.write_text('{"prompt": "a"}\n{"prompt"')
-    with pytest.raises(ValueError, match="line 2: not JSON"):
+    with pytest.raises(ValueError, match="line 2 is not JSON"):
         benchmarks.geneval(path)
     with pytest.raises(ValueError, match="has no text files"):
         benchmarks.dpg(tmp_path)
@@ -96,5 +96,5 @@ def test_what_is_no_benchmark_is_said(tmp_path):
     with pytest.raises(ValueError, match=r"a\.txt is not UTF-8"):
         benchmarks.dpg(tmp_path)
     path.write_text('{"key": "k", "instruction": "x"}\n')
-    with pytest.raises(ValueError, match="row 1: no input_image, instruction_language, task_type"):
+    with pytest.raises(ValueError, match="line 1: no input_image, instruction_language, task_type"):
         benchmarks.gedit(path)

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from rae_jax.files import read_json_lines
+
 ROOT = Path(__file__).resolve().parents[2]
 MESSAGE = "stopped.txt"
 
@@ -21,8 +23,8 @@ class Run:
 
     def metric(self, stage: str, name: str) -> dict[int, float]:
         """The recorded values of a stage's metric, by step."""
-        records = map(json.loads, (self.workdir / "metrics.jsonl").read_text().splitlines())
-        return {r["step"]: r[name] for r in records if r["stage"] == stage and name in r}
+        records = read_json_lines(self.workdir / "metrics.jsonl")
+        return {r["step"]: r[name] for _, r in records if r["stage"] == stage and name in r}
 
 
 def run(workdir: Path, config: str, options: dict[str, Any]) -> Run:
