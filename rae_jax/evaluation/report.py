@@ -44,19 +44,19 @@ def write_report(workdir: Path) -> Path:
     finished = {stage: _read_json(workdir / stage / "finished.json") for stage in stages}
     done = bool(stages) and all(finished.values())
     sections = [_stage(workdir, s, curves.get(s, {}), newest_step.get(s), config, finished[s]) for s in stages]
-    pictures = "".join(_picture(path) for path in sorted(workdir.glob("*.png")))
+    pictures = "".join(picture(path) for path in sorted(workdir.glob("*.png")))
     page = _PAGE.format(
         title=html.escape(workdir.resolve().name),
         refresh="" if done else '<meta http-equiv="refresh" content="60">',
         state=f"{sum(map(bool, finished.values()))} of {len(stages)} stages finished",
         mark="done" if done else "running",
         updated=time.strftime("%Y-%m-%d %H:%M:%S"),
-        numbers=_numbers(summary.get("results", {})),
+        numbers=numbers(summary.get("results", {})),
         results=f"<section><h2>Results</h2>{pictures}</section>" if pictures else "",
         stages="".join(sections),
         environment=_table(environment),
         config=_tree(config),
-        style=_STYLE,
+        style=STYLE,
         script=_SCRIPT,
     )
     with whole_file(workdir / FILE) as file:
@@ -170,19 +170,19 @@ def _stage(
     section = config.get(stage, {})
     total = finished.get("steps") or section.get("train", {}).get("steps") or None
     if finished:
-        state, share = f"finished, {finished['steps']:,} steps in {_duration(finished['seconds'])}", 1.0
+        state, share = f"finished, {finished['steps']:,} steps in {duration(finished['seconds'])}", 1.0
     elif step is None:
         state, share = "not begun", 0.0
     else:
         state, share = f"step {step:,}" + (f" of {total:,}" if total else ""), step / total if total else 0.0
     left = curves.get("seconds_left")
     if not finished and left:
-        state += f", {_duration(left[-1][1])} left"
+        state += f", {duration(left[-1][1])} left"
     drawn = sorted(set(curves) - set(NOT_DRAWN), key=lambda n: (FIRST.index(n) if n in FIRST else len(FIRST), n))
-    pictures = sorted((workdir / stage).glob("step_*.png"), key=_step_of)[-MAX_PICTURES:]
-    shown = "".join(_picture(path) for path in reversed(pictures[-1:]))
+    pictures = _pictures(workdir / stage)[-MAX_PICTURES:]
+    shown = "".join(picture(path) for path in reversed(pictures[-1:]))
     if pictures[:-1]:
-        earlier = "".join(_picture(path) for path in reversed(pictures[:-1]))
+        earlier = "".join(picture(path) for path in reversed(pictures[:-1]))
         shown += f"<details><summary>earlier pictures</summary>{earlier}</details>"
     return (
         f'<section><h2>{html.escape(stage)} <span class="note">{html.escape(str(section.get("objective", "")))}</span>'
@@ -191,18 +191,30 @@ def _stage(
     )
 
 
+def _pictures(stage: Path) -> list[Path]:
+    return sorted(stage.glob("step_*.png"), key=_step_of)
+
+
+def newest_picture(stage: Path) -> Path | None:
+    """The last picture that a stage has made of itself, in its directory."""
+    found = _pictures(stage)
+    return found[-1] if found else None
+
+
 def _step_of(path: Path) -> int:
     digits = path.stem.removeprefix("step_")
     return int(digits) if digits.isdigit() else -1
 
 
-def _picture(path: Path) -> str:
+def picture(path: Path) -> str:
+    """A picture as an HTML figure that holds it, with its name below."""
     encoded = base64.b64encode(path.read_bytes()).decode()
     name = html.escape(path.stem.replace("_", " "))
     return f'<figure><img alt="{name}" src="data:image/png;base64,{encoded}"><figcaption>{name}</figcaption></figure>'
 
 
-def _numbers(results: dict[str, float]) -> str:
+def numbers(results: dict[str, float]) -> str:
+    """Results as HTML, a card each."""
     if not results:
         return ""
     cards = (
@@ -228,7 +240,8 @@ def _tree(values: dict[str, Any]) -> str:
     return (_table(leaves) if leaves else "") + "".join(branches)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Such as "3 min 20 s"."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
@@ -254,7 +267,7 @@ _PAGE = """<!doctype html>
 </main><div id="tip" hidden></div><script>{script}</script></body></html>
 """
 
-_STYLE = """
+STYLE = """
 :root{color-scheme:light dark;--paper:#fbfaf8;--card:#fff;--ink:#26292d;--soft:#7b8087;--line:#e6e3de;--accent:#2a6f97;
 --good:#3a8f5c}
 @media(prefers-color-scheme:dark){:root{--paper:#16181b;--card:#1e2125;--ink:#e4e6e8;--soft:#8d939b;--line:#30353b;
