@@ -15,6 +15,7 @@ from configs import base, digits
 
 def get_config(variant: str = "") -> ConfigDict:
     """The experiment; `configs/digits_rpiae.py:tiny` takes seconds, for tests: nothing is learnt."""
+    words = base.words_of(variant, ("tiny",), file="configs/digits_rpiae.py")
     config = digits.get_config(variant)
     config.stages = ("encoder", "feature_stats", "pivot", "bridge", "specialisation", "stats", "flow")
     base.use_bridge(config, latent_channels=16, depth=2)
@@ -31,7 +32,7 @@ def get_config(variant: str = "") -> ConfigDict:
 
     config.flow.shift_base = 64  # a shift of 2, as for the encoder's tokens
 
-    if variant == "tiny":
+    if "tiny" in words:
         base.use_bridge(config, latent_channels=4, depth=1)
         for name in ("pivot", "bridge", "specialisation"):
             digits.shorten(config[name].train)

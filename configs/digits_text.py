@@ -64,7 +64,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.text_dit.model = base.text_dit(width=128, depth=4, num_heads=4)
     config.flow.shift_base = 64  # a shift of 4: more of the times at which the prompt decides
     config.text_to_image.loss_chunk = 80
-    config.text_to_image.question_share = 0.3  # painting takes longer to learn
+    config.text_to_image.question_share = 0.4
     stage(config.text_to_image.train, steps=3000, batch_size=32, learning_rate=2.5e-3, ema_decay=0.998)
     config.text_to_image.train.optimizer.name = "muon"
     stage_optimizer(config, learning_rate=2.5e-3)

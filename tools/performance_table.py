@@ -85,6 +85,18 @@ ROWS = {
     ),
     "coder": Row("RAC 0.3x", "rac_256.py:coder_0.3x"),
     "sit": Row("SiT-XL + REPA", "rac_256.py:sit_XL"),
+    "raev2": Row("RAEv2's generator, k = 7", "raev2_dinov3l.py:k7", options=("--stage=flow", *LATENTS)),
+    "raev2_v6e": Row("RAEv2's generator, k = 7", "raev2_dinov3l.py:k7", "v6e:16x16", ("--stage=flow", *LATENTS)),
+    "text_to_image": Row("text to image, 1.5 B and 2.4 B, stage 1", "t2i_qwen1_5b_dit2_4b.py"),
+    "text_to_image_2": Row("text to image, 1.5 B and 2.4 B, stage 2", "t2i_qwen1_5b_dit2_4b.py:stage2"),
+    "text_to_image_v6e": Row("text to image, 1.5 B and 2.4 B, stage 1", "t2i_qwen1_5b_dit2_4b.py", "v6e:16x16"),
+    "text_to_image_7b": Row("text to image, 7 B and 9.8 B, stage 1", "t2i_qwen7b_dit9_8b.py"),
+    "mixture": Row("mixture of transformers, text to image", "rpiae_t2i.py:chips64", options=("--stage=mixture",)),
+    "mixture_edit": Row(
+        "mixture of transformers, editing, 192 rows",
+        "rpiae_edit.py",
+        options=("--stage=mixture", "--config.mixture.train.batch_size=192"),
+    ),
 }
 SCALING = ("dit_dh_xl_4_chips", "dit_dh_xl_scanned", "dit_dh_xl_256_chips")  # 16 images a chip, each
 COLUMNS = (

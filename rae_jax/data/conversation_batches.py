@@ -25,7 +25,7 @@ from rae_jax.data.conversations import (
     tables,
 )
 from rae_jax.data.decoding import decode_image
-from rae_jax.data.scene_words import PARTIAL, caption, partial_caption, question
+from rae_jax.data.scene_words import DESCRIBED, PARTIAL, caption, description, partial_caption, question
 from rae_jax.data.scenes import SceneSource, render
 from rae_jax.data.tokenizer import Tokenizer
 from rae_jax.data.transforms import Transform
@@ -63,7 +63,7 @@ class SceneConversations:
         if rng.random() >= self.question_share:
             words = partial_caption if rng.random() < PARTIAL else caption
             return [image], request(words(items, random))
-        asked, answer = question(items, random)
+        asked, answer = description(items) if rng.random() < DESCRIBED else question(items, random)
         return [image], [{"from": "human", "value": f"{IMAGE}\n{asked}"}, {"from": "gpt", "value": answer}]
 
 

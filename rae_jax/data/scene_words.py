@@ -23,6 +23,7 @@ CATEGORIES = {
     "color_attr": (2,),
 }
 PARTIAL = 0.25  # of the captions to learn from, those that leave something open
+DESCRIBED = 0.6  # of the questions to learn from, those that ask for all of a scene
 OPENINGS = ("", "", "a picture of ", "draw ")
 
 
@@ -88,6 +89,11 @@ def caption(items: Scene, random: np.random.RandomState) -> str:
         each = _listed([f"{item.colour} at the {PLACES[item.cell]}" for item in order])
         return f"{_choice(random, OPENINGS)}{NUMBERS[len(items)]} {_plural(items[0].digit)}, {each}"
     return _choice(random, OPENINGS) + _listed([f"{_a(_noun(item))} at the {PLACES[item.cell]}" for item in order])
+
+
+def description(items: Scene) -> tuple[str, str]:
+    """A question whose answer is all of a scene, cell by cell: much to learn from one image."""
+    return "what is there?", _listed([f"{_a(_noun(item))} at the {PLACES[item.cell]}" for item in items])
 
 
 def partial_caption(items: Scene, random: np.random.RandomState) -> str:

@@ -95,7 +95,9 @@ class ToldScenes:
     def parts(self, index: int, draw: int) -> list[Part]:
         items, random = self._source.scene(index), self._random(index, draw)
         if self._question_share and scenes.randomness("asked", index, draw).random_sample() < self._question_share:
-            return answered(items, *scene_words.question(items, random))
+            described = scenes.randomness("described", index, draw).random_sample() < scene_words.DESCRIBED
+            asked = scene_words.description(items) if described else scene_words.question(items, random)
+            return answered(items, *asked)
         if self._task == "caption":
             say = scene_words.partial_caption if random.rand() < scene_words.PARTIAL else scene_words.caption
             return captioned(say(items, random), items)

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from rae_jax.data import scene_words, scenes
+from rae_jax.data.conversations import Layout, laid_out
 from rae_jax.data.digits import digits
+from rae_jax.data.scene_tokens import scene_tokenizer
 from rae_jax.data.scene_words import CATEGORIES, EDITS, NUMBERS, PLACES
 from rae_jax.data.scenes import CELL, CELLS, COLOURS, Item, SceneSource, described, randomness
 from rae_jax.data.sources import open_source
@@ -79,6 +81,15 @@ def test_a_caption_tells_the_whole_scene():
     for i, items in enumerate(TEST_SCENES):
         expected = {(item.digit, item.colour, PLACES[item.cell]) for item in items}
         assert read(scene_words.caption(items, randomness(i))) == expected
+
+
+def test_a_description_tells_the_whole_scene_cell_by_cell_and_fits_beside_its_image():
+    for items in TEST_SCENES:
+        asked, answer = scene_words.description(items)
+        told = [(colour, number, place) for colour, number, place in NOUN.findall(answer)]
+        assert told == [(item.colour, NUMBERS[item.digit], PLACES[item.cell]) for item in items]
+        turns = [{"from": "human", "value": f"<image>\n{asked}"}, {"from": "gpt", "value": answer}]
+        laid_out(scene_tokenizer(), turns, 1, Layout(80, 16))  # raises where it is too long
 
 
 def test_a_partial_caption_is_true():
