@@ -85,7 +85,7 @@ def test_mistakes_end_in_a_line_each(tmp_path, picture):
         ],
         "is not one of ['gedit', 'geneval', 'dpg'] and where": ["--mode=sample", "--config.sampling.benchmark=gedit"],
         "the benchmark 'dpg' is for mixture.task='caption'": ["--mode=sample", "--config.sampling.benchmark=dpg:x"],
-        "has 62 tokens with its markers, and room is for": [*edit, f"--instruction={'q ' * 30}"],
+        "has 82 tokens with its markers, and room is for": [*edit, f"--instruction={'q ' * 40}"],
         "rows have no room for images to edit; set mixture.pack_sources": [
             "--config.stages=('mixture',)", "--config.mixture.pack_sources=0",
         ],

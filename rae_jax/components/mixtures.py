@@ -152,9 +152,9 @@ def instruction_condition(config: ConfigDict, requests: Sequence[Request]) -> di
 
 
 def text_room(config: ConfigDict) -> int:
-    """Tokens of one text with its markers, the most that samples are asked for by."""
-    around = 2 * config.mixture.pack_images + (2 + 2 * config.mixture.semantic) * config.mixture.pack_sources
-    return (config.mixture.pack_texts - around) // config.mixture.pack_images
+    """Tokens of one text with its markers, the most that a sample is asked for by: what a row alone has for it."""
+    around = 2 + (2 + 2 * config.mixture.semantic) * (config.mixture.pack_sources > 0)
+    return config.mixture.pack_texts - around
 
 
 def given_arguments(config: ConfigDict) -> dict[str, Any]:

@@ -94,6 +94,16 @@ def test_images_follow_the_text_and_the_source_whatever_the_batch_is():
     np.testing.assert_allclose(again, images[order], atol=1e-4)
 
 
+@pytest.mark.parametrize(("task", "semantic", "around"), [("edit", False, 4), ("edit", True, 6), ("caption", False, 2)])
+def test_a_text_may_be_as_long_as_in_a_row_of_its_own(task, semantic, around):
+    config = config_of("edit")
+    config.mixture.task, config.mixture.semantic, config.mixture.pack_texts = task, semantic, 60
+    if task == "caption":
+        config.mixture.pack_sources = 0
+    told = instruction_condition(config, [Request("make it red", np.zeros((32, 32, 3), np.uint8))])
+    assert told["ids"].shape == (1, 60 - around)
+
+
 def test_requests_that_say_too_much_or_too_little_are_named():
     config = config_of("edit")
     image = np.zeros((32, 32, 3), np.uint8)
