@@ -14,12 +14,8 @@ from configs import base
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The experiment.
-
-    `configs/digits.py:quick` is a generator alone, of a minute or two: digits that can be recognised, most of them.
-    `configs/digits.py:tiny` is the whole pipeline in seconds, for tests: nothing is learnt.
-    """
-    words = base.words_of(variant, ("tiny", "quick"), file="configs/digits.py")
+    """The experiment; `configs/digits.py:tiny` is the same pipeline in seconds, for tests: nothing is learnt."""
+    words = base.words_of(variant, ("tiny",), file="configs/digits.py")
     config = base.get_config()
     config.stages = ("encoder", "decoder", "stats", "flow", "mid_training", "flow_map")
 
@@ -74,8 +70,6 @@ def get_config(variant: str = "") -> ConfigDict:
     config.evaluation.frechet = True
     if "tiny" in words:
         shrink(config)
-    if "quick" in words:
-        hasten(config)
     return config
 
 
@@ -93,18 +87,6 @@ def stage(train: ConfigDict, *, steps: int, batch_size: int, learning_rate: floa
     train.optimizer.warmup_from_zero = True
     train.optimizer.warmup_steps = steps // 20
     train.optimizer.decay_end_step = steps
-
-
-def hasten(config: ConfigDict) -> None:
-    """Leaves few-step generation out, and shortens the rest."""
-    config.stages = ("encoder", "decoder", "stats", "flow")
-    stage(config.encoder.train, steps=300, batch_size=64, learning_rate=2e-3, ema_decay=0.98)
-    stage(config.decoder.train, steps=300, batch_size=64, learning_rate=2e-3, ema_decay=0.98)
-    stage(config.flow.train, steps=300, batch_size=64, learning_rate=2e-3, ema_decay=0.98)
-    config.flow.train.optimizer.name = "muon"
-    config.sampling.num_samples = 200
-    config.sampling.num_steps = 20
-    config.evaluation.linear_probe = False
 
 
 def shrink(config: ConfigDict) -> None:
