@@ -44,7 +44,7 @@ def get_config(variant: str = "") -> ConfigDict:
         config.sampling.num_samples = 600
     if "tiny" in words:
         digits.shorten(config.mixture.train)
-        config.mixture.train.optimizer.name = "adamw"  # compiles sooner
+        config.mixture.train.optimizer.name = "adamw"  # whose steps at this rate are longer
         config.mixture.model.width, config.mixture.model.depth, config.mixture.model.hidden = 16, 1, 32
         config.mixture.model.num_heads, config.mixture.model.num_kv_heads, config.mixture.model.head_dim = 2, 1, 8
         config.sampling.num_samples = 8

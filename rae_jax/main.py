@@ -132,8 +132,7 @@ def run(config, file: str) -> None:
     take_words(config)
     if TOPOLOGY.value and not DRY_RUN.value:
         raise ConfigError("--topology goes with --dry_run")
-    experiment.divide_cpu(config)
-    experiment.connect()
+    experiment.connect(config)
     if not DRY_RUN.value:
         jax.devices()  # a TPU's library takes signals when it is loaded
     answer_signals()

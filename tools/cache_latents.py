@@ -30,8 +30,7 @@ def main(arguments: list[str]) -> None:
     if not OUTPUT.value:
         raise app.UsageError("--output=DIR is missing: where the cache goes")
     logging.set_verbosity(logging.WARNING)
-    experiment.divide_cpu(config)
-    experiment.connect()
+    experiment.connect(config)
     try:
         output = local_path(OUTPUT.value, "--output")
         found = write_cache(resolved(config, workdir), experiment.config_file(), workdir, output)

@@ -7,11 +7,10 @@ The page is one file that opens without a server or a network, as each run's own
 
 import argparse
 import html
-import json
 import sys
 from pathlib import Path
 
-from rae_jax.evaluation.report import STYLE, duration, newest_picture, numbers, picture
+from rae_jax.evaluation.report import STYLE, duration, newest_picture, numbers, picture, read_json
 from rae_jax.files import local_path, whole_file
 
 
@@ -25,19 +24,16 @@ def gallery(runs: list[Path]) -> str:
 
 
 def _section(run: Path) -> str:
-    file = run / "config.json"
-    if not file.is_file():
+    config = read_json(run / "config.json")
+    if not config:
         raise ValueError(f"{run} is not the working directory of a run: there is no config.json")
-    stages = [stage for stage in json.loads(file.read_text())["stages"] if (run / stage).is_dir()]
+    stages = [stage for stage in config["stages"] if (run / stage).is_dir()]
     made = sorted(run.glob("*.png"))
     while_training = {stage: newest_picture(run / stage) for stage in stages}
     if not made and not any(while_training.values()):
         raise ValueError(f"{run} has no pictures yet; train it further, or sample with --mode=sample")
-    summary, seconds = run / "summary.json", 0.0
-    results = json.loads(summary.read_text())["results"] if summary.is_file() else {}
-    for stage in stages:
-        finished = run / stage / "finished.json"
-        seconds += json.loads(finished.read_text())["seconds"] if finished.is_file() else 0.0
+    results = read_json(run / "summary.json").get("results", {})
+    seconds = sum(read_json(run / stage / "finished.json").get("seconds", 0.0) for stage in stages)
     shown = "".join(picture(path) for path in made)
     steps = "".join(
         f"<div><h3>{html.escape(stage)}</h3>{picture(path)}</div>" for stage, path in while_training.items() if path
@@ -55,7 +51,7 @@ def _section(run: Path) -> str:
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">
 <title>rae_jax: gallery</title><style>{style}</style></head><body>
-<header><h1>What rae_jax makes on a laptop</h1></header><main>{sections}</main></body></html>
+<header><h1>What these runs have made</h1></header><main>{sections}</main></body></html>
 """
 
 _STYLE = """

@@ -26,8 +26,7 @@ def main(arguments: list[str]) -> None:
     config, workdir = experiment.config(), experiment.workdir()
     config.stages = ("stats",)
     config.stats.weights = ""
-    experiment.divide_cpu(config)
-    experiment.connect()
+    experiment.connect(config)
     try:
         official = local_path(OFFICIAL.value, "--official")
         with open_run(config, experiment.config_file(), workdir) as stages:

@@ -25,7 +25,7 @@ from rae_jax.data.conversations import (
     tables,
 )
 from rae_jax.data.decoding import decode_image
-from rae_jax.data.scene_words import DESCRIBED, PARTIAL, caption, description, partial_caption, question
+from rae_jax.data.scene_words import caption_to_learn, question_to_learn
 from rae_jax.data.scenes import SceneSource, render
 from rae_jax.data.tokenizer import Tokenizer
 from rae_jax.data.transforms import Transform
@@ -61,9 +61,8 @@ class SceneConversations:
         items = self._scenes.scene(index)
         image, random = render(items, self._scenes.split), np.random.RandomState(rng.bit_generator)
         if rng.random() >= self.question_share:
-            words = partial_caption if rng.random() < PARTIAL else caption
-            return [image], request(words(items, random))
-        asked, answer = description(items) if rng.random() < DESCRIBED else question(items, random)
+            return [image], request(caption_to_learn(items, random, rng.random()))
+        asked, answer = question_to_learn(items, random, rng.random())
         return [image], [{"from": "human", "value": f"{IMAGE}\n{asked}"}, {"from": "gpt", "value": answer}]
 
 

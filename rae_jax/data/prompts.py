@@ -38,7 +38,8 @@ def read_prompts(path: str | Path) -> tuple[str, ...]:
                 text = line.decode("utf-8").strip()
             except UnicodeDecodeError as error:
                 raise ValueError(f"{path}, line {number} is not UTF-8 text: {error}") from None
-            prompts += [text] * bool(text)
+            if text:
+                prompts.append(text)
     if not prompts:
         raise ValueError(f"{path} holds no prompts: it is to have one a line")
     return tuple(prompts)

@@ -78,6 +78,10 @@ def _noun(item: Item) -> str:
     return f"{item.colour} {NUMBERS[item.digit]}"
 
 
+def _placed(item: Item) -> str:
+    return f"{_a(_noun(item))} at the {PLACES[item.cell]}"
+
+
 def _shuffled(items: Scene, random: np.random.RandomState) -> list[Item]:
     return [items[i] for i in random.permutation(len(items))]
 
@@ -88,12 +92,12 @@ def caption(items: Scene, random: np.random.RandomState) -> str:
     if len(items) > 1 and len({item.digit for item in items}) == 1:
         each = _listed([f"{item.colour} at the {PLACES[item.cell]}" for item in order])
         return f"{_choice(random, OPENINGS)}{NUMBERS[len(items)]} {_plural(items[0].digit)}, {each}"
-    return _choice(random, OPENINGS) + _listed([f"{_a(_noun(item))} at the {PLACES[item.cell]}" for item in order])
+    return _choice(random, OPENINGS) + _listed([_placed(item) for item in order])
 
 
 def description(items: Scene) -> tuple[str, str]:
     """A question whose answer is all of a scene, cell by cell: much to learn from one image."""
-    return "what is there?", _listed([f"{_a(_noun(item))} at the {PLACES[item.cell]}" for item in items])
+    return "what is there?", _listed([_placed(item) for item in items])
 
 
 def partial_caption(items: Scene, random: np.random.RandomState) -> str:
@@ -113,6 +117,11 @@ def partial_caption(items: Scene, random: np.random.RandomState) -> str:
     if len(items) > 1 and len({item.digit for item in items}) == 1:
         ways = [f"{NUMBERS[len(items)]} {_plural(items[0].digit)}"]
     return _choice(random, OPENINGS) + _choice(random, ways)
+
+
+def caption_to_learn(items: Scene, random: np.random.RandomState, chance: float) -> str:
+    """A caption, or where `chance`, in [0, 1), is below `PARTIAL` a partial one."""
+    return (partial_caption if chance < PARTIAL else caption)(items, random)
 
 
 def prompt(category: str, random: np.random.RandomState, *, of_seen: bool = True) -> Prompt:
@@ -149,6 +158,11 @@ def question(items: Scene, random: np.random.RandomState) -> tuple[str, str]:
     if digits.count(item.digit) == 1:
         ways += [(f"what color is the {number}?", item.colour), (f"where is the {number}?", place)]
     return _choice(random, ways)
+
+
+def question_to_learn(items: Scene, random: np.random.RandomState, chance: float) -> tuple[str, str]:
+    """A question and its answer; where `chance`, in [0, 1), is below `DESCRIBED` one for all of the scene."""
+    return description(items) if chance < DESCRIBED else question(items, random)
 
 
 def edit(items: Scene, random: np.random.RandomState) -> Edit:
@@ -213,7 +227,7 @@ def _remove(items: Scene, random: np.random.RandomState) -> tuple[str, list[Item
 
 def _add(items: Scene, random: np.random.RandomState) -> tuple[str, list[Item]]:
     new = _new(_empty_cell(items, random), random)
-    what = f"{_a(_noun(new))} at the {PLACES[new.cell]}"
+    what = _placed(new)
     return _choice(random, (f"add {what}", f"put {what}")), [*items, new]
 
 

@@ -95,12 +95,10 @@ class ToldScenes:
     def parts(self, index: int, draw: int) -> list[Part]:
         items, random = self._source.scene(index), self._random(index, draw)
         if self._question_share and scenes.randomness("asked", index, draw).random_sample() < self._question_share:
-            described = scenes.randomness("described", index, draw).random_sample() < scene_words.DESCRIBED
-            asked = scene_words.description(items) if described else scene_words.question(items, random)
-            return answered(items, *asked)
+            chance = scenes.randomness("described", index, draw).random_sample()
+            return answered(items, *scene_words.question_to_learn(items, random, chance))
         if self._task == "caption":
-            say = scene_words.partial_caption if random.rand() < scene_words.PARTIAL else scene_words.caption
-            return captioned(say(items, random), items)
+            return captioned(scene_words.caption_to_learn(items, random, random.rand()), items)
         items, edit = self.edit(index, draw)
         return edited([items, edit.target], [edit.instruction])
 

@@ -35,13 +35,13 @@ Points = list[tuple[int, float]]
 
 def write_report(workdir: Path) -> Path:
     """Writes `workdir/report.html` from what the directory holds now."""
-    config = _read_json(workdir / "config.json")
-    environment = _read_json(workdir / "environment.json")
-    summary = _read_json(workdir / "summary.json")
+    config = read_json(workdir / "config.json")
+    environment = read_json(workdir / "environment.json")
+    summary = read_json(workdir / "summary.json")
     curves, newest_step = read_curves(workdir / "metrics.jsonl")
     named = [stage for stage in config.get("stages", ()) if isinstance(stage, str)]
     stages = [*named, *(stage for stage in curves if stage not in named)]
-    finished = {stage: _read_json(workdir / stage / "finished.json") for stage in stages}
+    finished = {stage: read_json(workdir / stage / "finished.json") for stage in stages}
     done = bool(stages) and all(finished.values())
     sections = [_stage(workdir, s, curves.get(s, {}), newest_step.get(s), config, finished[s]) for s in stages]
     pictures = "".join(picture(path) for path in sorted(workdir.glob("*.png")))
@@ -247,7 +247,8 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """What a file of a run says; empty if it is not there, or not whole."""
     try:
         return json.loads(path.read_text())
     except (OSError, json.JSONDecodeError):

@@ -73,8 +73,9 @@ def divide_cpu(config: ConfigDict) -> None:
         jax.config.update("jax_num_cpu_devices", config.cpu_devices)
 
 
-def connect() -> None:
-    """Joins the processes of a run, if the flags say that there are several."""
+def connect(config: ConfigDict) -> None:
+    """Divides the CPU, and joins the processes of a run, if the flags say that there are several."""
+    divide_cpu(config)
     if DISTRIBUTED.value:
         jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM: `training/stopping.py`
         jax.distributed.initialize(
