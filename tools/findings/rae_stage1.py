@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from configs import photographs
+from configs import photographs as experiment
 from rae_jax.components.decoders import decoder as decoder_component
 from rae_jax.components.decoders import images_of
 from rae_jax.components.encoders import encoder as encoder_component
@@ -18,9 +18,9 @@ from rae_jax.models.autoencoder import to_uint8
 from rae_jax.models.lpips import LPIPS
 from rae_jax.training import sharding
 from tools.findings.runs import Run, run
+from tools.photographs import photographs
 
 CONFIG = "configs/photographs.py"
-SCIKIT_IMAGE = ("astronaut", "chelsea", "coffee", "hubble_deep_field", "immunohistochemistry", "retina", "rocket")
 SHORTER_SIDE = 288  # pixels, of the photographs
 TILE, STRIDE, TEST_TILE = 96, 48, 64  # of what is trained on, of which 64 x 64 are cropped at random; of what is not
 SIGMA = 0.5  # of the noise that "noisy" latents carry; the latents' own deviation is 1
@@ -43,15 +43,7 @@ def crops(folder: Path) -> Path:
     done = folder / "complete"
     if done.exists():
         return folder
-    try:
-        import skimage.data
-    except ImportError:
-        raise ValueError("the photographs are in scikit-image: pip install -r requirements-dev.txt") from None
-    from sklearn.datasets import load_sample_images
-
-    images = {name: getattr(skimage.data, name)() for name in SCIKIT_IMAGE}
-    images |= dict(zip(("china", "flower"), load_sample_images().images, strict=True))
-    for name, pixels in images.items():
+    for name, pixels in photographs().items():
         picture = Image.fromarray(pixels)
         scale = SHORTER_SIDE / min(picture.size)
         picture = picture.resize([round(side * scale) for side in picture.size], Image.Resampling.BICUBIC)
@@ -77,7 +69,7 @@ class Judge:
     """PSNR and LPIPS (VGG16, on which nothing was trained) of a decoder's reconstructions of held-out crops."""
 
     def __init__(self, encoder: Path, images: np.ndarray):
-        self._config = photographs.get_config()
+        self._config = experiment.get_config()
         self._images, self._lpips = jnp.asarray(images), pretrained("vgg16")
         to_tokens, to_images = tokens_of(self._config), images_of(self._config)
         images = self._images / 255.0
@@ -125,7 +117,7 @@ def reproduce(workdir: Path, digits: Path) -> str:
 
 def section(rows: list[tuple[str, str, tuple[float, ...]]], full: dict[float, Run], folder: Path, images: int) -> str:
     """The Markdown of the finding."""
-    config = photographs.get_config()
+    config = experiment.get_config()
     train, loss = config.decoder.train, config.decoder.loss
     tiles = len(list((folder / "train").rglob("*.png")))
     table = "\n".join(
@@ -136,7 +128,7 @@ def section(rows: list[tuple[str, str, tuple[float, ...]]], full: dict[float, Ru
 
     python -m tools.reproduce rae_stage1
 
-{len(SCIKIT_IMAGE) + 2} photographs of scikit-image and scikit-learn, {SHORTER_SIDE} pixels high; {tiles} tiles of their
+{len(photographs())} photographs of scikit-image and scikit-learn, {SHORTER_SIDE} pixels high; {tiles} tiles of their
 left three quarters to train on, {images} crops of {TEST_TILE} x {TEST_TILE} pixels of their right quarters to judge by.
 The encoder is a ViT of width {config.encoder.model.width}, pretrained on the tiles by masked autoencoding
 ({config.encoder.train.steps} steps); the decoder has width {config.decoder.model.width} and is trained for
