@@ -5,9 +5,9 @@
 
 As many processes as the slice has hosts, each with as many CPU devices as its host has chips, lay these into the mesh
 in the order in which JAX lays the slice's own (libtpu's description of it; no TPU is needed). They run the config, with
-data workers, checkpoints, evaluation and samples if it has them, and every loss is compared with that of one process
-with one device. Without `--config` it is a small copy of the flagship: `digits.py:tiny`, the flow alone, on the latents
-of random weights, in batches of one image a device and more.
+data workers, checkpoints, evaluation and samples if it has them, and every loss and evaluation is compared with that of
+one process with one device. Without `--config` it is a small copy of the flagship: `digits.py:tiny`, the flow alone, on
+the latents of random weights, in batches of one image a device and more.
 
 With `--preempt_at` one of the processes gets SIGTERM after that step: all must end with status 75, saved, and are
 started again. The last line printed is the outcome, as JSON.
@@ -55,7 +55,7 @@ FLAGSHIP = (
     "--config.evaluation.linear_probe=False",
 )
 ONE_DEVICE = ("--config.mesh.data=-1", "--config.mesh.fsdp=1", "--config.mesh.tensor=1")
-TOLERANCE = 1e-4  # of a loss, relative: sums in another order
+TOLERANCE = 1e-4  # of a loss or an evaluation, relative: sums in another order
 PATIENCE = 3000  # seconds that a run may take
 
 Places = list[tuple[int, int]]  # of each device of a mesh, in its order: its process, and which of that process's it is
@@ -132,10 +132,37 @@ def as_host(arguments: list[str], shape: tuple[int, ...], places: Places, device
     app.run(command.main, flags_parser=experiment.parse)
 
 
-def losses(workdir: Path) -> dict[str, float]:
-    """Every loss of a run, by stage and step."""
-    records = [record for _, record in read_json_lines(workdir / "metrics.jsonl")]
-    return {f"{record['stage']} {record['step']}": record["loss"] for record in records if "loss" in record}
+def numbers(workdir: Path) -> dict[str, float]:
+    """Every loss of a run and every evaluation while it trained, by stage, step and name.
+
+    Raises:
+      ValueError: one was recorded twice.
+    """
+    found: dict[str, float] = {}
+    for _, record in read_json_lines(workdir / "metrics.jsonl"):
+        for name in record:
+            if name == "loss" or name.startswith("evaluation/"):
+                key = f"{record['stage']} {record['step']} {name}"
+                if key in found:
+                    raise ValueError(f"{workdir}/metrics.jsonl has {key} twice")
+                found[key] = record[name]
+    return found
+
+
+def largest_deviation(expected: dict[str, float], found: dict[str, float]) -> tuple[float, str]:
+    """The largest relative deviation of numbers from those expected, and of which.
+
+    Raises:
+      ValueError: there are other numbers, or one deviates by more than `TOLERANCE`.
+    """
+    if missing := sorted(expected.keys() ^ found.keys()):
+        raise ValueError(f"only one run has recorded {missing[:5]}")
+    deviations = {key: abs(found[key] - value) / abs(value) for key, value in expected.items()}
+    for key, deviation in deviations.items():
+        if not deviation <= TOLERANCE:  # or is none
+            raise ValueError(f"{key}: {found[key]} instead of {expected[key]}")
+    where = max(deviations, key=deviations.__getitem__)
+    return deviations[where], where
 
 
 def wait_for_step(workdir: Path, step: int, run: Run) -> None:
@@ -151,7 +178,7 @@ def rehearse(arguments: list[str], shape: tuple[int, ...], places: Places, direc
     """Runs on one device and on the slice's stand-ins, and compares.
 
     Raises:
-      ValueError: a process ended otherwise than it should, or a loss differs.
+      ValueError: a process ended otherwise than it should, or a number differs.
     """
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
@@ -183,13 +210,9 @@ def rehearse(arguments: list[str], shape: tuple[int, ...], places: Places, direc
             run = Run(workdir, arguments, shape, places)
         complete(name, run)
         seconds[name] = round(time.monotonic() - began, 1)
-    expected, found = losses(one), losses(slice_)
-    if expected.keys() != found.keys():
-        raise ValueError(f"other steps were recorded: {sorted(expected.keys() ^ found.keys())}")
-    largest, where = max((abs(found[key] - value) / abs(value), key) for key, value in expected.items())
-    if not largest <= TOLERANCE:
-        raise ValueError(f"the losses differ: {found[where]} instead of {expected[where]} at {where}")
-    outcome = {"losses": len(found), "largest_deviation": largest, "at": where, "seconds": seconds}
+    expected = numbers(one)
+    largest, where = largest_deviation(expected, numbers(slice_))
+    outcome = {"numbers": len(expected), "largest_deviation": largest, "at": where, "seconds": seconds}
     if (one / "samples.npz").exists():
         ours, theirs = (read_samples(workdir / "samples.npz").images.astype(int) for workdir in (slice_, one))
         outcome["samples"], outcome["samples_differ_by"] = len(ours), int(np.abs(ours - theirs).max())
