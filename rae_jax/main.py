@@ -67,34 +67,42 @@ TOPOLOGY = flags.DEFINE_string(
     "topology", "", "With --dry_run: as on this TPU slice, v5p:4x4x4 say, with the compiler's report (needs libtpu)."
 )
 
+# The statuses with which XLA's errors begin that a process can have whose siblings have gone.
+LOST = ("UNKNOWN: ", "UNAVAILABLE: ", "INTERNAL: ", "ABORTED: ", "CANCELLED: ", "DEADLINE_EXCEEDED: ")
+
 
 def main(arguments: list[str]) -> None:
     if len(arguments) > 1:
         raise app.UsageError(f"unexpected argument {arguments[1]!r}; fields are set as --config.FIELD=VALUE")
     try:
         run(experiment.config(), experiment.config_file())
-    except (ConfigError, Diverged, OSError, ValueError) as error:
-        end(f"error: {error}", stopping.STATUS if lost_another(error) else 1)
-        if isinstance(error, NotSaved):
-            os._exit(1)  # threads of the storage library may wait minutes for what will not come
-        sys.exit(1)
     except KeyboardInterrupt:
         end("interrupted; the same command goes on")
         sys.exit(128 + signal.SIGINT)
     except Exception as error:
-        if lost_another(error):
-            end(f"another process of the run seems to have ended: {str(error).splitlines()[0]}", stopping.STATUS)
-        if stopping.several():
-            end(traceback.format_exc().strip())
-        raise
+        if lost := lost_another(error):
+            end(f"another process of the run seems to have ended: {str(lost).splitlines()[0]}", stopping.STATUS)
+        if not isinstance(error, ConfigError | Diverged | OSError | ValueError):
+            if stopping.several():
+                end(traceback.format_exc().strip())
+            raise
+        end(f"error: {error}")
+        if isinstance(error, NotSaved):
+            os._exit(1)  # threads of the storage library may wait minutes for what will not come
+        sys.exit(1)
 
 
-def lost_another(error: BaseException | None) -> bool:
-    """Whether an error is, or comes from, that of a collective with a process that is no more, as on CPUs and GPUs."""
+def lost_another(error: BaseException | None) -> BaseException | None:
+    """The error of a collective with a process that is no more, as on CPUs and GPUs, which `error` is or comes from.
+
+    XLA's errors begin with a status; Python's type of them depends on where they come up.
+    """
     if error is None or not stopping.several():
-        return False
-    here = isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error)
-    return here or lost_another(error.__cause__ or error.__context__)
+        return None
+    of_runtime = isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error)
+    if of_runtime or (isinstance(error, ValueError) and str(error).startswith(LOST)):
+        return error
+    return lost_another(error.__cause__ or error.__context__)
 
 
 def answer_signals() -> None:

@@ -5,6 +5,7 @@ compiler inside libtpu, and reports memory, time, and collectives. Nothing is ex
 time is the compiler's estimate, and none was measured on a chip.
 """
 
+import collections
 import dataclasses
 import importlib.util
 import math
@@ -66,6 +67,7 @@ COLLECTIVES = (
 )  # fmt: skip
 BITS = {"pred": 8, "s4": 4, "u4": 4, "c64": 64} | {f"{kind}{n}": n for kind in "suf" for n in (8, 16, 32, 64)}
 BITS |= {"bf16": 16, "f8e4m3fn": 8, "f8e5m2": 8}
+DTYPES = {"f32": "float32", "bf16": "bfloat16"}  # in StableHLO
 PLUMBING = {"AllocateBuffer", "Sharding", "AssumeGatherIndicesInBound", "ResizeBuffer"}  # custom calls without work
 PALLAS = "tpu_custom_call"
 # The compiler's cost analysis charges each of these custom calls one second too little.
@@ -222,6 +224,20 @@ def read_schedule(text: str) -> Schedule:
     return schedule
 
 
+def products(lowered: str) -> dict[str, int]:
+    """How many matrix products and convolutions a lowered program asks for, by "dtype, precision" (StableHLO's text).
+
+    The dtype is that of the operands; a TPU multiplies "default" in one bfloat16 pass, "high" in three, "highest"
+    exactly. A loop's body counts once, as does that of a function; what is inside Pallas kernels does not count.
+    """
+    found = re.findall(
+        r"stablehlo\.(?:dot_general|convolution)\b.*?\bprecision(?:_config)? = "
+        r"\[(?:#stablehlo<precision )?(\w+)[^\n]*? : \(tensor<(?:\d+x)*(\w+)>",
+        lowered,
+    )
+    return dict(collections.Counter(f"{DTYPES.get(dtype, dtype)}, {precision.lower()}" for precision, dtype in found))
+
+
 def mesh_over(config: ConfigDict, topology: str) -> jax.sharding.Mesh:
     """The config's mesh over the devices of a TPU topology that need not be there.
 
@@ -356,6 +372,7 @@ def report(
         "topology": topology,
         "program": program,
         "latents": latents,
+        "products": products(lowered.as_text()),
         "chips": chips,
         "params": num_params,
         "model_flops": flops,
@@ -416,6 +433,7 @@ def show(result: dict[str, Any]) -> None:
         "step, optimal_seconds estimate": milliseconds(result["optimal_seconds"]),
         "synchronous collectives, lower bound": milliseconds(result["collective_seconds"]),
         "products at peak": milliseconds(result["seconds_at_peak"]),
+        "products' precision": "; ".join(f"{number} {kind}" for kind, number in sorted(result["products"].items())),
     }
     if result["contradiction"]:
         rows["no utilisation is given"] = result["contradiction"]

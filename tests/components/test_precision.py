@@ -3,8 +3,12 @@
 `objectives/test_contract.py` asks it of every objective's step.
 """
 
+import re
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from products import DEFAULT, HIGH, HIGHEST, kinds_of_products, products
 
@@ -56,3 +60,28 @@ def test_another_dtype_is_refused_by_its_field(field):
     config.update_from_flattened_dict({field: "float16"})
     with pytest.raises(ValueError, match=rf"^{field}='float16' is not one of \['float32', 'bfloat16_3x', 'bfloat16'\]"):
         component(config, "flow")
+
+
+def test_the_errors_of_products_in_one_pass_in_three_and_in_float32_are_those_of_the_documents():
+    """A TPU's passes are products of bfloat16 numbers summed in float32; three leave out that of both errors."""
+
+    def bfloat16(x):
+        return np.asarray(jnp.asarray(x, jnp.bfloat16), np.float32)
+
+    random = np.random.default_rng(0)
+    a, b = (random.normal(size=shape).astype(np.float32) for shape in ((64, 768), (768, 64)))
+    exact = a.astype(np.float64) @ b
+    (high_a, high_b), (low_a, low_b) = (
+        (bfloat16(a), bfloat16(b)),
+        (bfloat16(a - bfloat16(a)), bfloat16(b - bfloat16(b))),
+    )
+    measured = {
+        '"bfloat16"': high_a @ high_b,
+        '"bfloat16_3x"': high_a @ high_b + (high_a @ low_b + low_a @ high_b),
+        '"float32"': a @ b,
+    }
+    table = (Path(__file__).parents[2] / "docs/performance.md").read_text()
+    for name, found in measured.items():
+        said = float(re.search(rf"\| `{name}` \|.*\| ([\d.e-]+) \|\n", table).group(1))
+        error = np.sqrt(np.mean((found - exact) ** 2) / np.mean(exact**2))
+        assert error == pytest.approx(said, rel=0.3 if name == '"float32"' else 0.05)  # float32's sums have an order

@@ -8,9 +8,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 import runs
+from products import kinds_of_products
 
-from rae_jax.costs.compile_report import KernelCall, contradiction, mesh_over, read_schedule
+from configs import digits
+from rae_jax.costs.compile_report import KernelCall, contradiction, lower_step, mesh_over, products, read_schedule
 from rae_jax.costs.model_flops import matrix_flops
+from rae_jax.training import sharding
 
 SCHEDULE = """HloModule toy, is_scheduled=true
 
@@ -74,6 +77,42 @@ def test_an_estimate_that_misses_part_of_the_program_counts_for_nothing():
     assert "3 calls of Pallas kernels do not say" in contradiction(2.0, 2.1, 1.0, 3)
 
 
+def test_the_precision_of_every_product_is_that_which_the_traced_program_asks_for():
+    images, kernel = jax.ShapeDtypeStruct((2, 8, 8, 4), jnp.bfloat16), jax.ShapeDtypeStruct((3, 3, 4, 4), jnp.bfloat16)
+
+    def program(a, images, kernel):
+        convolved = jax.lax.conv_general_dilated(
+            images, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        exact = jnp.matmul(a, a, precision="highest")
+        looped = jax.lax.scan(lambda x, _: (jnp.matmul(x, a, precision="high"), None), exact, length=3)[0]
+        return looped @ exact, convolved
+
+    arguments = (jax.ShapeDtypeStruct((4, 4), jnp.float32), images, kernel)
+    found = products(jax.jit(program).lower(*arguments).as_text())
+    assert found == {"float32, highest": 1, "float32, high": 1, "float32, default": 1, "bfloat16, default": 1}
+    traced = kinds_of_products(jax.make_jaxpr(program)(*arguments))
+    assert set(found) == {f"{dtype}, {precision.name.lower()}" for dtype, precision in traced}
+
+
+@pytest.mark.parametrize(
+    "fields, kinds",
+    [
+        ({}, {"float32, highest"}),
+        # float32 at "default": the modulations and the end of a bfloat16 network, which a TPU rounds like the rest.
+        (
+            {"dtype": "bfloat16", "encoder.dtype": "float32"},
+            {"bfloat16, default", "float32, default", "float32, highest"},
+        ),
+    ],
+)
+def test_the_precision_of_a_step_s_products_follows_the_dtypes_of_its_components(fields, kinds):
+    config = digits.get_config("tiny")
+    config.update_from_flattened_dict(fields)
+    lowered, _, _ = lower_step(config, "flow", sharding.make_mesh({"data": -1, "fsdp": 1, "tensor": 1}), latents=False)
+    assert set(products(lowered.as_text())) == kinds
+
+
 def test_a_topology_of_no_known_generation_is_one_line():
     status, output = runs.run_module("tools.compile_report", "--config=configs/digits.py:tiny", "--topology=v99:2x2x1")
     assert status == 1 and output.strip().splitlines()[-1].startswith("error: topology 'v99:2x2x1'")
@@ -102,6 +141,7 @@ def test_the_training_step_compiles_for_tpu_and_its_report_adds_up(tmp_path, top
     assert result["chips"] == chips and 0 < result["hbm_bytes_per_chip"] < result["hbm_limit_bytes"]
     slower = max(result["compiler_step_seconds"], result["optimal_seconds"] or 0)
     assert 1 / result["steps_per_second"] == pytest.approx(slower + result["collective_seconds"])
+    assert list(result["products"]) == ["float32, highest"]
     assert 0 < result["mfu"] < 1 and result["compile_seconds"] > 0
     assert any(name.startswith("all-reduce") for name in result["collectives"])
     assert result["flops_per_chip"] * chips > 0.9 * result["model_flops"] or result["flops_counted_once"]
