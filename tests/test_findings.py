@@ -1,0 +1,128 @@
+"""What docs/findings.md says of its tables is what they hold: a table made anew that no longer does fails here."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+TEXT = (Path(__file__).parents[1] / "docs" / "findings.md").read_text()
+
+
+def section(name: str) -> str:
+    """What the finding's command has written."""
+    return TEXT.split(f"<!-- {name}: begin -->")[1].split(f"<!-- {name}: end -->")[0]
+
+
+def reading(name: str) -> str:
+    """What is said of it below, on one line."""
+    return " ".join(TEXT.split(f"<!-- {name}: end -->")[1].split("<!-- ")[0].split())
+
+
+def cell(text: str, row: str, column: int, table: int = 0) -> str:
+    """Of the row that begins with `row`, the cell of a column, counted from 0; of several such rows, one."""
+    rows = [line.strip("| ").split("|") for line in text.splitlines() if line.startswith(f"| {row} |")]
+    return rows[table][column].strip()
+
+
+def number(text: str, row: str, column: int, *, table: int = 0, part: int = 0) -> float:
+    """The number there; of several in a cell, one."""
+    return float(re.findall(r"-?\d+\.?\d*", cell(text, row, column, table))[part])
+
+
+def said(name: str, *texts: str) -> None:
+    """Each text, a pattern of words around numbers that were looked up, stands in the reading."""
+    for text in texts:
+        assert text in reading(name), f"docs/findings.md no longer says {text!r} of {name}"
+
+
+def test_mf_rae():
+    rows = section("mf_rae")
+    steps = [
+        [cell(rows, f"finite difference, dt = {dt}", i) for i in range(1, 5)] for dt in ("0.0001", "0.001", "0.01")
+    ]
+    agreements = [float(row[0].removesuffix(" %")) for row in steps]
+    assert max(agreements) - min(agreements) < 0.5 and len({row[1] for row in steps}) == 1  # chance alone: 0.5 %
+    median, usual = (number(rows, start, 5, part=1) for start in ("the teacher's weights", "mid-training"))
+    far, near = (number(rows, start, 2) for start in ("the teacher's weights", "mid-training"))
+    said("mf_rae", f"(a median of {median} against {usual})", f"({far:.3f} against {near:.3f})")
+    assert median > usual and far > near and number(rows, "the teacher's weights", 1) > number(rows, "mid-training", 1)
+    assert max(number(rows, start, 5, part=2) for start in ("the teacher's weights", "mid-training", "random")) < 1e3
+    said("mf_rae", f"teach nothing ({number(rows, 'random', 1)} %; chance is 10)")
+    mft, mfd = ([number(rows, eta, i) for i in (1, 2)] for eta in ("0 (MFT)", "1 (MFD)"))
+    assert mft[0] > mfd[0] and mft[1] < mfd[1]
+    said("mf_rae", f"agreement ({mft[0]} against {mfd[0]} %) and in distance ({mft[1]:.3f} against {mfd[1]:.3f})")
+    even, true = number(rows, "evenly spaced (released)", 2), number(rows, "true", 2)
+    assert even > true
+    said("mf_rae", f"{even:.3f} against {true:.3f} in one step")
+    distances = sorted(number(rows, row, 2) for row in ("the teacher's weights", "mid-training", "random"))
+    assert distances.index(far) == 1 and number(rows, "the teacher's weights", 1) == 99.9
+
+
+def test_rae_stage1():
+    rows = section("rae_stage1")
+    clean, noisy = ([number(rows, "L1", i, table=t) for t in (0, 1)] for i in (2, 4))
+    said("rae_stage1", f"{noisy[1] - noisy[0]:.2f} dB there and {clean[1] - clean[0]:.2f} dB here")
+    plain, perceptual = number(rows, "L1", 3), number(rows, "L1 + LPIPS", 3)
+    assert perceptual > plain
+    said("rae_stage1", f"({perceptual:.3f} against {plain:.3f})")
+
+
+def test_rpiae():
+    rows = section("rpiae")
+    probe = {run: number(rows, run, 2) for run in ("frozen", "unfrozen, pivot", "unfrozen, no pivot")}
+    head = {run: number(rows, run, 3) for run in ("unfrozen, pivot", "unfrozen, no pivot")}
+    psnr = {run: number(rows, run, 1) for run in probe}
+    assert probe["unfrozen, pivot"] >= probe["frozen"] and abs(head["unfrozen, no pivot"] - 10) < 3
+    lost, kept = probe["unfrozen, no pivot"], probe["frozen"]
+    said("rpiae", f"loses {kept - lost:.1f} points ({lost} against {kept} %)")
+    said("rpiae", f"keeps {head['unfrozen, pivot']} of {kept} %", f"falls to {head['unfrozen, no pivot']} %, chance")
+    tuned, frozen, none = psnr["unfrozen, pivot"], psnr["frozen"], psnr["unfrozen, no pivot"]
+    said("rpiae", f"by {tuned - frozen:.1f} dB with the pivot ({tuned} against {frozen})")
+    light = number(rows, "weight 0.25", 1)
+    assert light > tuned > none
+    said("rpiae", f"({light} dB at 0.25), yet no pivot at all does not ({none})")
+    agreements = [number(rows, run, 4) for run in probe]
+    said("rpiae", f"{min(agreements)} to {max(agreements)} % of the digits")
+    narrow, wide = ([number(rows, width, i) for i in (4, 1)] for width in ("16", "64"))
+    assert narrow[0] > wide[0] and narrow[1] < wide[1]
+    said("rpiae", f"({narrow[0]} % with 16 channels, {wide[0]} % with 64)", f"({narrow[1]} against {wide[1]} dB)")
+    joint, stages = ([number(rows, run, i) for i in (1, 4, 5)] for run in ("all at once", "I, II, III"))
+    assert joint[0] < stages[0] and joint[1] < stages[1] and joint[2] > stages[2]
+    said("rpiae", f"({joint[0]} against {stages[0]} dB)", "600 steps where the stages had 1,600 together")
+    assert "Steps: decoder 600, pivot 600, bridge 600, specialisation 400" in rows
+    rest = [number(rows, run, 1) for run in ("plain, fixed", "normalised, adaptive", "normalised, fixed")]
+    said("rpiae", f"{min(*rest, tuned):.2f} to {max(*rest, tuned):.2f} dB")
+
+
+def test_rac():
+    rows = section("rac")
+    decoded = [number(rows, "800", i) for i in range(1, 6)]
+    assert decoded[1] > decoded[0] and decoded[1:] == sorted(decoded[1:], reverse=True)
+    said("rac", f"two steps are {decoded[1] - decoded[0]:.1f} dB better than one")
+    said("rac", "{}, {}, {} and {} dB for 2, 4, 8 and 16".format(*(f"{psnr:.2f}" for psnr in decoded[1:])))
+    assert all(
+        max(values) - min(values) < 0.5
+        for values in ([number(rows, steps, i) for i in range(1, 6)] for steps in ("50", "100", "200", "400"))
+    )
+    coder, teacher = number(rows, "coder, 4 steps", 2), number(rows, "teacher", 2)
+    assert coder > teacher
+    said("rac", f"its digits are {coder} from real ones and the teacher's {teacher}")
+    own = re.search(r"reconstructs the held-out digits at ([\d.]+) dB", rows).group(1)
+    said("rac", f"the teacher reconstructs {own} dB, the coder {decoded[1]:.2f}")
+    every, alone = "all terms, K = 4", "neither way back (only decoding)"
+    last = number(rows, "error of the latents over their variance", 3)
+    said(
+        "rac",
+        f"no encoder ({number(rows, alone, 4)} of",
+        f"it is to {number(rows, every, 4)}, after 800 steps to {last}",
+    )
+    four = {run: number(rows, run, 2) for run in (every, alone, "K = 1", "no path loss")}
+    assert max(four, key=four.get) == alone
+    said("rac", f"{four[alone]:.2f} dB in four steps against {four[every]:.2f} with all terms")
+    said(
+        "rac",
+        f"K = 4 is {four[every] - four['K = 1']:.1f} dB better",
+        f"({four[every]:.2f} against {four['K = 1']:.2f})",
+    )
+    assert four["no path loss"] == pytest.approx(four[every], abs=0.05)
+    said("rac", f"({four[every]:.2f} dB in four steps with and without)")
