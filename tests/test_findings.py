@@ -126,3 +126,23 @@ def test_rac():
     )
     assert four["no path loss"] == pytest.approx(four[every], abs=0.05)
     said("rac", f"({four[every]:.2f} dB in four steps with and without)")
+
+
+def test_the_summary_repeats_the_sections():
+    summary = TEXT.split("<!-- mf_rae: begin -->")[0]
+    mf_rae, rpiae, rac = section("mf_rae"), section("rpiae"), section("rac")
+    precision = re.search(r"precisions ([\d.]+) and ([\d.]*\d)", section("precision")).group(2)
+    seeds = re.search(r"over the steps and ([\d.]+) at", section("precision")).group(1)
+    decoded = [number(rac, "800", i) for i in (1, 2, 5)]
+    starts = [number(mf_rae, start, 5, part=1) for start in ("the teacher's weights", "mid-training")]
+    heads = [number(rpiae, run, 3) for run in ("unfrozen, pivot", "unfrozen, no pivot")]
+    for text in (
+        "median {} without, {} with".format(*starts),
+        f"distance {number(mf_rae, '1 (MFD)', 2):.3f} against {number(mf_rae, '0 (MFT)', 2):.3f}",
+        "attached head {} % with, {} % without".format(*heads),
+        f"{number(rpiae, 'I, II, III', 1)} against {number(rpiae, 'all at once', 1)} dB",
+        "{:.2f} dB in 1, {:.2f} in 2, {:.2f} in 16".format(*decoded),
+        f"distance {number(rac, 'coder, 4 steps', 2)} against {number(rac, 'teacher', 2)}",
+        f"losses {precision} apart, seeds {seeds}",
+    ):
+        assert text in summary, text
