@@ -10,7 +10,7 @@ the loss that it comes down to. Nothing of it has been run with this code yet.
 
 from ml_collections import ConfigDict
 
-from configs import base
+from configs import architectures, base
 
 
 def get_config(variant: str = "768-12") -> ConfigDict:
@@ -31,7 +31,9 @@ def get_config(variant: str = "768-12") -> ConfigDict:
     config.flow.num_classes, config.sampling.labels = 0, "unconditional"
     config.flow.label_dropout = 1.0
     config.flow.family = "lightning_dit"
-    config.flow.model = base.lightning_dit(width=int(width), depth=int(depth), num_heads=int(width) // 64, scan=True)
+    config.flow.model = architectures.lightning_dit(
+        width=int(width), depth=int(depth), num_heads=int(width) // 64, scan=True
+    )
     train = config.flow.train
     train.transform = "center_crop"
     train.steps = 1200
