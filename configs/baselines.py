@@ -12,7 +12,7 @@ Nothing of it has been run with this code yet.
 
 from ml_collections import ConfigDict
 
-from configs import base
+from configs import architectures, base
 from configs.dith_xl import rae_schedule
 from rae_jax.models import dit_dh, lightning_dit
 from rae_jax.models.kl_vae import STABLE_DIFFUSION
@@ -37,16 +37,16 @@ def get_config(variant: str = "sd_vae-dit") -> ConfigDict:
     patch_size = 16
     if space == "sd_vae":
         patch_size = 2
-        config.teacher.model = base.kl_vae(**STABLE_DIFFUSION)
+        config.teacher.model = architectures.kl_vae(**STABLE_DIFFUSION)
     config.autoencoder = "kl" if space == "sd_vae" else "pixels"
     flow = config.flow
     flow.time_distribution = "logit_normal"
     rae_schedule(flow.train, epochs=80)
     if network == "dith":
-        flow.model = base.dit_dh(**dit_dh.SIZES["XL"], patch_size=patch_size)
+        flow.model = architectures.dit_dh(**dit_dh.SIZES["XL"], patch_size=patch_size)
     else:
         flow.family = "lightning_dit"
-        flow.model = base.lightning_dit(**lightning_dit.SIZES["XL"], patch_size=patch_size, scan=True)
+        flow.model = architectures.lightning_dit(**lightning_dit.SIZES["XL"], patch_size=patch_size, scan=True)
         flow.train.ema_decay = 0.9999
         flow.train.optimizer.shape = "constant"
     base.use_released_sampling(config, points=50)

@@ -10,7 +10,7 @@ judged. README.md has the numbers it reaches and how long it takes.
 
 from ml_collections import ConfigDict
 
-from configs import base
+from configs import architectures, base
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -29,12 +29,12 @@ def get_config(variant: str = "") -> ConfigDict:
     config.encoder.input_size = 32
     config.encoder.image_mean = (0.3, 0.3, 0.3)
     config.encoder.image_std = (0.35, 0.35, 0.35)
-    config.encoder.model = base.vision_transformer(image_size=32, patch_size=8, width=64, depth=4, num_heads=4)
+    config.encoder.model = architectures.vision_transformer(image_size=32, patch_size=8, width=64, depth=4, num_heads=4)
     config.encoder.head = ConfigDict(dict(width=64, depth=2, num_heads=4, mlp_dim=256))
     config.encoder.mask_ratio = 0.5
     stage(config.encoder.train, steps=2000, batch_size=64, learning_rate=2e-3, ema_decay=0.995)
 
-    config.decoder.model = base.vit_decoder(patch_size=8, width=64, depth=3, num_heads=4, mlp_dim=256)
+    config.decoder.model = architectures.vit_decoder(patch_size=8, width=64, depth=3, num_heads=4, mlp_dim=256)
     config.decoder.noise_tau = 0.5
     stage(config.decoder.train, steps=1000, batch_size=64, learning_rate=2e-3, ema_decay=0.995)
 
@@ -43,12 +43,16 @@ def get_config(variant: str = "") -> ConfigDict:
 
     # Small batches: at this size the number of updates counts for more than the noise in each.
     config.flow.num_classes = 10
-    config.flow.model = base.dit_dh(width=128, depth=4, num_heads=4, head_width=128, head_depth=2, head_num_heads=4)
+    config.flow.model = architectures.dit_dh(
+        width=128, depth=4, num_heads=4, head_width=128, head_depth=2, head_num_heads=4
+    )
     config.flow.shift_base = 256  # a shift of 2: more of the times at which the class is decided
     stage(config.flow.train, steps=5000, batch_size=32, learning_rate=2e-3, ema_decay=0.998)
 
     # The weak network of AutoGuidance, for who adds "guide" to the stages: narrower, and trained for less.
-    config.guide.model = base.dit_dh(width=64, depth=2, num_heads=4, head_width=128, head_depth=2, head_num_heads=4)
+    config.guide.model = architectures.dit_dh(
+        width=64, depth=2, num_heads=4, head_width=128, head_depth=2, head_num_heads=4
+    )
     stage(config.guide.train, steps=1500, batch_size=32, learning_rate=2e-3, ema_decay=0.998)
 
     # A batch is one of trajectories, each with 15 evaluations of the teacher and 16 pairs to learn from.

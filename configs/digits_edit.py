@@ -9,7 +9,7 @@ learns to recolour, replace, remove, add, move and swap digits as it is told, an
 
 from ml_collections import ConfigDict
 
-from configs import base, digits, digits_text
+from configs import architectures, base, digits, digits_text
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -26,7 +26,7 @@ def get_config(variant: str = "") -> ConfigDict:
 
     config.mixture.task = "edit"
     config.mixture.tokenizer = "scenes"
-    config.mixture.model = base.mixture_of_transformers(
+    config.mixture.model = architectures.mixture_of_transformers(
         vocabulary=448, width=128, depth=4, num_heads=4, num_kv_heads=2, head_dim=32, hidden=384, latent_capacity=4
     )
     # An instruction has 18 tokens on average and 38 at the most; three fit beside each other, mostly.

@@ -10,7 +10,7 @@ long, is there for the Fréchet distance.
 
 from ml_collections import ConfigDict
 
-from configs import base, digits
+from configs import architectures, base, digits
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -22,19 +22,19 @@ def get_config(variant: str = "") -> ConfigDict:
     digits.stage(config.encoder.train, steps=1000, batch_size=64, learning_rate=2e-3, ema_decay=0.995)
 
     # 4 x 4 latents of 4 channels, 8 pixels a latent, as Stable Diffusion's.
-    config.teacher.model = base.kl_vae(
+    config.teacher.model = architectures.kl_vae(
         channels=(8, 16, 32, 32), latent_channels=4, blocks_per_level=1, num_groups=4, middle_attention=False
     )
     digits.stage(config.teacher.train, steps=1000, batch_size=64, learning_rate=2e-3, ema_decay=0.995)
 
     # Squares of 4 pixels keep the field's convolutions at 8 x 8 and below: a training step evaluates it 12 times.
-    config.coder.model = base.rectified_coder(
+    config.coder.model = architectures.rectified_coder(
         channels=(16, 32), patch_size=4, blocks_per_level=0, num_groups=8, middle_attention=False
     )
     digits.stage(config.coder.train, steps=1000, batch_size=32, learning_rate=1e-3, ema_decay=0.995)
 
     config.flow.family = "lightning_dit"
-    config.flow.model = base.lightning_dit(width=128, depth=4, num_heads=4)
+    config.flow.model = architectures.lightning_dit(width=128, depth=4, num_heads=4)
     config.flow.shift_base = 16  # a shift of 2, as in configs/digits.py
 
     config.evaluation.linear_probe = False
@@ -46,16 +46,16 @@ def get_config(variant: str = "") -> ConfigDict:
 def shrink(config: ConfigDict) -> None:
     """Makes every part small and every stage short."""
     config.cpu_devices = 1  # compiles sooner
-    config.encoder.model = base.vision_transformer(image_size=32, patch_size=8, width=16, depth=1, num_heads=2)
+    config.encoder.model = architectures.vision_transformer(image_size=32, patch_size=8, width=16, depth=1, num_heads=2)
     config.encoder.head = ConfigDict(dict(width=16, depth=1, num_heads=2, mlp_dim=32))
-    config.teacher.model = base.kl_vae(
+    config.teacher.model = architectures.kl_vae(
         channels=(4, 4, 4, 8), latent_channels=4, blocks_per_level=1, num_groups=4, middle_attention=False
     )
-    config.coder.model = base.rectified_coder(
+    config.coder.model = architectures.rectified_coder(
         channels=(4, 8), patch_size=4, blocks_per_level=0, num_groups=4, middle_attention=False
     )
     config.coder.num_steps = config.sampling.coder_steps = 2
-    config.flow.model = base.lightning_dit(width=16, depth=1, num_heads=2)
+    config.flow.model = architectures.lightning_dit(width=16, depth=1, num_heads=2)
     config.lpips.weights = config.lpips_alexnet.weights = ""  # they would take longer than everything else
     for name in ("encoder", "teacher", "coder", "stats", "flow"):
         digits.shorten(config[name].train)

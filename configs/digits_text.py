@@ -10,7 +10,7 @@ less often, on questions.
 
 from ml_collections import ConfigDict
 
-from configs import base
+from configs import architectures, base
 from configs.digits import shorten, shrink_autoencoder, stage
 
 
@@ -43,12 +43,12 @@ def get_config(variant: str = "") -> ConfigDict:
     config.encoder.input_size = 32
     config.encoder.image_mean = (0.1, 0.1, 0.1)
     config.encoder.image_std = (0.25, 0.25, 0.25)
-    config.encoder.model = base.vision_transformer(image_size=32, patch_size=8, width=64, depth=4, num_heads=4)
+    config.encoder.model = architectures.vision_transformer(image_size=32, patch_size=8, width=64, depth=4, num_heads=4)
     config.encoder.head = ConfigDict(dict(width=64, depth=2, num_heads=4, mlp_dim=256))
     config.encoder.mask_ratio = 0.5
     stage(config.encoder.train, steps=1000, batch_size=64, learning_rate=2e-3, ema_decay=0.995)
 
-    config.decoder.model = base.vit_decoder(patch_size=8, width=64, depth=3, num_heads=4, mlp_dim=256)
+    config.decoder.model = architectures.vit_decoder(patch_size=8, width=64, depth=3, num_heads=4, mlp_dim=256)
     config.decoder.noise_tau = 0.3
     stage(config.decoder.train, steps=1000, batch_size=64, learning_rate=2e-3, ema_decay=0.995)
 
@@ -57,11 +57,11 @@ def get_config(variant: str = "") -> ConfigDict:
 
     config.language_model.tokenizer = "scenes"
     config.language_model.context = 80
-    config.language_model.model = base.language_model(
+    config.language_model.model = architectures.language_model(
         vocabulary=448, width=96, depth=3, num_heads=4, num_kv_heads=2, head_dim=24, hidden=256, rope_theta=1e4
     )
     config.adapters.condition_std = 0.1
-    config.text_dit.model = base.text_dit(width=128, depth=4, num_heads=4)
+    config.text_dit.model = architectures.text_dit(width=128, depth=4, num_heads=4)
     config.flow.shift_base = 64  # a shift of 4: more of the times at which the prompt decides
     config.text_to_image.loss_chunk = 80
     config.text_to_image.question_share = 0.4
@@ -84,7 +84,9 @@ def get_config(variant: str = "") -> ConfigDict:
     if "kl" in words:
         config.autoencoder = "kl"
         config.stages = ("encoder", "teacher", "stats", "text_to_image")
-        config.teacher.model = base.kl_vae(channels=(16, 32), latent_channels=4, num_groups=8, middle_attention=False)
+        config.teacher.model = architectures.kl_vae(
+            channels=(16, 32), latent_channels=4, num_groups=8, middle_attention=False
+        )
         stage(config.teacher.train, steps=2000, batch_size=64, learning_rate=1e-3, ema_decay=0.995)
         config.text_dit.model.patch_size = 4
     if "unguided" in words:
@@ -95,7 +97,7 @@ def get_config(variant: str = "") -> ConfigDict:
         config.stages = (*config.stages[:-1], "flow")
         config.language_model.weights = "random"
         config.flow.family, config.flow.prediction, config.flow.t_eps = "dit_in_context", "x", 0.05
-        config.flow.model = base.dit_in_context(
+        config.flow.model = architectures.dit_in_context(
             width=128, depth=4, num_heads=4, head_width=128, head_depth=2, head_num_heads=4, base_depth=2,
             condition_tokens=40, context_width=config.language_model.model.width,
         )  # fmt: skip

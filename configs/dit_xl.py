@@ -16,7 +16,7 @@ released DiT^DH, of which the paper does not speak. Nothing of it has been run w
 
 from ml_collections import ConfigDict
 
-from configs import base
+from configs import architectures, base
 from rae_jax.models.lightning_dit import SIZES
 
 ENCODERS = ("dinov2_b", "dinov2_s", "dinov2_l", "siglip2_b", "mae_b")
@@ -34,7 +34,7 @@ def get_config(variant: str = "dinov2_b") -> ConfigDict:
     config.dtype = "bfloat16"
     base.use_rae(config, next((word for word in words if word in ENCODERS), "dinov2_b"), 256)
     config.flow.family = "lightning_dit"
-    config.flow.model = base.lightning_dit(**SIZES["XL"], scan=True)
+    config.flow.model = architectures.lightning_dit(**SIZES["XL"], scan=True)
     config.flow.time_distribution = "logit_normal"
     train = config.flow.train
     train.epochs = 800 if "800" in words else 80

@@ -21,7 +21,7 @@ matrix products are float32 with TF32, the first release's bfloat16, as here: `-
 
 from ml_collections import ConfigDict
 
-from configs import base
+from configs import architectures, base
 from rae_jax.models.dit_dh import SIZES
 
 GUIDANCE = {256: (14, 1.42), 512: (20, 1.5)}  # epochs of the guide, and the scale
@@ -46,7 +46,7 @@ def get_config(variant: str = "XL") -> ConfigDict:
     guide_epochs, scale = GUIDANCE[image_size]
     for name, size, for_epochs in (("flow", backbone, epochs), ("guide", "S", guide_epochs)):
         section = config[name]
-        section.model = base.dit_dh(**SIZES[size])  # unrolled: the TPU compiler then makes a faster step
+        section.model = architectures.dit_dh(**SIZES[size])  # unrolled: the TPU compiler then makes a faster step
         section.time_distribution = "uniform" if "october" in words else "logit_normal"
         rae_schedule(section.train, epochs=for_epochs)
     base.use_released_sampling(config, points=50)

@@ -20,7 +20,7 @@ Words after the colon, joined by hyphens, change it (`configs/finetune.py:decode
 
 from ml_collections import ConfigDict
 
-from configs import base, digits, published
+from configs import architectures, base, digits, published
 from rae_jax.models.dit_dh import SIZES
 
 BACKBONES = {name.lower(): name for name in SIZES}
@@ -51,7 +51,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.decoder_tuning.train.evaluate_every = 1000
 
     config.flow.num_classes = -1
-    config.flow.model = base.dit_dh(**SIZES[BACKBONES[backbone]], scan=True)
+    config.flow.model = architectures.dit_dh(**SIZES[BACKBONES[backbone]], scan=True)
     stage(config.flow.train, steps=50_000, batch_size=64, learning_rate=1e-4)
     config.stats.train.batch_size = 64
 
@@ -79,10 +79,14 @@ def shrink(config: ConfigDict) -> None:
     config.data.image_size = config.encoder.input_size = 64
     config.data.num_workers = 0
     config.encoder.weights = config.decoder.weights = "random"
-    config.encoder.model = base.vision_transformer(image_size=64, patch_size=16, width=32, depth=1, num_heads=2)
-    config.decoder.model = base.vit_decoder(patch_size=16, width=32, depth=1, num_heads=2, mlp_dim=64)
+    config.encoder.model = architectures.vision_transformer(
+        image_size=64, patch_size=16, width=32, depth=1, num_heads=2
+    )
+    config.decoder.model = architectures.vit_decoder(patch_size=16, width=32, depth=1, num_heads=2, mlp_dim=64)
     config.lpips.network = "alexnet"  # a fortieth of VGG16's work
-    config.flow.model = base.dit_dh(width=32, depth=1, num_heads=2, head_width=32, head_depth=1, head_num_heads=2)
+    config.flow.model = architectures.dit_dh(
+        width=32, depth=1, num_heads=2, head_width=32, head_depth=1, head_num_heads=2
+    )
     for name in ("decoder_tuning", "flow"):
         stage(config[name].train, steps=20, batch_size=8, learning_rate=1e-3)
         config[name].train.log_every = 5

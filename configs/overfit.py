@@ -14,7 +14,7 @@ blocks has that width. `python -m tools.reproduce rae_width` runs these and says
 
 from ml_collections import ConfigDict
 
-from configs import base
+from configs import architectures, base
 
 USAGE = "is neither a width, a multiple of 64, and a depth, as 768-12, nor laptop-TOKENS-WIDTH-DEPTH[-HEAD]"
 
@@ -52,7 +52,7 @@ def get_config(variant: str = "768-12") -> ConfigDict:
     width, depth = numbers
     base.use_rae(config, "dinov2_b", 256)
     config.flow.family = "lightning_dit"
-    config.flow.model = base.lightning_dit(width=width, depth=depth, num_heads=width // 64, scan=True)
+    config.flow.model = architectures.lightning_dit(width=width, depth=depth, num_heads=width // 64, scan=True)
     train.transform = "center_crop"
     config.sampling.num_samples = 8
     config.sampling.batch_size = 8
@@ -63,17 +63,19 @@ def get_config(variant: str = "768-12") -> ConfigDict:
 def use_small(config: ConfigDict, tokens: int, width: int, depth: int, head_width: int = 0) -> None:
     """Tokens of `tokens` channels from a small encoder, and a small network."""
     config.data.image_size = config.encoder.input_size = 32
-    config.encoder.model = base.vision_transformer(image_size=32, patch_size=8, width=tokens, depth=1, num_heads=4)
-    config.decoder.model = base.vit_decoder(patch_size=8, width=64, depth=1, num_heads=4, mlp_dim=128)
+    config.encoder.model = architectures.vision_transformer(
+        image_size=32, patch_size=8, width=tokens, depth=1, num_heads=4
+    )
+    config.decoder.model = architectures.vit_decoder(patch_size=8, width=64, depth=1, num_heads=4, mlp_dim=128)
     config.encoder.weights = config.decoder.weights = "random"
     heads = width // 16
     if head_width:
-        config.flow.model = base.dit_dh(
+        config.flow.model = architectures.dit_dh(
             width=width, depth=depth, num_heads=heads, head_width=head_width, head_num_heads=head_width // 16
         )
     else:
         config.flow.family = "lightning_dit"
-        config.flow.model = base.lightning_dit(width=width, depth=depth, num_heads=heads)
+        config.flow.model = architectures.lightning_dit(width=width, depth=depth, num_heads=heads)
     config.flow.train.transform = "none"
     config.flow.train.optimizer.learning_rate = 2e-3  # a narrow network takes a higher one
     config.sampling.num_steps, config.sampling.flow_map_times = 0, ()

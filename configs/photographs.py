@@ -10,7 +10,7 @@ features, because DINO's weights would have to be downloaded.
 
 from ml_collections import ConfigDict
 
-from configs import base
+from configs import architectures, base
 from configs.digits import stage
 
 
@@ -23,12 +23,12 @@ def get_config() -> ConfigDict:
     config.data.num_workers = 0
 
     config.encoder.input_size = 64
-    config.encoder.model = base.vision_transformer(image_size=64, patch_size=8, width=64, depth=3, num_heads=4)
+    config.encoder.model = architectures.vision_transformer(image_size=64, patch_size=8, width=64, depth=3, num_heads=4)
     config.encoder.head = ConfigDict(dict(width=64, depth=1, num_heads=4, mlp_dim=256))
     config.encoder.mask_ratio = 0.5
     stage(config.encoder.train, steps=400, batch_size=16, learning_rate=1e-3, ema_decay=0.99)
 
-    config.decoder.model = base.vit_decoder(patch_size=8, width=96, depth=2, num_heads=4, mlp_dim=384)
+    config.decoder.model = architectures.vit_decoder(patch_size=8, width=96, depth=2, num_heads=4, mlp_dim=384)
     stage(config.decoder.train, steps=600, batch_size=8, learning_rate=1e-3, ema_decay=0.99)
     config.decoder.loss.lpips_weight = 1.0
     config.decoder.loss.gan_weight = 0.75

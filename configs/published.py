@@ -31,7 +31,7 @@ pixels from the same latents, is `--config.decoder.model.patch_size=32 --config.
 
 from ml_collections import ConfigDict
 
-from configs import base, raev2_dinov3l
+from configs import architectures, base, raev2_dinov3l
 from configs.mf_rae_cmt_256 import FEW_STEPS_512
 from rae_jax.models.dit_dh import SIZES as DIT_DH
 from rae_jax.models.lightning_dit import SIZES as LIGHTNING_DIT
@@ -78,9 +78,9 @@ def dit_dh_xl(size: int, flow: str, guide: str, scale: float) -> ConfigDict:
     """DiT^DH-XL, guided by DiT^DH-S."""
     config = autoencoder("dinov2_b", size)
     folder = f"models/DiTs/Dinov2/wReg_base/ImageNet{size}"
-    config.flow.model = base.dit_dh(**DIT_DH["XL"], scan=True)
+    config.flow.model = architectures.dit_dh(**DIT_DH["XL"], scan=True)
     config.flow.weights = f"{folder}/{flow}/stage2_model.pt"
-    config.guide.model = base.dit_dh(**DIT_DH["S"], scan=True)
+    config.guide.model = architectures.dit_dh(**DIT_DH["S"], scan=True)
     config.guide.weights = f"{folder}/{guide}/stage2_model.pt"
     config.sampling.guidance = "autoguidance"
     config.sampling.guidance_scale = scale
@@ -91,7 +91,7 @@ def lightning_dit_xl(encoder: str, name: str) -> ConfigDict:
     """LightningDiT-XL with patches of one token."""
     config = autoencoder(encoder, 256)
     config.flow.family = "lightning_dit"
-    config.flow.model = base.lightning_dit(**LIGHTNING_DIT["XL"], scan=True)
+    config.flow.model = architectures.lightning_dit(**LIGHTNING_DIT["XL"], scan=True)
     config.flow.weights = f"models/DiTs/{name}/b16/ImageNet256/DiT-XL/stage2_model.pt"
     return config
 
@@ -99,7 +99,7 @@ def lightning_dit_xl(encoder: str, name: str) -> ConfigDict:
 def mf_rae(size: int) -> ConfigDict:
     """A flow map of DiT^DH-XL's size: `samples_1step.npz`, `samples_2step.npz`, and of three and four steps at 512."""
     config = autoencoder("dinov2_b", size)
-    config.flow.model = base.dit_dh(**DIT_DH["XL"], scan=True)
+    config.flow.model = architectures.dit_dh(**DIT_DH["XL"], scan=True)
     config.sampling.num_steps = 0
     if size == 512:
         config.sampling.flow_map_times = FEW_STEPS_512
@@ -114,7 +114,7 @@ def rpiae() -> ConfigDict:
     config.feature_stats.weights = config.stats.weights = "identity"
     for section, epoch in ((config.flow, 800), (config.guide, 20)):
         section.family = "lightning_dit"
-        section.model = base.lightning_dit(**LIGHTNING_DIT["XL"], qk_norm=True, scan=True)
+        section.model = architectures.lightning_dit(**LIGHTNING_DIT["XL"], qk_norm=True, scan=True)
         section.weights = f"models/RPiAE/LightningDiT/ep-{epoch:07}.pt"
     config.flow.time_distribution = "logit_normal"
     config.sampling.guidance = "autoguidance"

@@ -26,7 +26,7 @@ numbers of steps and the batch sizes are chosen here: the paper's are not known.
 
 from ml_collections import ConfigDict
 
-from configs import base
+from configs import architectures, base
 from rae_jax.models.coder import SCALES
 from rae_jax.models.kl_vae import STABLE_DIFFUSION
 from rae_jax.models.lightning_dit import SIZES
@@ -56,11 +56,11 @@ def get_config(variant: str = "coder_0.1x") -> ConfigDict:
     config.dtype = "bfloat16"
     config.autoencoder = "rac"
     if size.startswith("f16"):
-        config.teacher.model = base.kl_vae(**F16, latent_channels=int(size.rpartition("_")[2]))
-        config.coder.model = base.rectified_coder(**F16_CODER)
+        config.teacher.model = architectures.kl_vae(**F16, latent_channels=int(size.rpartition("_")[2]))
+        config.coder.model = architectures.rectified_coder(**F16_CODER)
     else:
-        config.teacher.model = base.kl_vae(**STABLE_DIFFUSION)
-        config.coder.model = base.rectified_coder(**SCALES[scale or "0.3x"])
+        config.teacher.model = architectures.kl_vae(**STABLE_DIFFUSION)
+        config.coder.model = architectures.rectified_coder(**SCALES[scale or "0.3x"])
     if kind == "state":
         config.coder.round_trip = "state"
     config.coder.recompute = True
@@ -75,7 +75,7 @@ def get_config(variant: str = "coder_0.1x") -> ConfigDict:
 def _generator(config: ConfigDict, kind: str, size: str) -> None:
     base.use_pretrained_encoder(config, "dinov2_b")
     config.flow.family = "lightning_dit"
-    config.flow.model = base.sit(**SIZES[size])
+    config.flow.model = architectures.sit(**SIZES[size])
     config.flow.objective = "aligned_velocity"
     config.flow.shift_base = 4096  # of 32 x 32 x 4 latents: no shift
     config.coder.encodes = kind != "sit"

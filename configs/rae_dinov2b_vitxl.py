@@ -29,7 +29,7 @@ whole batch, which is what one process of it does. And it thaws the decoder's po
 
 from ml_collections import ConfigDict
 
-from configs import base
+from configs import architectures, base
 from rae_jax.models.decoder import SIZES
 
 DECODERS = {"vitb": "b", "vitl": "l"}
@@ -52,7 +52,7 @@ def stage1(encoder: str, variant: str, *, file: str) -> ConfigDict:
     base.use_rae(config, encoder, 512 if "512" in words else 256)
     config.encoder.model.scan = True
     size = next((SIZES[DECODERS[word]] for word in words if word in DECODERS), SIZES["xl"])
-    config.decoder.model = base.vit_decoder(patch_size=16, **size, scan=True)
+    config.decoder.model = architectures.vit_decoder(patch_size=16, **size, scan=True)
     if "up512" in words:
         config.data.image_size = 512
         config.decoder.model.patch_size = 32

@@ -24,7 +24,7 @@ does not. Muon's products are float32; `--config.flow.train.optimizer.muon_produ
 
 from ml_collections import ConfigDict
 
-from configs import base
+from configs import architectures, base
 from configs.rae_dinov2b_vitxl import adversarial_stage
 from rae_jax.models.decoder import SIZES as DECODERS
 from rae_jax.models.dit_in_context import SIZES
@@ -64,7 +64,7 @@ def latents(config: ConfigDict, layers: tuple[int, ...]) -> None:
     base.use_pretrained_encoder(config, "dinov3_l")
     config.encoder.model.stored_periods = True
     config.encoder.model.layers = layers
-    config.decoder.model = base.vit_decoder(patch_size=16, **DECODERS["xl"], trained_tables=True, scan=True)
+    config.decoder.model = architectures.vit_decoder(patch_size=16, **DECODERS["xl"], trained_tables=True, scan=True)
     config.decoder.plain_pixels = True
 
 
@@ -72,7 +72,7 @@ def generator(config: ConfigDict) -> None:
     """Fills in the in-context generator, what it predicts and how it is sampled."""
     flow, sampling = config.flow, config.sampling
     flow.family = "dit_in_context"
-    flow.model = base.dit_in_context(**SIZES["XL"])
+    flow.model = architectures.dit_in_context(**SIZES["XL"])
     flow.prediction, flow.t_eps = "x", 0.05
     flow.time_distribution, flow.largest_time = "logit_normal", 1.0
     sampling.num_steps = 100

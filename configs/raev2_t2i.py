@@ -14,7 +14,7 @@ with this code.
 
 from ml_collections import ConfigDict
 
-from configs import base, raev2_dinov3l
+from configs import architectures, base, raev2_dinov3l
 from rae_jax.models.language_model import SIZES as LANGUAGE_MODELS
 
 WORDS = 256
@@ -31,7 +31,7 @@ def get_config(variant: str = "k7") -> ConfigDict:
     config.stages = ("flow",)
     told = LANGUAGE_MODELS["qwen3-0.6b"]
     config.language_model.dtype = "float32"
-    config.language_model.model = base.language_model(**told, scan=True)
+    config.language_model.model = architectures.language_model(**told, scan=True)
     config.flow.model.context_width = told["width"]
     config.flow.model.condition_tokens = WORDS
     config.flow.num_classes = 0

@@ -21,7 +21,7 @@ has been run at full size with this code yet.
 
 from ml_collections import ConfigDict
 
-from configs import base
+from configs import architectures, base
 from configs.rae_dinov2b_vitxl import adversarial_stage, reconstruction_stage
 from rae_jax.models.decoder import SIZES
 from rae_jax.models.kl_vae import RPIAE_CONV_DECODER
@@ -65,4 +65,4 @@ def use_decoder(config: ConfigDict, *, convolutional: bool) -> None:
         config.decoder.family = "conv"
         config.decoder.model = ConfigDict(RPIAE_CONV_DECODER)
     else:
-        config.decoder.model = base.vit_decoder(patch_size=16, **SIZES["xl"], scan=True)
+        config.decoder.model = architectures.vit_decoder(patch_size=16, **SIZES["xl"], scan=True)

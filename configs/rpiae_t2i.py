@@ -18,7 +18,7 @@ this code yet.
 
 from ml_collections import ConfigDict
 
-from configs import base
+from configs import architectures, base
 from configs.rpiae_dinov2b_vitxl import use_decoder
 from rae_jax.models.language_model import SIZES
 
@@ -47,9 +47,11 @@ def get_config(variant: str = "") -> ConfigDict:
     use_decoder(config, convolutional=False)
     config.data.source = "captions"
 
-    config.language_model.model = base.language_model(**QWEN, scan=True)
+    config.language_model.model = architectures.language_model(**QWEN, scan=True)
     fields = {name: value for name, value in QWEN.items() if name not in ("tied", "qk_norm")}
-    config.mixture.model = base.mixture_of_transformers(**fields, wide_head="head" in words, scan=True, remat="full")
+    config.mixture.model = architectures.mixture_of_transformers(
+        **fields, wide_head="head" in words, scan=True, remat="full"
+    )
     config.mixture.initial = "language_model"
     train = config.mixture.train
     train.steps = 200_000

@@ -20,7 +20,7 @@ the paper, without and with guidance: gFID 2.46 and 2.06 after 60 epochs, 2.25 a
 
 from ml_collections import ConfigDict
 
-from configs import base, dith_xl
+from configs import architectures, base, dith_xl
 from configs.rpiae_dinov2b_vitxl import use_decoder
 from rae_jax.models.lightning_dit import SIZES
 
@@ -59,7 +59,7 @@ def lightning_dit_xl(epochs: int) -> ConfigDict:
 
     for section in (config.flow, config.guide):
         section.family = "lightning_dit"
-        section.model = base.lightning_dit(**SIZES["XL"], qk_norm=True, scan=True)
+        section.model = architectures.lightning_dit(**SIZES["XL"], qk_norm=True, scan=True)
     config.flow.time_distribution = "logit_normal"
     dith_xl.rae_schedule(config.flow.train, epochs=epochs)
     config.flow.train.keep_every_epochs = 20

@@ -21,7 +21,7 @@ run at full size with this code.
 
 from ml_collections import ConfigDict
 
-from configs import base
+from configs import architectures, base
 from rae_jax.models.language_model import SIZES as LANGUAGE_MODELS
 from rae_jax.models.text_to_image import SIZES as DITS
 
@@ -53,8 +53,8 @@ def text_to_image(language_model: str, dit: str, variant: str, *, file: str) -> 
     config.stats.weights = "identity"  # the encoder's last norm is all
 
     fields = LANGUAGE_MODELS[language_model] | {"vocabulary": ROWS}
-    config.language_model.model = base.language_model(**fields, scan=True, remat="full")
-    config.text_dit.model = base.text_dit(**DITS[dit], scan=True, remat="full")
+    config.language_model.model = architectures.language_model(**fields, scan=True, remat="full")
+    config.text_dit.model = architectures.text_dit(**DITS[dit], scan=True, remat="full")
     if "vae" in words:
         config.autoencoder = "kl"
         config.teacher.model = flux_vae()
@@ -97,6 +97,6 @@ def schedule(optimizer: ConfigDict, rate: float, beta2: float, *, warmup: float,
 
 def flux_vae() -> ConfigDict:
     """The architecture of FLUX.1's VAE; its shift of the latents is one of statistics, which are identity here."""
-    return base.kl_vae(
+    return architectures.kl_vae(
         channels=(128, 256, 512, 512), latent_channels=16, quant=False, post_quant=False, scaling_factor=0.3611
     )

@@ -55,6 +55,7 @@ PROMPT = flags.DEFINE_multi_string("prompt", None, "With --mode=sample: a prompt
 IMAGE = flags.DEFINE_string("image", "", "With --mode=ask or edit: the file of an image.")
 QUESTION = flags.DEFINE_string("question", "", "With --mode=ask: what is asked about it.")
 INSTRUCTION = flags.DEFINE_string("instruction", "", "With --mode=edit: what is to be done with the image.")
+WORDS = {"ask": {"image": "FILE", "question": "TEXT"}, "edit": {"image": "FILE", "instruction": "TEXT"}}  # of a mode
 
 WANDB = flags.DEFINE_string("wandb", "", "The project of Weights & Biases that is to get metrics and pictures too.")
 KEEP_PROGRAMS = flags.DEFINE_bool(
@@ -175,21 +176,20 @@ def run(config, file: str) -> None:
 
 def take_words(config) -> None:
     """Writes to `config` what is to be painted, and checks what is to be asked or edited."""
-    if (IMAGE.value and MODE.value not in ("ask", "edit")) or (QUESTION.value and MODE.value != "ask"):
-        raise ConfigError("--image and --question go with --mode=ask")
-    if INSTRUCTION.value and MODE.value != "edit":
-        raise ConfigError("--instruction goes with --mode=edit")
-    if MODE.value == "edit" and not (IMAGE.value and INSTRUCTION.value):
-        raise ConfigError("--mode=edit needs --image=FILE and --instruction=TEXT")
-    if MODE.value == "edit" and not config.mixture.model:
+    mode, needed = MODE.value, WORDS.get(MODE.value, {})
+    for flag in (IMAGE, QUESTION, INSTRUCTION):
+        if flag.value and flag.name not in needed:
+            modes = (f"--mode={mode}" for mode, flags in WORDS.items() if flag.name in flags)
+            raise ConfigError(f"--{flag.name} goes with {' and '.join(modes)}")
+        if flag.name in needed and not flag.value:
+            raise ConfigError(f"--mode={mode} needs {' and '.join(f'--{name}={of}' for name, of in needed.items())}")
+    if mode == "edit" and not config.mixture.model:
         raise ConfigError("--mode=edit needs a config with a mixture of transformers; mixture.model is empty")
-    if MODE.value == "ask" and not (IMAGE.value and QUESTION.value):
-        raise ConfigError("--mode=ask needs --image=FILE and --question=TEXT")
+    if mode == "ask" and not speaks(config):
+        raise ConfigError("--mode=ask needs a config with a language model; language_model.model is empty")
     if not PROMPTS.value and PROMPT.value is None:
-        if MODE.value == "ask" and not speaks(config):
-            raise ConfigError("--mode=ask needs a config with a language model; language_model.model is empty")
         return
-    if MODE.value != "sample":
+    if mode != "sample":
         raise ConfigError("--prompts and --prompt go with --mode=sample")
     told = speaks(config) or tells_features(config)
     if not (told or config.mixture.model):

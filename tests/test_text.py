@@ -105,7 +105,7 @@ def sampled_from(whole):
         (("--mode=sample", "--prompt=a", "--prompts=b"), "exclude each other"),
         (("--mode=sample", "--prompts=nowhere.txt"), "there is no file of prompts"),
         (("--mode=sample", f"--prompt={'a red two ' * 40}"), "room is for 64"),
-        (("--mode=sample", "--question=a"), "go with --mode=ask"),
+        (("--mode=sample", "--question=a"), "--question goes with --mode=ask"),
     ],
 )
 def test_what_cannot_be_painted_or_asked_is_said_in_a_line(options, message, tmp_path):

@@ -1,4 +1,4 @@
-"""Writes docs/config.md: every field of configs/base.py with its default and the comment that stands beside it.
+"""Writes docs/config.md: every field of configs/base.py and architectures.py, its default, and the comment beside it.
 
 python -m tools.config_reference
 """
@@ -9,11 +9,13 @@ import tokenize
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCE, PAGE = ROOT / "configs" / "base.py", ROOT / "docs" / "config.md"
+SOURCES = (ROOT / "configs" / "base.py", ROOT / "configs" / "architectures.py")
+PAGE = ROOT / "docs" / "config.md"
 HEAD = """# Every field of a config
 
-Generated from the comments of [configs/base.py](../configs/base.py) by `python -m tools.config_reference`; change them
-there. Experiments start from these values and set others; any field can be set on the command line:
+Generated from the comments of [configs/base.py](../configs/base.py) and of
+[configs/architectures.py](../configs/architectures.py) by `python -m tools.config_reference`; change them there.
+Experiments start from these values and set others; any field can be set on the command line:
 `--config.flow.train.steps=500`. Defaults that are calls, such as `train(...)`, are sections of their own, below.
 
 A duration has three fields, in epochs, images and steps (`epochs`, `images`, `steps`; `gan_from_epoch`, ...), of which
@@ -24,17 +26,22 @@ fill batches. What the command line says of a duration replaces what the experim
 
 def main() -> None:
     """Rewrites the page."""
-    PAGE.write_text(reference(SOURCE.read_text()))
+    PAGE.write_text(reference(*(source.read_text() for source in SOURCES)))
 
 
-def reference(source: str) -> str:
-    """The page, from the text of configs/base.py."""
+def reference(*sources: str) -> str:
+    """The page, from the texts of the files with the fields."""
+    return "\n".join([HEAD, *(line for source in sources for line in tables(source))]).rstrip() + "\n"
+
+
+def tables(source: str) -> list[str]:
+    """Lines of a heading and a table for each function of a file that sets fields."""
     comments = {
         token.start[0]: token.string.lstrip("# ")
         for token in tokenize.generate_tokens(io.StringIO(source).readline)
         if token.type == tokenize.COMMENT
     }
-    lines, parts = source.splitlines(), [HEAD]
+    lines, parts = source.splitlines(), []
     for function in ast.parse(source).body:
         if isinstance(function, ast.FunctionDef) and function.name[0] != "_" and (rows := fields(function)):
             title = "config" if function.name == "get_config" else f"{function.name}(...)"
@@ -42,11 +49,11 @@ def reference(source: str) -> str:
             parts.append("| field | default | meaning |\n|---|---|---|")
             parts += [row(name, value, meaning(node, comments, lines)) for name, value, node in rows]
             parts.append("")
-    return "\n".join(parts).rstrip() + "\n"
+    return parts
 
 
 def fields(function: ast.FunctionDef) -> list[tuple[str, str, ast.AST]]:
-    """Name, default as written, and node of every field that a function of configs/base.py sets."""
+    """Name, default as written, and node of every field that a function sets."""
     found = []
     for statement in function.body:
         if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call):  # config.decoder.update(...)

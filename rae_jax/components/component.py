@@ -113,6 +113,17 @@ def of_module(
     return Component(name, module, initializer, dtype, kind, weights, described_by or f"config.{name}.model")
 
 
+def architecture(section: ConfigDict, name: str, function: str) -> dict[str, Any]:
+    """The fields of `section.model`, which are what `function` of configs/architectures.py returns.
+
+    Raises:
+      ValueError: there are none; `name` is what the message calls the section.
+    """
+    if not section.model:
+        raise ValueError(f"{name}.model is empty; it is to be what {function} of configs/architectures.py returns")
+    return section.model.to_dict()
+
+
 def dtype_of(config: ConfigDict, name: str) -> str:
     """The dtype of the component `name`: its section's, or the config's where that is empty.
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 from ml_collections import ConfigDict
 
-from rae_jax.components.component import Component, Params, of_module, spec
+from rae_jax.components.component import Component, Params, architecture, of_module, spec
 from rae_jax.components.encoders import around, grid, tokens_shape
 from rae_jax.models.autoencoder import LatentStatistics
 from rae_jax.models.decoder import ViTDecoder
@@ -22,11 +22,9 @@ def decoder(config: ConfigDict) -> Component:
       ValueError: unknown family, or no architecture.
     """
     section = config.decoder
-    fields = section.model.to_dict()
     if section.family not in FAMILIES:
         raise ValueError(f"decoder.family={section.family!r} is not one of {list(FAMILIES)}")
-    if not fields:
-        raise ValueError("decoder.model is empty; it is to be what vit_decoder of configs/base.py returns")
+    fields = architecture(section, "decoder", "vit_decoder")
     make, kind = ConvDecoder, ""
     if section.family == "vit":
         make, kind = ViTDecoder, "rae_decoder"

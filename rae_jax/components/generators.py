@@ -8,7 +8,7 @@ import jax
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from rae_jax.components.component import Component, Params, of_module, spec
+from rae_jax.components.component import Component, Params, architecture, of_module, spec
 from rae_jax.components.conditions import condition
 from rae_jax.components.encoders import tokens_shape
 from rae_jax.components.latent_spaces import latent_space
@@ -90,8 +90,7 @@ def _network(config: ConfigDict, name: str, section: ConfigDict, *, flow_map: bo
     check_prediction(section.prediction, section.t_eps, described)
     if section.family not in FAMILIES:
         raise ValueError(f"{described}.family={section.family!r} is not one of {list(FAMILIES)}")
-    if not section.model:
-        raise ValueError(f"{described}.model is empty; it is to be what {section.family} of configs/base.py returns")
+    fields = architecture(section, described, section.family)
     (num_tokens, channels), told = latent_space(config).shape, condition(config)
 
     def make(dtype: object) -> nn.Module:
@@ -104,14 +103,14 @@ def _network(config: ConfigDict, name: str, section: ConfigDict, *, flow_map: bo
             **fields,
         )
 
-    fields, example = section.model.to_dict(), told.example
+    example = told.example
     if words := fields.get("context_width", 0):
         example = {"features": spec(fields["condition_tokens"], words), "mask": example["mask"]}
     inputs = [spec(num_tokens, channels), spec(), example] + [spec()] * flow_map
     kind = KINDS[section.family][flow_map]
     part = of_module(config, name, make, *inputs, kind=kind, described_by=f"config.{described}.model")
-    fields = {field.name: getattr(part, field.name) for field in dataclasses.fields(part)}
-    return VelocityNetwork(**fields, prediction=section.prediction, t_eps=section.t_eps)
+    attributes = {field.name: getattr(part, field.name) for field in dataclasses.fields(part)}
+    return VelocityNetwork(**attributes, prediction=section.prediction, t_eps=section.t_eps)
 
 
 def alignment_projector(config: ConfigDict) -> Component:

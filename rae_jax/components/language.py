@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from rae_jax.components.component import Component, Params, of_module, spec
+from rae_jax.components.component import Component, Params, architecture, of_module, spec
 from rae_jax.components.encoders import tokens_shape
 from rae_jax.components.latent_spaces import latent_space
 from rae_jax.data.conversations import CaptionLayout, Layout
@@ -63,9 +63,7 @@ def language_model(config: ConfigDict) -> Component:
     Raises:
       ValueError: no architecture.
     """
-    fields = config.language_model.model.to_dict()
-    if not fields:
-        raise ValueError("language_model.model is empty; it is to be what language_model of configs/base.py returns")
+    fields = architecture(config.language_model, "language_model", "language_model")
     ids = spec(2, dtype=jnp.int32)
     return of_module(config, "language_model", lambda dtype: LanguageModel(**fields, dtype=dtype), ids, kind="qwen")
 
@@ -107,9 +105,7 @@ def text_dit(config: ConfigDict) -> Component:
     Raises:
       ValueError: no architecture.
     """
-    fields = config.text_dit.model.to_dict()
-    if not fields:
-        raise ValueError("text_dit.model is empty; it is to be what text_dit of configs/base.py returns")
+    fields = architecture(config.text_dit, "text_dit", "text_dit")
     num_tokens, channels = latent_space(config).shape
     told = TokenCondition(spec(num_queries(config), fields["condition_width"]), jax.ShapeDtypeStruct((1,), jnp.bool_))
     return of_module(
@@ -135,16 +131,21 @@ def opened(name: str) -> Tokenizer:
 
 
 def tokenizer(config: ConfigDict) -> Tokenizer:
-    """The tokenizer, of no more tokens than the language model has.
+    """The tokenizer of the language model; see `tokenizer_of`."""
+    return tokenizer_of(config.language_model, "language_model")
+
+
+def tokenizer_of(section: ConfigDict, name: str) -> Tokenizer:
+    """The tokenizer that a section names, of no more tokens than its model has.
 
     Raises:
-      ValueError: it is another's, or see `open_tokenizer`.
+      ValueError: it is another's, or see `open_tokenizer`; `name` is what the message calls the section.
     """
-    chosen, rows = opened(config.language_model.tokenizer), config.language_model.model.vocabulary
+    chosen, rows = opened(section.tokenizer), section.model.vocabulary
     if chosen.size > rows:
         raise ValueError(
-            f"language_model.tokenizer={config.language_model.tokenizer!r} has {chosen.size} tokens, and "
-            f"language_model.model.vocabulary={rows} rows: it is not the tokenizer of these weights"
+            f"{name}.tokenizer={section.tokenizer!r} has {chosen.size} tokens, and {name}.model.vocabulary={rows} "
+            "rows: it is not the tokenizer of these weights"
         )
     return chosen
 

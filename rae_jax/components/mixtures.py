@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from rae_jax.components.component import Component, of_module, spec
+from rae_jax.components.component import Component, architecture, of_module, spec
 from rae_jax.components.encoders import tokens_shape
-from rae_jax.components.language import opened
+from rae_jax.components.language import tokenizer_of
 from rae_jax.components.latent_spaces import latent_space
 from rae_jax.data.pack_batches import Rows, markers_of
 from rae_jax.data.tokenizer import Tokenizer
@@ -27,19 +27,14 @@ def mixture(config: ConfigDict) -> Component:
       ValueError: no architecture, fewer tokens in its table than the tokenizer has, or too few positions.
     """
     section = config.mixture
-    if not section.model:
-        raise ValueError("mixture.model is empty; it is to be what mixture_of_transformers of configs/base.py returns")
-    fields = section.model.to_dict()
+    fields = architecture(section, "mixture", "mixture_of_transformers")
     side, (tokens, channels) = grid(config), latent_space(config).shape
     if side > fields["latent_capacity"]:
         raise ValueError(
             f"images have {side} x {side} latents, and mixture.model.latent_capacity={fields['latent_capacity']} "
             "is less"
         )
-    size = tokenizer(config).size
-    if size > fields["vocabulary"]:
-        raise ValueError(f"the tokenizer has {size} tokens, and mixture.model.vocabulary={fields['vocabulary']} is "
-                         "less: it is not the tokenizer of these weights")  # fmt: skip
+    tokenizer(config)  # is another's, or there
     wide = fields.pop("wide_head")
     seen, features = tokens_shape(config) if section.semantic else (0, 0)
     if section.semantic and seen != tokens:
@@ -84,8 +79,8 @@ def grid(config: ConfigDict) -> int:
 
 
 def tokenizer(config: ConfigDict) -> Tokenizer:
-    """The tokenizer of its texts."""
-    return opened(config.mixture.tokenizer)
+    """The tokenizer of its texts; see `tokenizer_of`."""
+    return tokenizer_of(config.mixture, "mixture")
 
 
 def rows(config: ConfigDict) -> Rows:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from rae_jax.data.conversations import ROLES, UnusableError, request
 from rae_jax.data.decoding import ENDINGS, decode_image
+from rae_jax.data.tables import Rows, arrow_rows, image_bytes, parquet_rows
 
 TEXTS = ("conversations", "caption", "text", "prompt", "caption_llava", "label")  # columns, the wanted first
 IMAGES = ("image", "images", "jpg", "png", "image_filename", "file_name")
@@ -63,12 +64,12 @@ def rows(
             yield from _tar(tar, names, template)
     elif path.suffix == ".parquet" or _files(path, "*.parquet"):
         for file in [path] if path.is_file() else _files(path, "*.parquet"):
-            yield from _table(file, _parquet(file), names, template, {})
+            yield from _table(file, parquet_rows(file), names, template, {})
     elif path.suffix == ".arrow" or _files(path, "*.arrow"):
         folder = path.parent if path.is_file() else path
         classes = _class_names(folder)
         for file in [path] if path.is_file() else _files(path, "*.arrow"):
-            yield from _table(file, _arrow(file), names, template, classes)
+            yield from _table(file, arrow_rows(file), names, template, classes)
     else:
         raise ValueError(f"{path} is neither .jsonl, .tar, .parquet nor .arrow, and no folder of such files")
 
@@ -134,12 +135,7 @@ def _of_json(
         raise UnusableError("a line that is no JSON object")
     text, image = _found(row, names, "text", TEXTS), _found(row, names, "image", IMAGES)
     given = row[image] if image else None
-    images = []
-    for name in given if isinstance(given, list) else [given] * bool(given):
-        try:
-            images.append((folder / name).read_bytes())
-        except (OSError, TypeError):
-            raise UnusableError("an image that is not there") from None
+    images = [_bytes(name, folder) for name in (given if isinstance(given, list) else [given] * bool(given))]
     return _turns(row[text] if text else None, template), images
 
 
@@ -198,35 +194,6 @@ def _of_sample(
     return _turns(sample.get("txt"), template), images
 
 
-def _parquet(path: Path) -> Iterator[tuple[list[str], Iterable[dict[str, Any]]]]:
-    import pyarrow.parquet as parquet
-
-    try:
-        file = parquet.ParquetFile(path)
-        for batch in file.iter_batches(batch_size=64):
-            yield file.schema_arrow.names, batch.to_pylist()
-    except (OSError, ValueError) as error:  # pyarrow's errors are these
-        raise ValueError(f"{path} is no readable parquet file: {error}") from None
-
-
-def _arrow(path: Path) -> Iterator[tuple[list[str], Iterable[dict[str, Any]]]]:
-    import pyarrow as pa
-
-    try:
-        with pa.memory_map(str(path)) as mapped:
-            try:
-                reader = pa.ipc.open_stream(mapped)
-            except pa.ArrowInvalid:
-                mapped.seek(0)
-                file = pa.ipc.open_file(mapped)
-                reader = (file.get_batch(i) for i in range(file.num_record_batches))
-            for batch in reader:
-                for start in range(0, batch.num_rows, 64):
-                    yield batch.schema.names, batch.slice(start, 64).to_pylist()
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is no readable Arrow file: {error}") from None
-
-
 def _class_names(folder: Path) -> dict[str, list[str]]:
     """The names of the classes of each column of classes, from the description beside the files."""
     described = folder / "dataset_info.json"
@@ -236,7 +203,7 @@ def _class_names(folder: Path) -> dict[str, list[str]]:
 
 def _table(
     path: Path,
-    batches: Iterable[tuple[list[str], Iterable[dict[str, Any]]]],
+    batches: Iterable[Rows],
     names: Mapping[str, str],
     template: str,
     classes: Mapping[str, list[str]],
@@ -270,17 +237,10 @@ def _of_row(
 
 
 def _bytes(image: Any, folder: Path) -> bytes:
-    """The bytes of an image as tables hold them."""
-    if isinstance(image, Mapping):
-        image = image.get("bytes") or image.get("path")
-    if isinstance(image, str):
-        try:
-            return (folder / image).read_bytes()
-        except OSError:
-            raise UnusableError("an image that is not there") from None
-    if not isinstance(image, bytes):
-        raise UnusableError("an image that is not there")
-    return image
+    try:
+        return image_bytes(image, folder)
+    except ValueError:
+        raise UnusableError("an image that is not there") from None
 
 
 def _files(folder: Path, pattern: str) -> list[Path]:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import grain
+import jax
 import numpy as np
 
 from rae_jax.data.batches import Batches
@@ -131,6 +132,24 @@ def row(
         except ValueError as error:
             raise UnusableError(f"an image that cannot be used: {error}") from error
     return {"image": slots[0] if isinstance(layout, CaptionLayout) else slots, **told}
+
+
+def shapes(layout: Layout | CaptionLayout, image_size: int, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and dtypes of a batch of `conversation_batches`."""
+
+    def array(*sides: int, dtype: Any = np.int32) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((batch_size, *sides), np.dtype(dtype))
+
+    image = (image_size, image_size, 3)
+    if isinstance(layout, CaptionLayout):
+        return {"image": array(*image, dtype=np.uint8), "ids": array(layout.length), "mask": array(layout.length)}
+    of_tokens = ("input_ids", "labels", "attention_mask", "vision_token_indices", "answer_token_mask")
+    return {
+        "image": array(layout.max_images, *image, dtype=np.uint8),
+        **{name: array(layout.length) for name in of_tokens},
+        "answer_img_mask": array(layout.max_images),
+        "reverse_vti": array(layout.max_images * layout.tokens_per_image),
+    }
 
 
 def _of(number: int, index: int) -> tuple[int, int]:

@@ -5,7 +5,7 @@ captions   <path>/<split>/*.parquet with `image`, and `captions`: a JSON object,
 edits      <path>/<split>/*.parquet with `image_list` and `instruction_list`: for each two neighbours a list of ways to
            say what was done; or, of OmniEdit, `src_img`, `edited_img` and `edited_prompt_list`
 
-An image is the bytes of a file, or an object with them under `bytes`, as Hugging Face's data sets have it.
+An image is as `tables.image_bytes` has it.
 """
 
 import bisect
@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as parquet
 
+from rae_jax.data.tables import image_bytes
 from rae_jax.data.told_images import Part, captioned, edited
 
 TASK_OF = {"captions": "caption", "edits": "edit"}
@@ -97,15 +98,15 @@ class ToldFiles:
         """See `told_images.ToldImages`."""
         index, number = image
         if self.task == "caption":
-            return _bytes(self._row(index, ("image",))["image"])
+            return image_bytes(self._row(index, ("image",))["image"], self._folder)
         if self._columns is not EDITS[0]:
             name = self._columns[number]
-            return _bytes(self._row(index, (name,))[name])
+            return image_bytes(self._row(index, (name,))[name], self._folder)
         images = self._row(index, ("image_list",))["image_list"]
         if number >= len(images):
             raise ValueError(f"row {index} of {self} has {len(images)} images, and instructions for more: a chain has "
                              "an instruction between each two")  # fmt: skip
-        return _bytes(images[number])
+        return image_bytes(images[number], self._folder)
 
     def _captions(self, row: dict[str, Any], index: int) -> list[str]:
         if len(self._texts) > 1:
@@ -130,14 +131,10 @@ def _choice(random: np.random.RandomState, ways: Sequence[str]) -> str:
     return ways[random.randint(len(ways))]
 
 
-def _bytes(value: Any) -> bytes:
-    return value["bytes"] if isinstance(value, dict) else value
-
-
 def _rows_of_groups(file: str) -> list[int]:
     try:
         metadata = parquet.read_metadata(file)
-    except Exception as error:  # the library has exceptions of its own
+    except (OSError, ValueError) as error:  # pyarrow's errors are these
         raise ValueError(f"{file} is no readable parquet file: {error}") from None
     return [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
 

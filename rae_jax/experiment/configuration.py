@@ -19,8 +19,7 @@ from rae_jax.components.decoders import decoded_size, decoder
 from rae_jax.components.encoders import grid as encoder_grid
 from rae_jax.components.language import embedding, layout, speaks
 from rae_jax.components.latent_spaces import IDENTITY, latent_space
-from rae_jax.data import pack_batches
-from rae_jax.data.conversations import CaptionLayout
+from rae_jax.data import conversation_batches, pack_batches
 from rae_jax.data.sources import count_classes, count_images
 from rae_jax.data.transforms import transform
 from rae_jax.experiment import latent_cache
@@ -356,16 +355,7 @@ def example_batch(
     """
     rows, size = config[stage].train.batch_size, config.data.image_size
     if objective.reads_conversations:
-        shape = layout(config)
-        if isinstance(shape, CaptionLayout):
-            image = jax.ShapeDtypeStruct((rows, size, size, 3), jnp.uint8)
-            ids = jax.ShapeDtypeStruct((rows, shape.length), jnp.int32)
-            return {"image": image, "ids": ids, "mask": ids}
-        sizes = {"answer_img_mask": shape.max_images, "reverse_vti": shape.max_images * shape.tokens_per_image}
-        names = ("input_ids", "labels", "attention_mask", "vision_token_indices", "answer_token_mask", *sizes)
-        return {"image": jax.ShapeDtypeStruct((rows, shape.max_images, size, size, 3), jnp.uint8)} | {
-            name: jax.ShapeDtypeStruct((rows, sizes.get(name, shape.length)), jnp.int32) for name in names
-        }
+        return conversation_batches.shapes(layout(config), size, rows)
     if objective.reads_packs:
         return pack_batches.shapes(mixtures.rows(config), (size, size, 3), jnp.uint8, rows)
     if latents or objective.reads_latents:

@@ -3,19 +3,26 @@
 scenes.json    the grid, the cell's size and the colours
 samples.jsonl  a line for each image of samples.npz: prompt, category, seen, scene
 answers.jsonl  a line for each question about a held-out scene: question, answer, expected
+
+Edits of scenes are judged instead by what was followed and kept (`evaluation/edits.py`).
 """
 
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from rae_jax.data.prompts import scene_prompts
 from rae_jax.data.scene_words import CATEGORIES, question
 from rae_jax.data.scenes import SceneSource, described, description, randomness, render, seen
 from rae_jax.evaluation.answers import exact
+from rae_jax.evaluation.edits import read_edits, scored_with_baselines
 from rae_jax.evaluation.scene_judge import SceneJudge, exactly, painted, train_scene_judge
+from rae_jax.experiment.answers import Answers
+from rae_jax.experiment.weights import Weights
 from rae_jax.files import whole_file, write_json_lines
 from rae_jax.sampling.samples import open_npz
 
@@ -89,9 +96,16 @@ def of_judge(judge: SceneJudge) -> dict[str, float]:
     return {"scene_judge_scenes": float(np.mean(right)), "scene_judge_accuracy": float(np.mean(cells))}
 
 
-def scene_results(workdir: Path, answer: Callable[..., list[str]] | None) -> dict[str, float]:
-    """All of it, as far as there are samples, and somebody to answer."""
-    judge, results = train_scene_judge(), {}
+def scene_results(config: ConfigDict, weights: Weights, workdir: Path) -> dict[str, float]:
+    """All of it, as far as there are samples and a language model that answers; or of edits, what they are worth."""
+    if config.mixture.model and config.mixture.task == "edit":
+        edits = workdir / "edits.npz"
+        return scored_with_baselines(*read_edits(edits)) if edits.exists() else {}
+    results = {}
     if (workdir / "samples.npz").exists():
+        judge = train_scene_judge()
         results |= of_samples(workdir, judge) | of_judge(judge)
-    return results | (of_answers(workdir, answer) if answer else {})
+    # Of several processes, none has all that it takes to answer alone.
+    if weights.available("language_model") and jax.process_count() == 1:
+        results |= of_answers(workdir, Answers(config, weights))
+    return results

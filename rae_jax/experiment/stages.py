@@ -31,7 +31,6 @@ from rae_jax.data.latents import LatentSource
 from rae_jax.data.sources import Source, open_source
 from rae_jax.data.transforms import transform, without_flip
 from rae_jax.evaluation import pictures
-from rae_jax.evaluation.edits import read_edits, scored_with_baselines
 from rae_jax.evaluation.evaluator import Batch, Evaluator, source_batches
 from rae_jax.evaluation.metrics import JUDGED, REFERENCE, computed, needed
 from rae_jax.experiment import dataset, latent_cache, pack_source
@@ -333,16 +332,9 @@ class Stages:
         for line in made_otherwise(self.workdir, self.config):
             self.log.warn(line)
         results = Results(self.config, self.weights, self.images, held_out, self.mesh, self.workdir, self.log).measure()
-        if self.config.evaluation.scenes and self.config.mixture.model and self.config.mixture.task == "edit":
-            if jax.process_index() == 0 and (edits := self.workdir / "edits.npz").exists():
-                results |= scored_with_baselines(*read_edits(edits))
-        elif self.config.evaluation.scenes:
-            answers = None  # of several processes, none has all that it takes to answer alone
-            if self.weights.available("language_model") and jax.process_count() == 1:
-                answers = Answers(self.config, self.weights)
-            if jax.process_index() == 0:
-                results |= scene_results(self.workdir, answers)
         if jax.process_index() == 0:
+            if self.config.evaluation.scenes:
+                results |= scene_results(self.config, self.weights, self.workdir)
             summary = {"results": results, "samples": samples_made(self.workdir)}
             summary["stage_seconds"] = self.weights.seconds()
             with whole_file(self.workdir / "summary.json") as file:

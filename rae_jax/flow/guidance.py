@@ -30,18 +30,6 @@ def guide(v: jax.Array, v_weak: jax.Array, t: jax.Array, scale: jax.Array | floa
     return jnp.where(over(inside, v), v_weak + scale * (v - v_weak), v)
 
 
-def guide_outside(
-    v: jax.Array, v_weak: jax.Array, t: jax.Array, scale: float, interval: Interval, inside: float = 1.0
-) -> jax.Array:
-    """Guidance as Scale-RAE's code has it: `scale` outside the open interval, and `inside` within it.
-
-    Its sampler passes an interval that holds all times, and so does not guide at all.
-    """
-    t_min, t_max = interval
-    scales = jnp.where((t > t_min) & (t < t_max), inside, scale)
-    return v_weak + over(scales, v) * (v - v_weak)
-
-
 def classifier_free_guidance(
     velocity: Callable[[jax.Array, jax.Array, Any], jax.Array],
     condition: Any,
@@ -49,7 +37,6 @@ def classifier_free_guidance(
     *,
     scale: float,
     interval: Interval = (0.0, 1.0),
-    rule: Callable[..., jax.Array] = guide,
 ) -> VelocityFunction:
     """Guidance by the model's own unconditional velocity (Ho & Salimans, 2022).
 
@@ -57,7 +44,6 @@ def classifier_free_guidance(
       velocity: `(z, t, condition) -> v`; called once, on twice the batch.
       condition: what the samples are asked for, a tree of arrays `[B, ...]`.
       null: the condition that asks for nothing, of the same shapes.
-      rule: how the two velocities are put together, `guide` or `guide_outside`.
     """
 
     def guided(z: jax.Array, t: jax.Array) -> jax.Array:
@@ -65,7 +51,7 @@ def classifier_free_guidance(
         both = jax.tree.map(lambda c, n: jnp.stack([c, n], axis=1).reshape(-1, *c.shape[1:]), condition, null)
         v = velocity(jnp.repeat(z, 2, axis=0), jnp.repeat(t, 2), both)
         v = v.reshape(-1, 2, *v.shape[1:])
-        return rule(v[:, 0], v[:, 1], t, scale, interval)
+        return guide(v[:, 0], v[:, 1], t, scale, interval)
 
     return guided
 

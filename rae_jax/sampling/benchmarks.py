@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from rae_jax.data.decoding import decode_image
+from rae_jax.data.tables import image_bytes, parquet_rows
 from rae_jax.files import read_json_lines, whole_file
 from rae_jax.sampling.samples import check_images, save_png
 
@@ -103,7 +104,7 @@ def gedit(path: str | Path, languages: Sequence[str] = ("en",)) -> list[Request]
 
     Raises:
       FileNotFoundError: there is no such file or folder.
-      ValueError: a column is missing, an image cannot be read, or there is no row in these languages.
+      ValueError: a column is missing, a table or an image cannot be read, or there is no row in these languages.
     """
     path = Path(path)
     requests = []
@@ -113,10 +114,8 @@ def gedit(path: str | Path, languages: Sequence[str] = ("en",)) -> list[Request]
             raise ValueError(f"{where}: no {', '.join(sorted(missing))}; there are {sorted(row)}")
         if row["instruction_language"] not in languages:
             continue
-        image = row["input_image"]
-        data = (path.parent / image).read_bytes() if isinstance(image, str) else image["bytes"]
         try:
-            pixels = decode_image(data)
+            pixels = decode_image(image_bytes(row["input_image"], path.parent))
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from error
         place = Path("fullset") / row["task_type"] / row["instruction_language"] / f"{row['key']}.png"
@@ -137,12 +136,9 @@ def write_gedit(folder: str | Path, request: Request, image: np.ndarray) -> None
 
 def _parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """The rows of parquet files, each with where it stands."""
-    import pyarrow.parquet as parquet  # takes a moment, which other benchmarks need not wait
-
     files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
     if not files:
         raise ValueError(f"{path} has no parquet files")
     for file in files:
-        batches = parquet.ParquetFile(file).iter_batches(batch_size=16)
-        for number, row in enumerate(itertools.chain.from_iterable(batch.to_pylist() for batch in batches), 1):
+        for number, row in enumerate(itertools.chain.from_iterable(rows for _, rows in parquet_rows(file)), 1):
             yield f"{file}, row {number}", row

@@ -1,6 +1,7 @@
 import importlib
 import json
 import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from configs import base, digits, digits_rpiae, dith_xl
+from configs import architectures, base, digits, digits_rpiae, dith_xl
 from rae_jax.components.catalogue import component, trained_by
 from rae_jax.components.latent_spaces import latent_space
 from rae_jax.experiment.configuration import check, resolved
@@ -200,10 +201,6 @@ def test_the_number_of_imagenets_images_is_known_without_them():
 
 
 def test_every_field_of_the_base_config_is_read_somewhere():
-    from pathlib import Path
-
-    from configs import base
-
     root = Path(__file__).resolve().parents[2]
     code = "\n".join(path.read_text() for path in (root / "rae_jax").rglob("*.py"))
 
@@ -220,7 +217,7 @@ def test_every_field_of_the_base_config_is_read_somewhere():
 
 def of_mf_rae(name):
     config = importlib.import_module(f"configs.mf_rae_{name}").get_config()
-    config.flow.model = base.dit_dh(**DIT_DH["S"])  # traced sooner than XL
+    config.flow.model = architectures.dit_dh(**DIT_DH["S"])  # traced sooner than XL
     return config
 
 

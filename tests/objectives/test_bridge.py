@@ -8,7 +8,7 @@ import pytest
 from losses import images_of, loss_of
 from random_params import random_params
 
-from configs import base, digits_rpiae
+from configs import architectures, digits_rpiae
 from rae_jax.models.bridge import BridgeDecoder, BridgeEncoder
 from rae_jax.models.decoder import ViTDecoder
 from rae_jax.models.vit import VisionTransformer
@@ -23,8 +23,10 @@ def prepared():
     """A config of 4 x 4 tokens, its models by name, and parameters."""
     config = digits_rpiae.get_config("tiny")
     config.data.image_size = config.encoder.input_size = 8
-    config.encoder.model = base.vision_transformer(image_size=8, patch_size=2, width=WIDTH, depth=1, num_heads=2)
-    config.decoder.model = base.vit_decoder(patch_size=2, width=WIDTH, depth=1, num_heads=2, mlp_dim=8)
+    config.encoder.model = architectures.vision_transformer(
+        image_size=8, patch_size=2, width=WIDTH, depth=1, num_heads=2
+    )
+    config.decoder.model = architectures.vit_decoder(patch_size=2, width=WIDTH, depth=1, num_heads=2, mlp_dim=8)
     config.bridge_encoder.model.update(latent_channels=2, num_heads=2, mlp_dim=8)
     config.bridge_decoder.model.update(width=WIDTH, num_heads=2)
     config.bridge.update(noise_tau=0.5, feature_weight=2.0, kl_weight=0.3, pixel_weight=0.7)

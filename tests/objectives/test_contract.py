@@ -11,7 +11,7 @@ import pytest
 from flax import linen as nn
 from products import HIGHEST, kinds_of_products
 
-from configs import base, digits, digits_edit, digits_rac, digits_rpiae, digits_text
+from configs import architectures, digits, digits_edit, digits_rac, digits_rpiae, digits_text
 from rae_jax.components.catalogue import trained_components
 from rae_jax.data.scenes import SceneSource
 from rae_jax.experiment.stages import open_batches
@@ -46,7 +46,7 @@ def config_of(stage: str):
         config.flow.train.optimizer.name, config.flow.train.optimizer.learning_rate = "muon", 1e-2
         if stage.startswith("flow/"):
             config.flow.prediction, config.flow.t_eps = "x", 0.5
-        config.flow.model = base.dit_in_context(
+        config.flow.model = architectures.dit_in_context(
             width=16, depth=2, num_heads=2, head_width=24, head_depth=1, head_num_heads=2, base_depth=1,
             alignment_depth=1, alignment_features=config.encoder.model.width,
         )  # fmt: skip

@@ -8,7 +8,7 @@ import numpy as np
 from losses import assert_same_gradients, images_of, loss_of
 from random_params import random_params
 
-from configs import base, digits_rac
+from configs import architectures, digits_rac
 from rae_jax.models.alignment import AlignmentProjector, with_tokens_after
 from rae_jax.models.coder import RectifiedCoder, fold
 from rae_jax.models.kl_vae import KLVAE
@@ -27,13 +27,13 @@ def prepared():
     """A config of 8 x 8 pixels whose encoder, latents and generator all have 4 x 4 tokens; models and parameters."""
     config = digits_rac.get_config("tiny")
     config.data.image_size = config.encoder.input_size = 8
-    config.encoder.model = base.vision_transformer(image_size=8, patch_size=2, width=6, depth=1, num_heads=2)
-    config.teacher.model = base.kl_vae(channels=(4, 4), latent_channels=CHANNELS, **SMALL)
-    config.coder.model = base.rectified_coder(channels=(4,), patch_size=4, **SMALL)
+    config.encoder.model = architectures.vision_transformer(image_size=8, patch_size=2, width=6, depth=1, num_heads=2)
+    config.teacher.model = architectures.kl_vae(channels=(4, 4), latent_channels=CHANNELS, **SMALL)
+    config.coder.model = architectures.rectified_coder(channels=(4,), patch_size=4, **SMALL)
     config.coder.num_steps, config.coder.noise, config.coder.encodes = 1, 0.0, False
     for name in ("path", "latent", "pixel", "round_trip", "mean_velocity"):  # which leaves the reconstruction
         config.coder[f"{name}_weight"] = 0.0
-    config.flow.model = base.lightning_dit(width=8, depth=2, num_heads=2, rope=False)
+    config.flow.model = architectures.lightning_dit(width=8, depth=2, num_heads=2, rope=False)
     config.flow.objective, config.flow.label_dropout = "aligned_velocity", 0.0
     config.flow.alignment_depth, config.flow.alignment_width, config.flow.alignment_weight = 1, 8, 0.7
     config.flow.shift_base = TOKENS * CHANNELS  # no shift

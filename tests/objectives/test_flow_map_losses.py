@@ -9,7 +9,7 @@ import pytest
 from losses import loss_of
 from random_params import random_params
 
-from configs import base, digits
+from configs import architectures, digits
 from rae_jax.models.lightning_dit import LightningDiT
 from rae_jax.objectives import cmt, meanflow
 
@@ -33,7 +33,7 @@ def prepared():
     """A config, and the jitted teacher `(z, t, labels)` and flow map `(z, r, t, labels)` with their parameters."""
     config = digits.get_config("tiny")
     config.flow.family, config.flow.shift_base = "lightning_dit", 64
-    config.flow.model = base.lightning_dit(width=8, depth=1, num_heads=2, rope=False)
+    config.flow.model = architectures.lightning_dit(width=8, depth=1, num_heads=2, rope=False)
     arguments = dict(grid_size=4, in_channels=16, num_classes=10, **config.flow.model.to_dict())
     teacher, student = LightningDiT(**arguments), LightningDiT(**arguments, flow_map=True)
     t = np.zeros(4, np.float32)

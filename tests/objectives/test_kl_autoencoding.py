@@ -6,7 +6,7 @@ import pytest
 from losses import images_of, loss_of
 from random_params import random_params
 
-from configs import base, digits_rac
+from configs import architectures, digits_rac
 from rae_jax.models.kl_vae import KLVAE
 from rae_jax.objectives import kl_autoencoding
 
@@ -14,7 +14,7 @@ from rae_jax.objectives import kl_autoencoding
 @pytest.mark.parametrize("kl_weight", [0.0, 0.7])
 def test_the_loss_is_the_absolute_error_of_a_decoded_sample_plus_the_weighted_divergence(kl_weight, monkeypatch):
     config = digits_rac.get_config("tiny")
-    config.teacher.model = base.kl_vae(
+    config.teacher.model = architectures.kl_vae(
         channels=(4, 4), latent_channels=2, blocks_per_level=1, num_groups=2, middle_attention=False
     )
     config.teacher.kl_weight = kl_weight

@@ -5,7 +5,7 @@ import numpy as np
 from losses import images_of, loss_of
 from random_params import random_params
 
-from configs import base, digits
+from configs import architectures, digits
 from rae_jax.models.decoder import ViTDecoder
 from rae_jax.models.vit import VisionTransformer
 from rae_jax.objectives import masked_autoencoding
@@ -17,7 +17,7 @@ def prepared(monkeypatch):
     """The loss with three quarters of 16 patches of 2 x 2 pixels hidden, and parameters."""
     config = digits.get_config("tiny")
     config.data.image_size = config.encoder.input_size = 8
-    config.encoder.model = base.vision_transformer(image_size=8, patch_size=2, width=8, depth=1, num_heads=2)
+    config.encoder.model = architectures.vision_transformer(image_size=8, patch_size=2, width=8, depth=1, num_heads=2)
     config.encoder.head.width, config.encoder.head.mlp_dim, config.encoder.mask_ratio = 8, 8, 0.75
     encoder = VisionTransformer(**config.encoder.model.to_dict())
     head = ViTDecoder(grid_size=4, patch_size=2, **config.encoder.head.to_dict())

@@ -8,7 +8,7 @@ import pytest
 from losses import images_of
 from random_params import random_params
 
-from configs import base, digits_rac
+from configs import architectures, digits_rac
 from rae_jax.models.coder import RectifiedCoder, fold
 from rae_jax.models.kl_vae import KLVAE
 from rae_jax.objectives.rectified_coder import coder_loss
@@ -21,10 +21,10 @@ KEY = jax.random.key(5)
 def prepared():
     """A config of a coder of 2 x 2 pixels a latent, both models, their parameters, and images in [0, 1]."""
     config = digits_rac.get_config("tiny")
-    config.teacher.model = base.kl_vae(
+    config.teacher.model = architectures.kl_vae(
         channels=(4, 4), latent_channels=3, blocks_per_level=0, num_groups=2, middle_attention=False
     )
-    config.coder.model = base.rectified_coder(
+    config.coder.model = architectures.rectified_coder(
         channels=(4,), patch_size=4, blocks_per_level=0, num_groups=2, middle_attention=False
     )
     config.coder.num_steps, config.coder.random_times, config.coder.noise = 2, False, 0.0

@@ -6,7 +6,7 @@ import pytest
 from losses import loss_of
 from random_params import random_params
 
-from configs import base, digits
+from configs import architectures, digits
 from rae_jax.models.lightning_dit import LightningDiT
 from rae_jax.objectives import velocity
 
@@ -14,7 +14,7 @@ from rae_jax.objectives import velocity
 def a_config():
     config = digits.get_config("tiny")
     config.flow.family = "lightning_dit"
-    config.flow.model = base.lightning_dit(width=8, depth=1, num_heads=2, rope=False)
+    config.flow.model = architectures.lightning_dit(width=8, depth=1, num_heads=2, rope=False)
     config.flow.shift_base = 64  # 16 tokens of 16 channels: a shift of 2
     return config
 

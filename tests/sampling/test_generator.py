@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import base, digits
+from configs import architectures, digits
 from rae_jax.components.catalogue import component
 from rae_jax.components.generators import time_shift
 from rae_jax.components.latent_spaces import latent_space
@@ -91,7 +91,7 @@ def in_context(**sampling):
     config = configured(num_steps=3, **sampling)
     for section in (config.flow, config.guide):
         section.family, section.prediction, section.t_eps = "dit_in_context", "x", 0.05
-        section.model = base.dit_in_context(
+        section.model = architectures.dit_in_context(
             width=16, depth=2, num_heads=2, head_width=16, head_depth=1, head_num_heads=2, base_depth=1
         )
     return config
