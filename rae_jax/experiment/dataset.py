@@ -43,7 +43,7 @@ def labelled(config: ConfigDict, workdir: Path) -> tuple[str, ...] | None:
 
 def record(workdir: Path, config: ConfigDict, sources: Mapping[str, Source]) -> None:
     """Keeps the order of the classes and what the images are in `workdir`."""
-    held = {split: source.contents() for split, source in sources.items()}
+    held = {split: source.contents() for split, source in _apart(sources)}
     about = {"source": config.data.source, "path": config.data.path, "splits": held}
     contents = {DATA: about} | ({} if (workdir / CLASSES).exists() else {CLASSES: sources["train"].class_names})
     for name, values in contents.items():
@@ -51,10 +51,15 @@ def record(workdir: Path, config: ConfigDict, sources: Mapping[str, Source]) -> 
             file.write((json.dumps(values, indent=1) + "\n").encode())
 
 
+def _apart(sources: Mapping[str, Source]) -> list[tuple[str, Source]]:
+    """The splits, without the second where it is the first."""
+    return [(split, source) for split, source in sources.items() if split == "train" or source is not sources["train"]]
+
+
 def summary(sources: Mapping[str, Source]) -> tuple[list[str], list[str]]:
     """What the images are, in lines for the start of a run, and what of it deserves a warning."""
     lines, warnings = [], []
-    for split, source in sources.items():
+    for split, source in _apart(sources):
         held: dict[str, Any] = source.contents()
         place = f" in {printable(held['folder'], 200)}" if "folder" in held else ""
         of = f" of {source.num_classes} classes" if source.num_classes else ""

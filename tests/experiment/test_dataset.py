@@ -52,6 +52,14 @@ def test_a_run_keeps_and_shows_its_classes_what_there_is_of_each_and_what_was_le
     assert kept["splits"]["train"]["left_out"] == {"files ending in .txt": 2}
 
 
+def test_images_of_which_none_is_held_out_are_named_once(tmp_path, capsys):
+    start(write_images(tmp_path / "images", ant=1), tmp_path / "run")
+    said = " ".join(capsys.readouterr().out.split())
+    assert "training: 1 images of 1 classes" in said and "held out:" not in said
+    assert "warning: left out: nothing of config.evaluation, for there are no held-out images" in said
+    assert json.loads((tmp_path / "run" / "data.json").read_text())["splits"].keys() == {"train"}
+
+
 def test_another_class_at_a_later_start_is_an_error_that_names_it(tmp_path):
     folder = write_images(tmp_path / "images", ant=4, cat=4)
     start(folder, tmp_path / "run")
