@@ -71,7 +71,7 @@ def measurable(config: ConfigDict, sources: Mapping[str, Source]) -> tuple[Confi
     held_out = 0 if sources["test"] is sources["train"] else len(sources["test"])
     there = "there are no held-out images" if held_out == 0 else "there is only one held-out image"
     if held_out < 2 and (judged := [stage for stage in config.stages if config[stage].train.evaluate_every]):
-        lines.append(f"left out: the evaluation of {', '.join(judged)} while they train, for {there}")
+        lines.append(f"left out: the evaluation of {', '.join(judged)} in training, for {there}")
         for stage in judged:
             config[stage].train.evaluate_every, config[stage].train.best_metric = 0, ""
     if held_out == 0:

@@ -88,7 +88,7 @@ def test_what_no_held_out_image_or_only_one_cannot_tell_is_left_out_and_said(hel
     assert [name for name, wanted in found.evaluation.items() if wanted] == left
     assert (found.encoder.train.evaluate_every, found.encoder.train.best_metric) == (0, "")
     assert config.encoder.train.evaluate_every == 10  # what is remembered
-    assert lines[0].startswith("left out: the evaluation of encoder while they train, for there")
+    assert lines[0].startswith("left out: the evaluation of encoder in training, for there")
     assert ("frechet, reconstruction of config.evaluation" if held_out == 0 else "frechet: 1 held-out") in lines[1]
 
 
