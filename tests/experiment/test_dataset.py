@@ -35,7 +35,7 @@ def config_of(folder: Path):
 
 def start(folder: Path, workdir: Path) -> None:
     with open_run(config_of(folder), "configs/digits.py:tiny", workdir, keep_programs=False):
-        pass
+        (workdir / "samples.npz").touch()  # something that the run has made
 
 
 def test_a_run_keeps_and_shows_its_classes_what_there_is_of_each_and_what_was_left_out(tmp_path, capsys):
@@ -78,7 +78,10 @@ def test_a_run_that_began_before_labels_were_kept_keeps_the_order_of_strings(tmp
     config.stages = ("flow",)
     assert dataset.labelled(config, workdir) is None
     assert open_sources(config, workdir)["test"].class_names == ("2", "10")
-    (workdir / "flow" / "checkpoints").mkdir(parents=True)
+    (workdir / "flow").mkdir(parents=True)
+    (workdir / "config.json").write_text(config.to_json_best_effort())
+    assert open_sources(config, workdir)["test"].class_names == ("2", "10")  # nothing has been made yet
+    (workdir / "flow" / "finished.json").touch()
     assert open_sources(config, workdir)["test"].class_names == ("10", "2")
     dataset.record(workdir, config, open_sources(config, workdir))
     assert dataset.labelled(config, workdir) == ("10", "2")
