@@ -24,7 +24,7 @@ def vision_transformer(
         qkv_bias=True,
         key_bias=True,  # False: the key alone has none
         positions="learned",  # or "sincos", "rotary"
-        position_interpolation="bicubic",  # or "bicubic_antialias"
+        position_interpolation="bicubic",  # or "bicubic_antialias", "bilinear_antialias" (SigLIP 2 NaFlex)
         rope_theta=100.0,  # of rotary positions
         stored_periods=False,  # True: their periods are in the file, rounded, as in Meta's own; RAEv2 has these
         layers=(),  # blocks, from 0, whose tokens are averaged, plus the deepest's mean token (RAEv2); (): the last

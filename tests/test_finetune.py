@@ -33,12 +33,13 @@ def test_the_classes_are_those_of_the_folder_and_without_any_samples_are_uncondi
     assert len(sources["train"]) == 10 * len(classes) and len(sources["test"]) == 2 * len(classes)
 
 
-def test_a_single_held_out_image_is_refused_before_anything_is_trained(tmp_path):
-    write_images(tmp_path, ("",))
+@pytest.mark.parametrize("classes", [("",), ("ant", "bee")])
+def test_of_one_image_a_class_none_is_held_out(classes, tmp_path):
+    write_images(tmp_path, classes, count=1)
     config = finetune.get_config("tiny")
-    config.data.path, config.flow.num_classes = str(tmp_path), 0
-    with pytest.raises(ValueError, match=r"of which there is only one in the folder .*raise data\.held_out_share"):
-        open_sources(config)
+    config.data.path = str(tmp_path)
+    sources = open_sources(resolved(config, tmp_path / "run"))
+    assert sources["test"] is sources["train"] and len(sources["train"]) == len(classes)
 
 
 def test_a_model_of_fewer_classes_than_the_images_have_is_refused_unless_it_learns_none(tmp_path):
@@ -62,6 +63,17 @@ def test_samples_of_classes_are_refused_where_there_are_none():
 def test_unknown_words_are_errors(variant, text):
     with pytest.raises(ValueError, match=text):
         finetune.get_config(variant)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("count", "said"), [(1, "there are no held-out images"), (5, "there is only one held-out")])
+def test_one_image_or_five_are_trained_on_and_what_they_cannot_tell_is_said(count, said, tmp_path):
+    write_images(tmp_path / "images", ("",), count)
+    path = f"--config.data.path={tmp_path / 'images'}"
+    for _ in range(2):  # the second time nothing is left to train
+        status, output = runs.run(tmp_path / "run", path, "--num_samples=1", config="configs/finetune.py:tiny")
+        assert status == 0 and said in " ".join(output.split()), output
+    assert (tmp_path / "run" / "samples.npz").exists()
 
 
 @pytest.mark.slow

@@ -87,7 +87,7 @@ def export_checkpoint(kind: str, source: str | Path, output: str | Path, *, comp
     if weights.is_weights(source) and "kind" in weights.read_weights(source)[0]:
         model = _as_kind(kind, *weights.read_model(source))
     else:
-        model = _trained(kind, _trained_weights(Path(source)), source, component)
+        model = trained_model(kind, _trained_weights(Path(source)), source, component)
     exported = kinds.export_model(kind, model)
     write_tensors(output, exported)
     return exported
@@ -150,7 +150,7 @@ def _trained_weights(source: Path) -> dict[str, Trained]:
     return found
 
 
-def _trained(kind: str, found: dict[str, Trained], source: str | Path, component: str) -> Model:
+def trained_model(kind: str, found: dict[str, Trained], source: str | Path, component: str) -> Model:
     """What was trained, as a model of `kind`."""
     offered = kinds.find(kind).modules
     if component and component not in found:

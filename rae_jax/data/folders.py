@@ -30,6 +30,10 @@ _NAMED = 5  # names in a message
 _KINDS = 8  # endings that are counted one by one
 
 
+class NothingHeldOut(ValueError):
+    """No class has images enough for one to be held out."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Found:
     """The images of one split.
@@ -58,6 +62,7 @@ def find_images(path: Path, split: str, *, held_out_share: float = 0.0, classes:
 
     Raises:
       ValueError: there are no such images, it is not clear which they are, or the classes are not `classes`.
+      NothingHeldOut: there are images, but too few to hold any out.
     """
     training = split.casefold() in TRAINING
     if not training and split.casefold() not in HELD_OUT:
@@ -87,7 +92,9 @@ def find_images(path: Path, split: str, *, held_out_share: float = 0.0, classes:
         raise ValueError(f"{root} has classes that {train} lacks: {strangers[:_NAMED]}")
     files = _files(root, labels, left_out)
     if shared and held_out_share:
-        files = [_part(names, training, held_out_share) for names in files]
+        whole, files = files, [_part(names, training, held_out_share) for names in files]
+        if any(whole) and not any(files):
+            raise NothingHeldOut(f"{path} has no class of two images or more, of which one could be held out")
     if not any(files):
         below = f"below the {len(labels)} folders of" if labels else "in"
         share = f" for the split {split!r} with held_out_share={held_out_share:g}" if shared and held_out_share else ""

@@ -24,7 +24,7 @@ from rae_jax.data.sources import count_classes, count_images
 from rae_jax.data.transforms import transform
 from rae_jax.experiment import latent_cache
 from rae_jax.experiment.weights import WORKDIR
-from rae_jax.experiment.workdir import CONFIG, ConfigError, progress
+from rae_jax.experiment.workdir import ConfigError, begun, progress
 from rae_jax.files import local_path
 from rae_jax.flow.flow_map import jump_times
 from rae_jax.interop import hub
@@ -60,8 +60,7 @@ def resolved(config: ConfigDict, workdir: Path | None = None) -> ConfigDict:
     """
     config = config.copy_and_resolve_references()
     _make_local(config)
-    data, path = config.data, workdir and workdir / CONFIG
-    before = json.loads(path.read_text()) if path and path.exists() else {}
+    data, before = config.data, begun(workdir) if workdir else {}
     if config.flow.num_classes == -1:
         config.flow.num_classes = (
             before["flow"]["num_classes"] if before else count_classes(data.source, data.train_split, data.path)

@@ -1,6 +1,6 @@
 """What a run knows of its images: which class each label is, what there is of each, and what was left out.
 
-classes.json  the names of the classes in the order of their labels, written once
+classes.json  the names of the classes in the order of their labels
 data.json     what the images were at the last start
 """
 
@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from rae_jax.data.folders import former_labels, printable, told
 from rae_jax.data.sources import Source
+from rae_jax.experiment.workdir import begun
 from rae_jax.files import whole_file
 
 CLASSES, DATA = "classes.json", "data.json"
@@ -34,27 +35,33 @@ def labelled(config: ConfigDict, workdir: Path) -> tuple[str, ...] | None:
     A run that began before this order was kept has that of its time, which is not the order of today for numbers.
     """
     data = config.data
-    began = any((workdir / stage).is_dir() for stage in config.stages)  # looked at first: it comes after the classes
+    if not begun(workdir):
+        return None
     known = class_names(workdir)
-    if known is None and began and data.source == "folder" and data.path:
+    if known is None and data.source == "folder" and data.path:
         return former_labels(Path(data.path), data.train_split)
     return known
 
 
 def record(workdir: Path, config: ConfigDict, sources: Mapping[str, Source]) -> None:
     """Keeps the order of the classes and what the images are in `workdir`."""
-    held = {split: source.contents() for split, source in sources.items()}
+    held = {split: source.contents() for split, source in _apart(sources)}
     about = {"source": config.data.source, "path": config.data.path, "splits": held}
-    contents = {DATA: about} | ({} if (workdir / CLASSES).exists() else {CLASSES: sources["train"].class_names})
+    contents = {DATA: about, CLASSES: sources["train"].class_names}
     for name, values in contents.items():
         with whole_file(workdir / name) as file:
             file.write((json.dumps(values, indent=1) + "\n").encode())
 
 
+def _apart(sources: Mapping[str, Source]) -> list[tuple[str, Source]]:
+    """The splits, without the second where it is the first."""
+    return [(split, source) for split, source in sources.items() if split == "train" or source is not sources["train"]]
+
+
 def summary(sources: Mapping[str, Source]) -> tuple[list[str], list[str]]:
     """What the images are, in lines for the start of a run, and what of it deserves a warning."""
     lines, warnings = [], []
-    for split, source in sources.items():
+    for split, source in _apart(sources):
         held: dict[str, Any] = source.contents()
         place = f" in {printable(held['folder'], 200)}" if "folder" in held else ""
         of = f" of {source.num_classes} classes" if source.num_classes else ""

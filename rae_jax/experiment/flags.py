@@ -125,9 +125,16 @@ def read_config(name: str) -> ConfigDict:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-        return module.get_config(*([variant] if variant else []))
+        config = module.get_config(*([variant] if variant else []))
     except Exception as error:
         raise ValueError(mistake(error, [argument]) or f"{path}: {error}") from error
+    return _checked(config, path)
+
+
+def _checked(config: object, path: str | Path) -> ConfigDict:
+    if not isinstance(config, ConfigDict):
+        raise ValueError(f"{path}: get_config() returns {config!r}, not a ConfigDict")
+    return config
 
 
 def mistake(error: BaseException | None, arguments: list[str]) -> str | None:
@@ -187,8 +194,9 @@ def parse(arguments: list[str]) -> list[str]:
                 f"error: --config: there is no file {path}, and of the experiments that come with the project none has "
                 f"that name; they are {', '.join(shipped())}"
             )
-        durations.give_way(CONFIG.value, config_flags.get_override_values(flags.FLAGS["config"]))
         try:
+            config = _checked(CONFIG.value, path)
+            durations.give_way(config, config_flags.get_override_values(flags.FLAGS["config"]))
             workdir()
         except ValueError as error:
             sys.exit(f"error: {error}")

@@ -65,17 +65,27 @@ def check_results(config: ConfigDict, sources: Mapping[str, Source]) -> None:
         check_memory("config.evaluation.judge", len(train), 3 * config.data.image_size**2, advice)
 
 
-def left_out(config: ConfigDict, sources: Mapping[str, Source]) -> list[str]:
-    """A line for what `config.evaluation` asks for and too few images or samples cannot give: it will be left out."""
-    if not config.evaluation.frechet:
-        return []
-    count = min(config.sampling.num_samples, len(sources["train"]))
-    where = f"{len(sources['test'])} held-out images"
-    try:
-        of_encoder(config, DISTANCE).check(judged=count, reference=len(sources["test"]), where=where)
-    except ValueError as error:
-        return [f"config.evaluation.frechet will be left out: {error}"]
-    return []
+def measurable(config: ConfigDict, sources: Mapping[str, Source]) -> tuple[ConfigDict, list[str]]:
+    """`config` without what too few images or samples cannot tell, and a line for each thing that is left out."""
+    config, lines = config.copy_and_resolve_references(), []
+    held_out = 0 if sources["test"] is sources["train"] else len(sources["test"])
+    there = "there are no held-out images" if held_out == 0 else "there is only one held-out image"
+    if held_out < 2 and (judged := [stage for stage in config.stages if config[stage].train.evaluate_every]):
+        lines.append(f"left out: the evaluation of {', '.join(judged)} in training, for {there}")
+        for stage in judged:
+            config[stage].train.evaluate_every, config[stage].train.best_metric = 0, ""
+    if held_out == 0:
+        asked = [name for name, wanted in config.evaluation.items() if wanted]
+        lines.append(f"left out: {', '.join(asked) or 'nothing'} of config.evaluation, for {there}; pictures show "
+                     "images that are trained on")  # fmt: skip
+        config.evaluation.update({name: False for name in asked})
+    if config.evaluation.frechet:
+        count, where = min(config.sampling.num_samples, len(sources["train"])), f"{held_out} held-out images"
+        try:
+            of_encoder(config, DISTANCE).check(judged=count, reference=held_out, where=where)
+        except ValueError as error:
+            lines.append(f"left out: config.evaluation.frechet: {error}")
+    return config, lines
 
 
 class Results:

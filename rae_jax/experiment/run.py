@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from rae_jax.evaluation.report import write_environment, write_report
 from rae_jax.experiment import dataset
 from rae_jax.experiment.configuration import check, resolved
-from rae_jax.experiment.results import left_out
+from rae_jax.experiment.results import measurable
 from rae_jax.experiment.stages import Stages, open_sources
 from rae_jax.experiment.workdir import check_shared, locked, remember
 from rae_jax.training import sharding
@@ -65,8 +65,10 @@ def open_run(
         for tell, lines in zip((log.say, log.warn), dataset.summary(sources), strict=True):
             for line in lines:
                 tell(line)
-        for line in left_out(config, sources) if sources else ():
-            log.warn(line)
+        if sources:
+            config, lines = measurable(config, sources)
+            for line in lines:
+                log.warn(line)
         mesh = sharding.make_mesh(config.mesh.to_dict())
         at_peak = functools.partial(seconds_at_peak, config, mesh=mesh)
         try:

@@ -8,6 +8,7 @@ workdir/
 """
 
 import contextlib
+import functools
 import json
 import math
 import time
@@ -27,6 +28,7 @@ from rae_jax.data.batches import Batches, evaluation_batches, latent_batches, tr
 from rae_jax.data.conversation_batches import Conversations, SceneConversations, conversation_batches
 from rae_jax.data.conversation_shards import ConversationShards
 from rae_jax.data.device import DeviceBatches, batch_rows
+from rae_jax.data.folders import NothingHeldOut
 from rae_jax.data.latents import LatentSource
 from rae_jax.data.sources import Source, open_source
 from rae_jax.data.transforms import transform, without_flip
@@ -58,26 +60,30 @@ PICTURED = 16  # held-out images in a stage's picture
 def open_sources(config: ConfigDict, workdir: Path | None = None) -> dict[str, Source]:
     """The "train" and "test" images; a broken data set is an error here, before anything is written.
 
+    Where there are too few to hold any out, "test" is the very source that "train" is.
+
     Args:
       workdir: of the run, whose classes they must be; any by default.
 
     Raises:
       ValueError: see `open_source`; or the images have more classes than a stage that learns them or are not as many
-        as epochs were counted of, too few are held out, or the cached latents are of other images.
+        as epochs were counted of, or the cached latents are of other images.
     """
-    data, classes = config.data, workdir and dataset.labelled(config, workdir)
-    sources = {
-        split: open_source(
-            data.source,
-            name,
-            data.path,
-            max_unreadable_share=data.max_unreadable_share,
-            check_images=data.check_images,
-            held_out_share=data.held_out_share,
-            classes=classes,
-        )
-        for split, name in (("train", data.train_split), ("test", data.test_split))
-    }
+    data = config.data
+    opened = functools.partial(
+        open_source,
+        data.source,
+        path=data.path,
+        max_unreadable_share=data.max_unreadable_share,
+        check_images=data.check_images,
+        held_out_share=data.held_out_share,
+        classes=workdir and dataset.labelled(config, workdir),
+    )
+    sources = {"train": opened(data.train_split)}
+    try:
+        sources["test"] = opened(data.test_split)
+    except NothingHeldOut:
+        sources["test"] = sources["train"]
     there, known = sources["train"].num_classes, config.flow.num_classes
     learnt = [stage for stage in config.stages if config[stage].get("label_dropout", 1) < 1]
     if learnt and there > known:
@@ -92,12 +98,6 @@ def open_sources(config: ConfigDict, workdir: Path | None = None) -> dict[str, S
         )
     if data.latents:
         latent_cache.check_data(config, sources["train"])
-    judged = [stage for stage in config.stages if config[stage].train.evaluate_every]
-    if judged and len(sources["test"]) < 2:
-        raise ValueError(
-            f"{judged[0]}.train.evaluate_every asks for the Fréchet distance to held-out images, of which there is "
-            f"only one in {sources['test']}; add images, raise data.held_out_share, or set it to 0"
-        )
     check_results(config, sources)
     return sources
 

@@ -71,6 +71,19 @@ def locked(workdir: Path) -> Iterator[None]:
             file.truncate(0)
 
 
+def begun(workdir: Path) -> dict[str, Any]:
+    """The config of the run in `workdir`, as plain values; nothing if it has left neither a checkpoint nor samples.
+
+    A command that has failed before, or was taken back, binds no later one.
+    """
+    path = workdir / CONFIG
+    if not path.exists():
+        return {}
+    stages = (folder for folder in workdir.iterdir() if folder.is_dir())
+    trained = any((stage / FINISHED).exists() or steps_in(stage / CHECKPOINTS) for stage in stages)
+    return json.loads(path.read_text()) if trained or any(workdir.glob("samples*")) else {}
+
+
 def progress(stage: Path) -> tuple[int, int]:
     """The steps that the stage in the directory `stage` has made, and the images that it has seen."""
     folder = stage / CHECKPOINTS
@@ -113,7 +126,7 @@ def check_shared(workdir: Path) -> None:
 
 
 def remember(config: ConfigDict, workdir: Path, *, file: str, write: bool) -> tuple[dict[str, Any], list[str]]:
-    """Checks that the working directory was made by `config`, or is new, and returns `config` as plain values.
+    """Checks that what is in the working directory was made by `config`, and returns `config` as plain values.
 
     With `write` it is kept there for the next start; of several processes one writes. The lines that come with the
     values say what has changed since the last start.
@@ -122,8 +135,7 @@ def remember(config: ConfigDict, workdir: Path, *, file: str, write: bool) -> tu
       ConfigError: the directory was made by another config; the fields that differ are listed, nothing is changed.
     """
     plain = json.loads(config.to_json_best_effort())
-    path = workdir / CONFIG
-    kept, lines = json.loads(path.read_text()) if path.exists() else {}, []
+    kept, lines = begun(workdir), []
     for name, section in plain.items():
         # Weights that this run has made itself are a choice for once, not what the run is.
         if isinstance(section, dict) and section.get("weights") and _made_here(section["weights"], workdir):
@@ -147,7 +159,7 @@ def remember(config: ConfigDict, workdir: Path, *, file: str, write: bool) -> tu
             values = ", ".join(f"{name}={before[name]!r}" for name in gone)
             lines.append(f"not known to this version, and left out: {values}")
     if write:
-        with whole_file(path) as stream:
+        with whole_file(workdir / CONFIG) as stream:
             stream.write((json.dumps(plain, indent=2) + "\n").encode())
     return plain, lines
 

@@ -24,16 +24,19 @@ def read(
     measured = {name: tensors[name] for name in STATISTICS if name in tensors}
     if grid_size is None and measured and measured["_latents_std"].shape[-1] > 1:
         grid_size = measured["_latents_std"].shape[-1]
+    tower = vit.PREFIXES["siglip"]  # within SigLIP's class of transformers 4
+    prefix = tower if any(name.startswith(tower) for name in encoder) else ""
+    encoder = under(encoder, prefix)
     family, version = vit.identify(encoder)
     architecture = {
         "encoder": vit.architecture(encoder, encoder_heads),
         "decoder": decoder.architecture(pixels, grid_size, decoder_heads),
     }
-    unused = [*vit.carried_names(family, version, architecture["encoder"], "encoder."), *CARRIED]
-    params, carried = import_params(tensors, _rules(architecture, family, version), unused)
+    unused = [*vit.carried_names(family, version, architecture["encoder"], f"encoder.{prefix}"), *CARRIED]
+    params, carried = import_params(tensors, _rules(architecture, family, version, prefix), unused)
     if measured:
         params["stats"] = statistics.as_params(statistics.import_diffusers_statistics(measured))
-    return Model(architecture, params, carried, {"family": family, "version": version})
+    return Model(architecture, params, carried, {"family": family, "version": version, "prefix": prefix})
 
 
 def write(model: Model) -> Tensors:
@@ -48,6 +51,6 @@ def write(model: Model) -> Tensors:
     return export_params(params, _rules(model.architecture, **model.names), carried | computed)
 
 
-def _rules(architecture: Mapping[str, Any], family: str, version: int) -> list[Rule]:
-    rules = prefixed(vit.rules(family, version, architecture["encoder"]), "encoder.", "encoder/")
+def _rules(architecture: Mapping[str, Any], family: str, version: int, prefix: str = "") -> list[Rule]:
+    rules = prefixed(vit.rules(family, version, architecture["encoder"]), f"encoder.{prefix}", "encoder/")
     return rules + prefixed(decoder.rules("diffusers", architecture["decoder"]), "decoder.", "decoder/")

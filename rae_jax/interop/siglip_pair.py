@@ -39,6 +39,8 @@ def architecture(tensors: Mapping[str, np.ndarray], heads: Mapping[str, int] | N
     if missing := [name for name in needed if name not in tensors]:
         raise ValueError(f"no SigLIP of images and texts: there is no {', '.join(missing)}")
     embeddings = tensors[f"{_VISION}{_NAMES.patch}.weight"]
+    if embeddings.ndim == 2:
+        raise ValueError("a SigLIP 2 NaFlex, whose images may be of any shape; take a SigLIP of one size")
     words, places = (tensors[f"{_TEXT}embeddings.{name}_embedding.weight"] for name in ("token", "position"))
     side = math.isqrt(len(tensors[f"{_VISION}{_NAMES.position}"]))
     found = {"image": embeddings.shape[0], "text": words.shape[1]} if heads is None else {}

@@ -1,5 +1,5 @@
-"""Vision encoders from and to checkpoints: Hugging Face's of DINOv2 (with registers or not), DINOv3, SigLIP (2), MAE;
-Meta's own of DINOv2 and DINOv3.
+"""Vision encoders from and to checkpoints: Hugging Face's of DINOv2 (with registers or not), DINOv3, SigLIP, SigLIP 2
+(NaFlex too, on square grids), MAE; Meta's own of DINOv2 and DINOv3.
 
 Names are those inside the vision model (`embeddings.cls_token`); what stands before them in a larger file, such as
 `vision_model.` of SigLIP, `vit.` of MAE or `encoder.encoder.` of RAE, is the caller's to strip and to put back.
@@ -33,6 +33,7 @@ from rae_jax.interop.layout import (
 )
 from rae_jax.interop.model import Model
 
+FLEXIBLE = "bilinear_antialias"  # how SigLIP 2 NaFlex, alone of these, resamples its positions
 # The checkpoints do not hold the number of heads; these are the published encoders'.
 NUM_HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16, 1280: 16, 1536: 24}
 
@@ -216,7 +217,9 @@ def architecture(tensors: Mapping[str, np.ndarray], num_heads: int | None = None
     family, version = identify(tensors)
     tensors = unmasked(tensors)
     names = NAMES[family, version]
-    width, _, patch_size, _ = tensors[f"{names.patch}.weight"].shape
+    patch = tensors[f"{names.patch}.weight"]
+    flexible = patch.ndim == 2  # SigLIP 2 NaFlex: a linear layer on patches flattened as (p, p, C)
+    width, patch_size = patch.shape[0], math.isqrt(patch.shape[1] // 3) if flexible else patch.shape[-1]
     if num_heads is None and width not in NUM_HEADS:
         raise ValueError(f"no published encoder has width {width}; give num_heads")
     registers = tensors.get(names.registers)
@@ -229,6 +232,8 @@ def architecture(tensors: Mapping[str, np.ndarray], num_heads: int | None = None
         # Only the checkpoints with registers were made for antialiased positions.
         interpolation = "bicubic" if registers is None else "bicubic_antialias"
         options = {**options, "position_interpolation": interpolation}
+    if flexible:
+        options = {**options, "position_interpolation": FLEXIBLE}
     depth = count_blocks(tensors, names.block)
     first = names.block.format(0)
     qkv_bias = f"{first}{names.query}.bias" in tensors or f"{first}{QUERIES_AND_VALUES}" in tensors
@@ -250,8 +255,10 @@ def rules(family: str, version: int, architecture: Mapping[str, Any]) -> list[Ru
     """The rules of one encoder; `architecture` as from the function of that name."""
     names = NAMES[family, version]
     token = without_leading(1)
+    flexible = architecture.get("position_interpolation") == FLEXIBLE
+    patch = LINEAR if flexible else patch_embedding(architecture["patch_size"])
     result = [
-        Rule(f"{names.patch}.weight", "embedding/patch/kernel", patch_embedding(architecture["patch_size"])),
+        Rule(f"{names.patch}.weight", "embedding/patch/kernel", patch),
         Rule(f"{names.patch}.bias", "embedding/patch/bias", IDENTITY),
     ]
     if names.position:

@@ -32,7 +32,12 @@ FEED_FORWARD = {
     "gelu_tanh": functools.partial(MLP, activation=gelu_tanh),
     "swiglu": SwiGLU,
 }
-ANTIALIAS = {"bicubic": False, "bicubic_antialias": True}
+# Method and antialiasing of `jax.image.resize`.
+INTERPOLATIONS = {
+    "bicubic": ("cubic-pytorch", False),
+    "bicubic_antialias": ("cubic-pytorch", True),
+    "bilinear_antialias": ("linear", True),
+}
 
 
 def choice(field: str, value: str, table: dict[str, Any]) -> Any:
@@ -154,8 +159,8 @@ class Embedding(nn.Module):
         class_position, patch_positions = table[:first], table[first:]
         if grid != (side, side):
             square = rearrange(patch_positions, "(h w) d -> h w d", h=side)
-            antialias = choice("position_interpolation", self.position_interpolation, ANTIALIAS)
-            resized = jax.image.resize(square, (*grid, self.width), "cubic-pytorch", antialias=antialias)
+            method, antialias = choice("position_interpolation", self.position_interpolation, INTERPOLATIONS)
+            resized = jax.image.resize(square, (*grid, self.width), method, antialias=antialias)
             patch_positions = rearrange(resized, "h w d -> (h w) d")
         return class_position, patch_positions
 
@@ -182,7 +187,7 @@ class VisionTransformer(nn.Module):
         rounded to bfloat16; else they are computed.
       layers: numbers of blocks, from 0, whose tokens are averaged, each after the last norm, and to which the mean of
         the deepest one's over the patches is added (RAEv2); none: the last block's tokens alone.
-      position_interpolation: `bicubic` or `bicubic_antialias`, both as PyTorch has them.
+      position_interpolation: `bicubic`, `bicubic_antialias` or `bilinear_antialias`, all as PyTorch has them.
       norm_epsilon: of every LayerNorm.
       dtype: of matrix products; norms, softmax, the residual stream and the tokens returned are float32.
       scan, remat: as in `layers.apply_blocks`.

@@ -14,7 +14,7 @@ from rae_jax.components.catalogue import component, trained_by
 from rae_jax.components.latent_spaces import latent_space
 from rae_jax.experiment.configuration import check, resolved
 from rae_jax.experiment.stages import open_sources
-from rae_jax.experiment.workdir import ConfigError, remember
+from rae_jax.experiment.workdir import ConfigError, begun, remember
 from rae_jax.interop.weights import save_weights
 from rae_jax.models.dit_dh import SIZES as DIT_DH
 from rae_jax.objectives.catalogue import objective_of
@@ -140,8 +140,31 @@ def test_a_misspelt_field_in_a_config_file_is_an_error():
         config.flow.train.stepz = 5
 
 
+LEFT = {
+    "a checkpoint": "flow/checkpoints/5/_CHECKPOINT_METADATA",
+    "weights": "flow/finished.json",
+    "samples": "samples.npz",
+    "some of the samples": "samples.partial.json",
+}
+
+
+@pytest.mark.parametrize("what", LEFT)
+def test_what_has_begun_is_bound_to_its_config_and_what_has_not_is_free(what, tmp_path):
+    """A command that failed before it made anything does not stand in the way of the corrected one."""
+    remember(changed(flow__num_classes=7), tmp_path, file="x.py", write=True)
+    (tmp_path / "flow" / "checkpoints").mkdir(parents=True)
+    assert begun(tmp_path) == {}
+    remember(changed(), tmp_path, file="x.py", write=True)
+    (tmp_path / LEFT[what]).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / LEFT[what]).touch()
+    assert begun(tmp_path)["flow"]["num_classes"] == 10
+    with pytest.raises(ConfigError, match=r"flow\.num_classes: 10 there, 7 now"):
+        remember(changed(flow__num_classes=7), tmp_path, file="x.py", write=True)
+
+
 def test_only_what_is_computed_must_be_as_it_was(tmp_path):
     remember(changed(), tmp_path, file="x.py", write=True)
+    (tmp_path / "samples.npz").touch()
     kept = (tmp_path / "config.json").read_text()
     remember(changed(mesh__fsdp=2, flow__train__log_every=7, data__num_workers=3), tmp_path, file="x.py", write=False)
     with pytest.raises(ConfigError, match=r"flow\.label_dropout: 0\.1 there, 0\.2 now"):
@@ -165,10 +188,11 @@ def in_epochs(images, tmp_path):
 
 def test_epochs_are_of_the_images_to_train_on_and_a_run_goes_on_with_those_it_began_with(tmp_path):
     config = in_epochs(16, tmp_path)
-    begun = resolved(config, tmp_path)
-    assert (begun.data.train_images, begun.flow.train.steps) == (12, 9)
-    assert begun.encoder.train.steps == config.encoder.train.steps
-    remember(begun, tmp_path, file="x.py", write=True)
+    first = resolved(config, tmp_path)
+    assert (first.data.train_images, first.flow.train.steps) == (12, 9)
+    assert first.encoder.train.steps == config.encoder.train.steps
+    remember(first, tmp_path, file="x.py", write=True)
+    (tmp_path / "samples.npz").touch()
     shutil.rmtree(tmp_path / "images")
     again = resolved(config, tmp_path)
     remember(again, tmp_path, file="x.py", write=False)

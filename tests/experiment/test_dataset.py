@@ -35,7 +35,7 @@ def config_of(folder: Path):
 
 def start(folder: Path, workdir: Path) -> None:
     with open_run(config_of(folder), "configs/digits.py:tiny", workdir, keep_programs=False):
-        pass
+        (workdir / "samples.npz").touch()  # something that the run has made
 
 
 def test_a_run_keeps_and_shows_its_classes_what_there_is_of_each_and_what_was_left_out(tmp_path, capsys):
@@ -50,6 +50,14 @@ def test_a_run_keeps_and_shows_its_classes_what_there_is_of_each_and_what_was_le
     kept = json.loads((tmp_path / "run" / "data.json").read_text())
     assert kept["path"] == str(folder) and kept["splits"]["test"]["classes"] == {"2": 1, "10": 12}
     assert kept["splits"]["train"]["left_out"] == {"files ending in .txt": 2}
+
+
+def test_images_of_which_none_is_held_out_are_named_once(tmp_path, capsys):
+    start(write_images(tmp_path / "images", ant=1), tmp_path / "run")
+    said = " ".join(capsys.readouterr().out.split())
+    assert "training: 1 images of 1 classes" in said and "held out:" not in said
+    assert "warning: left out: nothing of config.evaluation, for there are no held-out images" in said
+    assert json.loads((tmp_path / "run" / "data.json").read_text())["splits"].keys() == {"train"}
 
 
 def test_another_class_at_a_later_start_is_an_error_that_names_it(tmp_path):
@@ -70,7 +78,10 @@ def test_a_run_that_began_before_labels_were_kept_keeps_the_order_of_strings(tmp
     config.stages = ("flow",)
     assert dataset.labelled(config, workdir) is None
     assert open_sources(config, workdir)["test"].class_names == ("2", "10")
-    (workdir / "flow" / "checkpoints").mkdir(parents=True)
+    (workdir / "flow").mkdir(parents=True)
+    (workdir / "config.json").write_text(config.to_json_best_effort())
+    assert open_sources(config, workdir)["test"].class_names == ("2", "10")  # nothing has been made yet
+    (workdir / "flow" / "finished.json").touch()
     assert open_sources(config, workdir)["test"].class_names == ("10", "2")
     dataset.record(workdir, config, open_sources(config, workdir))
     assert dataset.labelled(config, workdir) == ("10", "2")

@@ -112,9 +112,13 @@ def test_a_mistake_in_a_config_file_is_said_with_its_line(mistake, tmp_path, mon
     assert "\n" not in str(error.value)
 
 
-def test_a_config_file_without_get_config_or_without_variants_says_so(tmp_path, monkeypatch):
+def test_a_config_file_without_get_config_a_config_or_variants_says_so(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for text, said in (("x = 1", "x.py defines no get_config"), ("def get_config(): return 1", "leave out :some")):
+    for text, said in (
+        ("x = 1", "x.py defines no get_config"),
+        ("def get_config(): return 1", "leave out :some"),
+        ("def get_config(variant): pass", "x.py: get_config.. returns None, not a ConfigDict"),
+    ):
         Path("x.py").write_text(text)
         monkeypatch.delitem(sys.modules, "config_config", raising=False)
         with pytest.raises(SystemExit, match=said), flagsaver.flagsaver():
@@ -126,11 +130,13 @@ def test_tools_read_a_config_by_the_same_names_and_say_its_mistakes_in_one_line(
     monkeypatch.chdir(tmp_path)
     assert experiment.read_config("digits:tiny").to_dict() == digits.get_config("tiny").to_dict()
     assert experiment.read_config("configs/digits.py").to_dict() == digits.get_config().to_dict()
+    (tmp_path / "none.py").write_text("def get_config():\n    pass\n")
     (tmp_path / "mine.py").write_text("from configs import base\n\ndef get_config():\n    return base.nothing()\n")
     for name, text in {
         "mine.py": "mine.py, line 4: AttributeError",
         "mine.py:small": "takes no argument: leave out :small",
         "digits:huge": "has no variant 'huge'",
+        "none.py": "none.py: get_config.. returns None, not a ConfigDict",
         "nowhere.py": "there is no file nowhere.py, and no experiment of that name among .*digits",
     }.items():
         with pytest.raises(ValueError, match=text) as refused:

@@ -15,7 +15,7 @@ from rae_jax.data.digits import ArraySource
 from rae_jax.data.sources import open_source
 from rae_jax.data.transforms import transform
 from rae_jax.evaluation.evaluator import source_batches
-from rae_jax.experiment.results import Results, check_results, left_out
+from rae_jax.experiment.results import Results, check_results, measurable
 from rae_jax.experiment.weights import Weights
 from rae_jax.sampling.samples import write_samples
 from rae_jax.training import sharding
@@ -62,7 +62,7 @@ def test_what_they_cannot_give_is_refused_at_start(wanted, train, test, text):
 @pytest.mark.parametrize(
     ("samples", "train", "test", "text"),
     [
-        (1000, 100, 16, "frechet will be left out: 16 held-out images: fd_encoder over 16 features"),
+        (1000, 100, 16, "left out: config.evaluation.frechet: 16 held-out images: fd_encoder over 16 features"),
         (1000, 1, 20, "fd_encoder needs a covariance, and so at least 2 images; got 1"),
         (1, 100, 20, "fd_encoder needs a covariance, and so at least 2 images; got 1"),
     ],
@@ -72,10 +72,24 @@ def test_too_few_images_or_samples_for_a_distance_are_said_at_start_and_refuse_n
     config.sampling.num_samples = samples
     sources = {"train": source(train), "test": source(test)}
     check_results(config, sources)
-    (line,) = left_out(config, sources)
+    _, (line,) = measurable(config, sources)
     assert text in line
-    assert left_out(asked(frechet=True), {"train": source(100), "test": source(17)}) == []
-    assert left_out(asked(), sources) == []
+    enough = asked(frechet=True)
+    enough.encoder.train.evaluate_every = 10
+    assert measurable(enough, {"train": source(100), "test": source(17)}) == (enough, [])
+    assert measurable(asked(), sources)[1] == []
+
+
+@pytest.mark.parametrize(("held_out", "left"), [(0, []), (1, ["frechet", "reconstruction"])])
+def test_what_no_held_out_image_or_only_one_cannot_tell_is_left_out_and_said(held_out, left):
+    config, train = asked(reconstruction=True, frechet=True), source(4)
+    config.encoder.train.evaluate_every, config.encoder.train.best_metric = 10, "psnr"
+    found, lines = measurable(config, {"train": train, "test": source(1) if held_out else train})
+    assert [name for name, wanted in found.evaluation.items() if wanted] == left
+    assert (found.encoder.train.evaluate_every, found.encoder.train.best_metric) == (0, "")
+    assert config.encoder.train.evaluate_every == 10  # what is remembered
+    assert lines[0].startswith("left out: the evaluation of encoder in training, for there")
+    assert ("frechet, reconstruction of config.evaluation" if held_out == 0 else "frechet: 1 held-out") in lines[1]
 
 
 def test_a_finished_decoder_has_every_number_at_once_and_leaves_a_file_that_the_tool_takes(tmp_path, monkeypatch):

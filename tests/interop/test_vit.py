@@ -25,6 +25,9 @@ def hugging_face(kind: str) -> dict[str, np.ndarray]:
     if kind == "siglip":
         config = transformers.SiglipVisionConfig(**SMALL, intermediate_size=24)
         return state_dict(transformers.SiglipVisionModel(config))
+    if kind == "naflex":
+        config = transformers.Siglip2VisionConfig(**SMALL, num_patches=9, intermediate_size=24)
+        return state_dict(transformers.Siglip2VisionModel(config))
     if kind == "mae":
         return state_dict(transformers.ViTMAEModel(transformers.ViTMAEConfig(**SMALL, intermediate_size=24)))
     if kind == "dinov2_without_registers":
@@ -71,7 +74,7 @@ def test_published_names_come_back_bit_for_bit(case):
     assert_same_files(export_encoder(params, family, found, carried), tensors)
 
 
-@pytest.mark.parametrize("kind", ["dinov2", "dinov2_swiglu", "dinov2_without_registers", "siglip", "mae"])
+@pytest.mark.parametrize("kind", ["dinov2", "dinov2_swiglu", "dinov2_without_registers", "siglip", "naflex", "mae"])
 def test_names_of_transformers_5_come_back_bit_for_bit_and_fit_the_module(kind):
     tensors = hugging_face(kind)
     family, version = identify(tensors)

@@ -95,6 +95,21 @@ def test_siglip_equals_hugging_face():
         )
 
 
+def test_siglip2_naflex_equals_hugging_face_on_grids_of_any_size():
+    config = transformers.Siglip2VisionConfig(**HUGGING_FACE, intermediate_size=48, num_patches=25)
+    reference = randomised(transformers.Siglip2VisionModel(config))
+    model, apply, params = ours_of(reference)
+    assert model.position_interpolation == "bilinear_antialias" and (model.image_size, model.patch_size) == (20, 4)
+    for height, width in SIZES:
+        images, grid = images_of(height, width), (height // 4, width // 4)
+        patches = images.reshape(2, grid[0], 4, grid[1], 4, 3).transpose(0, 1, 3, 2, 4, 5).reshape(2, -1, 48)
+        everywhere, shapes = torch.ones(2, grid[0] * grid[1], dtype=torch.long), torch.tensor([grid, grid])
+        expected = reference(torch.tensor(patches), everywhere, shapes).last_hidden_state
+        np.testing.assert_allclose(
+            apply({"params": params}, images), expected.detach(), atol=3e-5, rtol=1e-4, err_msg=str(grid)
+        )
+
+
 def test_masked_and_unmasked_mae_equal_hugging_face():
     config = transformers.ViTMAEConfig(**HUGGING_FACE, intermediate_size=48, image_size=20, mask_ratio=0.0)
     reference = randomised(transformers.ViTMAEModel(config))
