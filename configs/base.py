@@ -311,6 +311,17 @@ def get_config() -> ConfigDict:
     config.flow_map.eta = 1.0  # share of the teacher "flow" in the velocity; 1: distillation (MFD), 0: training (MFT)
     config.flow_map.derivative = "finite_difference"  # or "jvp"
     config.flow_map.dt = 0.005  # of the finite difference
+    config.flow_map.tangent = (
+        "target"  # along which z_t moves in the derivative; or the flow map's "own" velocity (iMF)
+    )
+    # True: guidance scale and interval are inputs of the flow map, and of mid_training's, which learn
+    # classifier-free guidance by scales from 1 to the largest (iMF); sampling.guidance_scale and guidance_interval say
+    # which it is sampled with, in one pass of the network.
+    config.flow_map.guided = False
+    config.flow_map.largest_guidance_scale = 8.0
+    config.flow_map.time_distribution = "uniform"  # of both ends of the interval, as in flow
+    config.flow_map.logit_normal_mean = 0.0
+    config.flow_map.logit_normal_std = 1.0
     config.flow_map.unequal_share = 0.25  # of the samples that have r < t
     config.flow_map.adaptive_power = 1.0  # of the loss weighting; 0: none
     config.flow_map.label_dropout = 0.1

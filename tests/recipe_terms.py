@@ -394,8 +394,8 @@ def _flow_map(config: ConfigDict) -> dict[str, Any]:
     section = config.flow_map
     kind = {"finite_difference": "central difference", "jvp": "exact"}[section.derivative]
     return {
-        "time": {"distribution": "uniform", "truncated_to": [0.0, MAX_TRAINING_TIME], "shift": time_shift(config),
-                 "draws": 2},
+        "time": {"distribution": section.time_distribution, "truncated_to": [0.0, MAX_TRAINING_TIME],
+                 "shift": time_shift(config), "draws": 2},
         "teacher_share_eta": section.eta, "ratio_r_not_t": section.unequal_share,
         "derivative": {"kind": kind, "dt": section.dt, "clamped": False},
     }  # fmt: skip
