@@ -86,6 +86,11 @@ def get_config() -> ConfigDict:
     config.inception.weights = ""  # pt_inception-2015-12-05; empty: distances in other features alone
     config.inception.reference = ""  # an .npz with mu, sigma, as ADM's, for FID; empty: held-out images
 
+    config.linear_head = ConfigDict()  # the published classifier on the encoder (RPiAE, Table 9)
+    config.linear_head.dtype = ""
+    config.linear_head.weights = ""  # DINOv2 with its head, a directory or official file; empty: no such accuracy
+    config.linear_head.model = ConfigDict()  # num_classes
+
     config.discriminator = ConfigDict()  # of the adversarial loss: trained heads on the features of a frozen DINO
     config.discriminator.dtype = ""
     config.discriminator.weights = ""  # of the DINO: a directory or the official file; "random": untrained features
