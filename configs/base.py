@@ -445,6 +445,9 @@ def reconstruction(*, autoencoder: str, noise_tau: float) -> ConfigDict:
     section.objective = "reconstruction"
     section.autoencoder = autoencoder
     section.initial = ()  # ("decoder",): starts from the decoder that there is
+    # ("folder", DIR, 1.0) and others like it, a source, where it is and a weight: each step takes its whole batch from
+    # one of them, drawn by weight. Epochs are still of config.data's images; (): they are what it trains on.
+    section.sources = ()
     section.noise_tau = noise_tau  # scale of the noise added to the latents in training
     section.noise_distribution = "uniform"  # of sigma: "uniform" (released) or "half_normal" (paper)
     # Up to which factor, up or down, an encoder with rotary positions has the coordinates in each of its blocks
