@@ -129,6 +129,13 @@ def get_config() -> ConfigDict:
     config.coder.train.optimizer.learning_rate = 3e-4
     config.coder.train.optimizer.beta2 = 0.99
 
+    config.joint_coder = ConfigDict()  # teacher and coder together from scratch (RAC, Table 4)
+    config.joint_coder.objective = "joint_coder"
+    config.joint_coder.trains = ("teacher", "coder")
+    config.joint_coder.train = train(transform="random_crop")
+    config.joint_coder.train.optimizer.learning_rate = 3e-4
+    config.joint_coder.train.optimizer.beta2 = 0.99
+
     config.feature_stats = ConfigDict()  # of the encoder's tokens, which the bridge sees normalised
     config.feature_stats.weights = ""
     config.feature_stats.objective = "latent_statistics"

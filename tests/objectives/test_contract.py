@@ -23,7 +23,7 @@ IN_CONTEXT = types.SimpleNamespace(get_config=digits.get_config)  # with another
 CONFIGS |= {f"{stage}/in_context": IN_CONTEXT for stage in ("flow", "mid_training", "flow_map")}
 GUIDED = types.SimpleNamespace(get_config=digits.get_config)  # with guidance as an input of the flow map
 CONFIGS |= {"flow_map/guided": GUIDED}
-CONFIGS |= {stage: digits_rac for stage in ("teacher", "coder", "tuned_coder", "flow/aligned")}
+CONFIGS |= {stage: digits_rac for stage in ("teacher", "coder", "joint_coder", "tuned_coder", "flow/aligned")}
 CONFIGS |= {stage: digits_rpiae for stage in ("feature_stats", "pivot", "bridge", "specialisation")}
 CONFIGS |= {"text_to_image": digits_text, "mixture": digits_edit}
 STAGES = tuple(CONFIGS)
