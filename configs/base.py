@@ -87,6 +87,11 @@ def get_config() -> ConfigDict:
     config.inception.weights = ""  # pt_inception-2015-12-05; empty: distances in other features alone
     config.inception.reference = ""  # an .npz with mu, sigma, as ADM's, for FID; empty: held-out images
 
+    config.linear_head = ConfigDict()  # the published classifier on the encoder (RPiAE, Table 9)
+    config.linear_head.dtype = ""
+    config.linear_head.weights = ""  # DINOv2 with its head, a directory or official file; empty: no such accuracy
+    config.linear_head.model = ConfigDict()  # num_classes
+
     config.discriminator = ConfigDict()  # of the adversarial loss: trained heads on the features of a frozen DINO
     config.discriminator.dtype = ""
     config.discriminator.weights = ""  # of the DINO: a directory or the official file; "random": untrained features
@@ -124,6 +129,13 @@ def get_config() -> ConfigDict:
     config.coder.train = train(transform="random_crop")
     config.coder.train.optimizer.learning_rate = 3e-4
     config.coder.train.optimizer.beta2 = 0.99
+
+    config.joint_coder = ConfigDict()  # teacher and coder together from scratch (RAC, Table 4)
+    config.joint_coder.objective = "joint_coder"
+    config.joint_coder.trains = ("teacher", "coder")
+    config.joint_coder.train = train(transform="random_crop")
+    config.joint_coder.train.optimizer.learning_rate = 3e-4
+    config.joint_coder.train.optimizer.beta2 = 0.99
 
     config.feature_stats = ConfigDict()  # of the encoder's tokens, which the bridge sees normalised
     config.feature_stats.weights = ""
@@ -312,6 +324,17 @@ def get_config() -> ConfigDict:
     config.flow_map.eta = 1.0  # share of the teacher "flow" in the velocity; 1: distillation (MFD), 0: training (MFT)
     config.flow_map.derivative = "finite_difference"  # or "jvp"
     config.flow_map.dt = 0.005  # of the finite difference
+    config.flow_map.tangent = (
+        "target"  # along which z_t moves in the derivative; or the flow map's "own" velocity (iMF)
+    )
+    # True: guidance scale and interval are inputs of the flow map, and of mid_training's, which learn
+    # classifier-free guidance by scales from 1 to the largest (iMF); sampling.guidance_scale and guidance_interval say
+    # which it is sampled with, in one pass of the network.
+    config.flow_map.guided = False
+    config.flow_map.largest_guidance_scale = 8.0
+    config.flow_map.time_distribution = "uniform"  # of both ends of the interval, as in flow
+    config.flow_map.logit_normal_mean = 0.0
+    config.flow_map.logit_normal_std = 1.0
     config.flow_map.unequal_share = 0.25  # of the samples that have r < t
     config.flow_map.adaptive_power = 1.0  # of the loss weighting; 0: none
     config.flow_map.label_dropout = 0.1
@@ -430,6 +453,9 @@ def reconstruction(*, autoencoder: str, noise_tau: float) -> ConfigDict:
     section.objective = "reconstruction"
     section.autoencoder = autoencoder
     section.initial = ()  # ("decoder",): starts from the decoder that there is
+    # ("folder", DIR, 1.0) and others like it, a source, where it is and a weight: each step takes its whole batch from
+    # one of them, drawn by weight. Epochs are still of config.data's images; (): they are what it trains on.
+    section.sources = ()
     section.noise_tau = noise_tau  # scale of the noise added to the latents in training
     section.noise_distribution = "uniform"  # of sigma: "uniform" (released) or "half_normal" (paper)
     # Up to which factor, up or down, an encoder with rotary positions has the coordinates in each of its blocks

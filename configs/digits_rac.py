@@ -14,10 +14,13 @@ from configs import architectures, base, digits
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The experiment; `configs/digits_rac.py:tiny` takes seconds, for tests: nothing is learnt."""
-    words = base.words_of(variant, ("tiny",), file="configs/digits_rac.py")
+    """The experiment; `configs/digits_rac.py:tiny` takes seconds, for tests: nothing is learnt.
+
+    With `joint` KL-VAE and coder are trained together (RAC, Table 4).
+    """
+    words = base.words_of(variant, ("tiny",), ("joint",), file="configs/digits_rac.py")
     config = digits.get_config()
-    config.stages = ("encoder", "teacher", "coder", "stats", "flow")
+    config.stages = ("encoder", *(("joint_coder",) if "joint" in words else ("teacher", "coder")), "stats", "flow")
     config.autoencoder = "rac"
     digits.stage(config.encoder.train, steps=1000, batch_size=64, learning_rate=2e-3, ema_decay=0.995)
 
@@ -31,7 +34,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config.coder.model = architectures.rectified_coder(
         channels=(16, 32), patch_size=4, blocks_per_level=0, num_groups=8, middle_attention=False
     )
-    digits.stage(config.coder.train, steps=1000, batch_size=32, learning_rate=1e-3, ema_decay=0.995)
+    for stage in (config.coder, config.joint_coder):
+        digits.stage(stage.train, steps=1000, batch_size=32, learning_rate=1e-3, ema_decay=0.995)
 
     config.flow.family = "lightning_dit"
     config.flow.model = architectures.lightning_dit(width=128, depth=4, num_heads=4)
@@ -57,7 +61,7 @@ def shrink(config: ConfigDict) -> None:
     config.coder.num_steps = config.sampling.coder_steps = 2
     config.flow.model = architectures.lightning_dit(width=16, depth=1, num_heads=2)
     config.lpips.weights = config.lpips_alexnet.weights = ""  # they would take longer than everything else
-    for name in ("encoder", "teacher", "coder", "stats", "flow"):
+    for name in ("encoder", "teacher", "coder", "joint_coder", "stats", "flow"):
         digits.shorten(config[name].train)
     config.stats.train.batch_size = 256
     config.sampling.num_samples = 20

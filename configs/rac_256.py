@@ -9,6 +9,7 @@ Variants:
   coder_0.1x, coder_0.2x, coder_0.3x, coder_1x   a coder of Stable Diffusion's KL-VAE, f8 and 4 channels (Table 1)
   coder_f16_4, coder_f16_8, coder_f16_16, coder_f16_32   a 0.3x coder of a KL-VAE of 16 x 16 latents with so many
                                                          channels; VA-VAE has 32
+  joint_0.1x, ..., joint_1x                      KL-VAE and coder together, both from scratch (Table 4)
   state_0.1x, ..., state_1x                      state reconstruction (Fig. 6, Table 3): the round trip goes through the
                                                  encoded state, not its latent
   sit_B, sit_L, sit_XL                           SiT on the teacher's latents with REPA, decoded by the coder
@@ -39,7 +40,7 @@ ENDS = tuple(f"_{scale}" for scale in SCALES)
 
 def variants() -> list[str]:
     """Every variant's name."""
-    coders = [f"{kind}_{scale}" for kind in ("coder", "state") for scale in SCALES]
+    coders = [f"{kind}_{scale}" for kind in ("coder", "joint", "state") for scale in SCALES]
     return [
         *coders,
         *(f"coder_f16_{channels}" for channels in (4, 8, 16, 32)),
@@ -67,8 +68,9 @@ def get_config(variant: str = "coder_0.1x") -> ConfigDict:
     if kind in GENERATORS:
         _generator(config, kind, size)
     else:
-        config.stages = ("coder",)
-        _train(config.coder.train, epochs=16, learning_rate=3e-4)
+        stage = "joint_coder" if kind == "joint" else "coder"
+        config.stages = (stage,)
+        _train(config[stage].train, epochs=16, learning_rate=3e-4)
     return config
 
 

@@ -10,6 +10,10 @@ The word after the colon says of how many blocks the latent is the mean:
     k7    every second block from 11 to 23, plus the mean token of the last; what no word means
     k23   all but the first, likewise
 
+    general    with k7 or k23: the decoder trains on four sources, each step on one of them, and no generator follows.
+               ImageNet, BLIP3o's captioned images, rendered text and Scale-RAE's FLUX images are to be at the four
+               paths of `decoder.sources`, the last three as `python -m tools.prepare_captions` writes them
+
 Three stages: `decoder` (16 epochs), `stats`, `flow` (80 epochs). `--config.stages="('flow',)"` with the released
 `decoder.pt` and `stats.pt` as `decoder.weights` and `stats.weights` trains the generator alone. It predicts the data,
 its early output has the same loss, and Muon trains it. Samples are guided by the early output, in one pass of the
@@ -28,7 +32,15 @@ from configs import architectures, base
 from configs.rae_dinov2b_vitxl import adversarial_stage
 from rae_jax.models.decoder import SIZES as DECODERS
 from rae_jax.models.dit_in_context import SIZES
+from rae_jax.training.durations import DURATIONS
 
+GENERAL = (
+    ("tfds:imagenet2012", "data/imagenet", 1.0),
+    *(("conversations", f"data/{name}", 1.0) for name in ("blip3o", "rendered_text", "flux")),
+)
+GENERAL_EPOCH = (
+    34_024  # steps: the mean of the four sources' sizes, of 1.28, 31.97, 12.04 and 24.39 million images, / 512
+)
 LAYERS = {"k1": (), "k7": tuple(range(11, 24, 2)), "k23": tuple(range(1, 24))}
 
 
@@ -38,12 +50,12 @@ def get_config(variant: str = "k7") -> ConfigDict:
     Raises:
       ValueError: there is no such variant.
     """
-    words = base.words_of(variant, LAYERS, file="configs/raev2_dinov3l.py")
+    words = base.words_of(variant, LAYERS, ["general"], file="configs/raev2_dinov3l.py")
     config = base.get_config()
     config.stages = ("decoder", "stats", "flow")
     config.dtype = "bfloat16"
     config.encoder.dtype = "float32"
-    latents(config, LAYERS[words[0] if words else "k7"])
+    latents(config, LAYERS[next((word for word in words if word in LAYERS), "k7")])
 
     adversarial_stage(config, "decoder", epochs=16)
     config.decoder.dtype = config.dtype
@@ -52,11 +64,26 @@ def get_config(variant: str = "k7") -> ConfigDict:
     config.decoder.train.evaluate_every = 5000
     config.stats.train.transform = "center_crop"
 
+    if "general" in words:
+        config.stages = ("decoder", "stats")
+        config.decoder.sources = GENERAL
+        for section in (config.decoder.train, config.decoder.loss):
+            in_steps(section, GENERAL_EPOCH)
     generator(config)
     muon_schedule(config.flow.train)
     config.flow.train.transform = "center_crop"
     config.mesh.fsdp = 16
     return config
+
+
+def in_steps(section: ConfigDict, epoch: int) -> None:
+    """Says in steps what `section`, or one in it, says in epochs of so many steps."""
+    for epochs, _, steps in DURATIONS:
+        if epochs in section:
+            section[steps], section[epochs] = round(section[epochs] * epoch), 0.0
+    for value in section.values():
+        if isinstance(value, ConfigDict):
+            in_steps(value, epoch)
 
 
 def latents(config: ConfigDict, layers: tuple[int, ...]) -> None:

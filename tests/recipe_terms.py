@@ -38,6 +38,12 @@ from rae_jax.training.optimizer import make_optimizer
 DIRECTORY = Path(os.environ.get("RAE_JAX_RECIPES") or Path(__file__).resolve().parents[2] / "shared" / "recipes")
 RECIPES = {path.stem: path for path in sorted(DIRECTORY.glob("*.json"))}
 IMAGES = 1_281_167  # of ImageNet's training split
+SOURCES = {  # by source and path: what recipes call it, and its images
+    ("tfds:imagenet2012", "data/imagenet"): ("ImageNet", IMAGES),
+    ("conversations", "data/blip3o"): ("BLIP3o", 31_970_000),
+    ("conversations", "data/rendered_text"): ("rendered text", 12_040_000),
+    ("conversations", "data/flux"): ("FLUX synthetic", 24_390_000),
+}
 FRACTIONS = ("0", "0.01", "0.05", "0.1", "0.25", "0.5", "0.75", "0.9", "1")
 GENERATORS = {"velocity", "consistency_mid_training", "meanflow"}
 
@@ -194,6 +200,13 @@ def _data(config: ConfigDict, stage: str) -> dict[str, Any]:
             f"centre {size}",
         ),
     }[transform.removesuffix("_flip")]
+    if sources := config[stage].get("sources", ()):
+        assert len({weight for *_, weight in sources}) == 1
+        names = {name: images for name, images in (SOURCES[each[:2]] for each in sources)}
+        return {
+            "dataset": f"{', '.join(names)}: equal weights, drawn each step", "images": names, "resolution_px": size,
+            "horizontal_flip": 0.5 if transform.endswith("_flip") else 0.0, "crop": crop,
+        }  # fmt: skip
     return {
         "dataset": {"tfds:imagenet2012": "ImageNet-1k"}[config.data.source] + f" {config.data.train_split}",
         "images": IMAGES, "resolution_px": size, "resize": resize, "crop": crop, "pixel_range": [0, 1],
@@ -228,9 +241,16 @@ def _writes(section: ConfigDict) -> list[str]:
     return ["mean", "var"] if section.centred else ["var"]
 
 
+def _epoch(config: ConfigDict, stage: str) -> int:
+    """The steps of an epoch, which is of the mean number of images where there are several sources."""
+    sources = config[stage].get("sources", ())
+    images = sum(SOURCES[each[:2]][1] for each in sources) // len(sources) if sources else IMAGES
+    return steps_per_epoch(images, config[stage].train.batch_size)
+
+
 def _training(config: ConfigDict, stage: str, recipe: dict[str, Any]) -> dict[str, Any]:
     train = config[stage].train
-    epoch = steps_per_epoch(IMAGES, train.batch_size)
+    epoch = _epoch(config, stage)
     return {
         "batch_global": train.batch_size,
         "accumulation_steps": train.gradient_accumulation,
@@ -288,7 +308,7 @@ def _rates(section: ConfigDict, epoch: int, recipe: dict[str, Any], own_updates:
     for name in recipe.get("learning_rate", {}):
         if name.startswith("at_fraction"):
             of_epochs = name.removeprefix("at_fraction_of_").removesuffix("_epochs")
-            whole = recipe.get("steps") or (recipe.get("steps_reported") or [100_000])[-1]
+            whole = recipe.get("steps") or (recipe.get("steps_reported") or [section.decay_end_step or 100_000])[-1]
             found[name] = at(int(of_epochs) * epoch if of_epochs.isdigit() else whole)
     return found
 
@@ -394,8 +414,8 @@ def _flow_map(config: ConfigDict) -> dict[str, Any]:
     section = config.flow_map
     kind = {"finite_difference": "central difference", "jvp": "exact"}[section.derivative]
     return {
-        "time": {"distribution": "uniform", "truncated_to": [0.0, MAX_TRAINING_TIME], "shift": time_shift(config),
-                 "draws": 2},
+        "time": {"distribution": section.time_distribution, "truncated_to": [0.0, MAX_TRAINING_TIME],
+                 "shift": time_shift(config), "draws": 2},
         "teacher_share_eta": section.eta, "ratio_r_not_t": section.unequal_share,
         "derivative": {"kind": kind, "dt": section.dt, "clamped": False},
     }  # fmt: skip
@@ -532,8 +552,7 @@ def _decoder(config: ConfigDict) -> dict[str, Any]:
 
 
 def _reconstruction(config: ConfigDict, stage: str, recipe: dict[str, Any]) -> dict[str, Any]:
-    section, loss = config[stage], config[stage].loss
-    epoch = steps_per_epoch(IMAGES, section.train.batch_size)
+    section, loss, epoch = config[stage], config[stage].loss, _epoch(config, stage)
 
     def start(step: int) -> dict[str, Any]:
         return {"start_step": step, "start_epoch": step / epoch}
@@ -567,8 +586,7 @@ def _grid(config: ConfigDict) -> Iterator[int]:
 
 def _discriminator(config: ConfigDict, stage: str, recipe: dict[str, Any]) -> dict[str, Any]:
     networks, section = config.discriminator, config[stage]
-    loss, model = section.loss, networks.model
-    epoch = steps_per_epoch(IMAGES, section.train.batch_size)
+    loss, model, epoch = section.loss, networks.model, _epoch(config, stage)
     own = section.train.steps - loss.discriminator_from_step
     names = {(384, 12, 8): ("DINO ViT-S/8", "DINO-S/8")}[model.width, model.depth, model.patch_size]
     table = model.image_size // model.patch_size

@@ -37,13 +37,27 @@ def test_samples_and_reconstructions_are_the_coders_and_the_teachers_when_asked(
         assert not np.array_equal(samples["arr_0"], coders)
 
 
+@pytest.mark.slow
+def test_teacher_and_coder_are_trained_together_and_what_follows_finds_both(tmp_path):
+    stages = ("encoder", "joint_coder", "flow")
+    short = [f"--config.{stage}.train.steps=2" for stage in stages]
+    status, output = runs.run(tmp_path / "run", *short, config="configs/digits_rac.py:tiny-joint")
+    assert status == 0, output
+    for name in ("teacher", "coder"):
+        assert (tmp_path / "run" / "joint_coder" / "weights" / name / "weights.safetensors").is_file()
+    with np.load(tmp_path / "run" / "samples.npz") as samples:
+        assert samples["arr_0"].shape == (20, 32, 32, 3)
+
+
 def test_a_coder_without_its_teacher_says_which_stage_makes_one(tmp_path):
     status, output = runs.run(tmp_path / "run", "--config.stages=('coder',)", config=CONFIG)
     assert status != 0 and "Traceback" not in output
     assert "stage 'coder' needs trained weights of 'teacher': put 'teacher' before it in stages" in output
 
 
-@pytest.mark.parametrize("variant", ["coder_0.1x", "coder_f16_32", "state_1x", "sit_B_0.1x", "tuning_B", "scratch_XL"])
+@pytest.mark.parametrize(
+    "variant", ["coder_0.1x", "coder_f16_32", "joint_0.1x", "state_1x", "sit_B_0.1x", "tuning_B", "scratch_XL"]
+)
 def test_only_a_generator_from_scratch_needs_a_coder_that_encodes(variant):
     config = rac_256.get_config(variant)
     assert config.stages

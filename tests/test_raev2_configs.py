@@ -10,6 +10,7 @@ from rae_jax.components.decoders import decoded_size
 from rae_jax.components.generators import time_shift
 from rae_jax.components.latent_spaces import latent_space
 from rae_jax.objectives.catalogue import OBJECTIVES
+from rae_jax.training.durations import resolve
 
 
 @pytest.mark.parametrize(("variant", "count"), [("k1", 0), ("k7", 7), ("k23", 23)])
@@ -45,6 +46,22 @@ def test_one_step_starts_from_the_released_kind_of_generator_with_tokens_of_the_
         objective = OBJECTIVES[config[stage].objective](config, stage)
         fresh, given = student.structure(), {n: part.structure() for n, part in objective.initial.items()}
         assert jax.eval_shape(objective.begin, fresh, given).keys() == fresh.keys()
+
+
+def test_a_general_decoder_has_sources_of_its_own_and_epochs_of_their_mean_size():
+    config, on_imagenet = raev2_dinov3l.get_config("k7-general"), raev2_dinov3l.get_config("k7")
+    assert config.stages == ("decoder", "stats") and len(config.decoder.sources) == 4
+    assert not on_imagenet.decoder.sources
+    epoch = int((1.281167e6 + 31.97e6 + 12.04e6 + 24.39e6) / 4) // 512
+    resolved, other = resolve(config, 1_281_167).decoder, resolve(on_imagenet, 1_281_167).decoder
+    assert resolved.train.steps == 16 * epoch
+    for section, field in (("train", "steps"), ("loss", "gan_from_step"), ("loss", "discriminator_from_step")):
+        assert resolved[section][field] * 2502 == other[section][field] * epoch
+    for ours, theirs in (
+        (resolved.train.optimizer, other.train.optimizer),
+        (resolved.loss.discriminator_optimizer, other.loss.discriminator_optimizer),
+    ):
+        assert ours.warmup_steps == epoch and ours.decay_end_step * 2502 == theirs.decay_end_step * epoch
 
 
 @pytest.mark.parametrize("module", [raev2_dinov3l, raev2_one_step])

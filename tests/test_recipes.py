@@ -50,6 +50,7 @@ COUNTERPARTS = {
     "paper_rpiae_t2i": ("rpiae_t2i", "mixture"),
     **{f"raev2_imagenet_{k}": (f"raev2_dinov3l:{k}", "flow") for k in ("k1", "k7", "k23")},
     **{f"raev2_stage1_{k}_imagenet": (f"raev2_dinov3l:{k}", "decoder") for k in ("k7", "k23")},
+    **{f"raev2_stage1_{k}_general": (f"raev2_dinov3l:{k}-general", "decoder") for k in ("k7", "k23")},
     "raev2_t2i": ("raev2_t2i", "flow"),
     "raev2_sampling_imagenet_k7": ("raev2_dinov3l:k7", "guided"),
     "paper_rac": ("rac_256:coder_0.1x", "coder"),
@@ -75,6 +76,7 @@ RPIAE = "as RPiAE trains on Bagel's code"
 REPORTED = "text guidance of 4 alone, as RPiAE says; the image's on demand"
 WORDS = "the same in other words"
 CROPPED = "ADM's centre crop, which the release has done beforehand"
+EPOCHS = "the recipe's rates are of ImageNet's epochs of 2,502 steps; its note and the code have 34,000"
 FLOAT32 = "float32 by default; muon_products='released' has the half precisions"
 
 ON_PURPOSE: dict[str, dict[str, str]] = {
@@ -104,6 +106,9 @@ ON_PURPOSE: dict[str, dict[str, str]] = {
     "raev2_*": {"precision.compute": WORDS},
     "raev2_[is]*": {"data.dataset": CROPPED, "data.crop": CROPPED},
     "raev2_stage1_*": {"data.resize": CROPPED},
+    "raev2_stage1_*_general": {
+        "learning_rate.at_fraction.0*": EPOCHS, "discriminator.learning_rate.at_fraction_of_own_updates.*": EPOCHS,
+    },
     "raev2_[it]*": {
         "latent.normalisation": WORDS, "learning_rate.warmup": WORDS,
         "optimizer.matrices.orthogonalisation": FLOAT32,

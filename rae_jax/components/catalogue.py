@@ -29,6 +29,7 @@ CATALOGUE: dict[str, Callable[[ConfigDict], Component]] = {
     "lpips": critics.lpips,
     "lpips_alexnet": critics.lpips_alexnet,
     "inception": critics.inception,
+    "linear_head": encoders.linear_head,
     "discriminator": critics.discriminator,
 }
 

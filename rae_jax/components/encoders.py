@@ -1,6 +1,7 @@
 """Vision encoders: what turns images into tokens."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -8,6 +9,7 @@ from ml_collections import ConfigDict
 from rae_jax.components.component import Component, Params, of_module, spec
 from rae_jax.interop import vit
 from rae_jax.models.autoencoder import RepresentationAutoencoder
+from rae_jax.models.linear_head import LinearHead
 from rae_jax.models.vit import VisionTransformer
 
 Tokens = Callable[..., jax.Array]
@@ -22,6 +24,26 @@ def encoder(config: ConfigDict) -> Component:
         lambda dtype: VisionTransformer(**fields, dtype=dtype),
         spec(size, size, 3),
         kind=vit.kind_of(fields),
+    )
+
+
+def linear_head(config: ConfigDict) -> Component:
+    """The published classifier of the encoder's tokens, the class token among them (RPiAE, Table 9).
+
+    Raises:
+      ValueError: it has no architecture.
+    """
+    if not config.linear_head.model:
+        raise ValueError(
+            "linear_head.model is empty; it is to be {'num_classes': 1000} for a head of ImageNet's classes"
+        )
+    fields, (tokens, width) = config.linear_head.model.to_dict(), tokens_shape(config)
+    return of_module(
+        config,
+        "linear_head",
+        lambda dtype: LinearHead(**fields, dtype=dtype),
+        spec(1 + tokens, width),
+        kind="dinov2_head",
     )
 
 
@@ -43,9 +65,9 @@ def tokens_of(config: ConfigDict) -> Tokens:
     part = encoder(config)
     model = around(config, encoder=part)
 
-    def tokens(params: Params, images: jax.Array, **scaling: jax.Array) -> jax.Array:
+    def tokens(params: Params, images: jax.Array, **options: Any) -> jax.Array:
         with part.precise():
-            return model.apply({"params": {"encoder": params}}, images, **scaling, method="tokens")
+            return model.apply({"params": {"encoder": params}}, images, **options, method="tokens")
 
     return tokens
 

@@ -49,16 +49,16 @@ class VelocityNetwork(Component):
         """Whether the module projects tokens for REPA by itself."""
         return bool(getattr(self.module, "alignment_features", 0))
 
-    def outputs(self, params: Params, z: jax.Array, t: jax.Array, condition: Any, *r: jax.Array) -> Outputs:
-        """The velocities of all outputs, and the projected tokens."""
-        out = super().apply(params, z, t, condition, *r)
+    def outputs(self, params: Params, z: jax.Array, t: jax.Array, condition: Any, *others: jax.Array | None) -> Outputs:
+        """The velocities of all outputs, and the projected tokens; `others` are what a flow map takes besides."""
+        out = super().apply(params, z, t, condition, *others)
         out = out if isinstance(out, Outputs) else Outputs(out, None, None)
         base = None if out.base is None else self.velocity(out.base, z, t)
         return Outputs(self.velocity(out.full, z, t), base, out.aligned)
 
-    def apply(self, params: Params, z: jax.Array, t: jax.Array, condition: Any, *r: jax.Array) -> jax.Array:
+    def apply(self, params: Params, z: jax.Array, t: jax.Array, condition: Any, *others: jax.Array | None) -> jax.Array:
         """The velocity `[B, N, C]`."""
-        return self.outputs(params, z, t, condition, *r).full
+        return self.outputs(params, z, t, condition, *others).full
 
     def velocity(self, predicted: jax.Array, z: jax.Array, t: jax.Array) -> jax.Array:
         """The velocity that a prediction of the module means."""
@@ -75,7 +75,9 @@ def velocity_network(config: ConfigDict, name: str = "flow") -> VelocityNetwork:
 
 
 def flow_map(config: ConfigDict, name: str = "flow_map") -> VelocityNetwork:
-    """The network `(z, t, condition, r) -> mean velocity`: the velocity network with the second time.
+    """The network `(z, t, condition, r, guidance) -> mean velocity`: the velocity network with the second time.
+
+    With `config.flow_map.guided` guidance is one more input, `[B, 3]`, a scale and its interval; otherwise it is None.
 
     Raises:
       ValueError: the velocity network is told a text.
@@ -83,6 +85,11 @@ def flow_map(config: ConfigDict, name: str = "flow_map") -> VelocityNetwork:
     if config.flow.model.get("context_width"):
         raise ValueError("flow.model.context_width is above 0: flow maps are told classes, not texts")
     return _network(config, name, config.flow, flow_map=True)
+
+
+def flow_map_inputs(config: ConfigDict) -> list[jax.ShapeDtypeStruct]:
+    """What a flow map takes beside a velocity network's inputs, of a batch of one: r, and guidance if it is guided."""
+    return [spec()] + [spec(3)] * config.flow_map.guided
 
 
 def _network(config: ConfigDict, name: str, section: ConfigDict, *, flow_map: bool) -> VelocityNetwork:
@@ -99,15 +106,16 @@ def _network(config: ConfigDict, name: str, section: ConfigDict, *, flow_map: bo
             in_channels=channels,
             num_classes=told.num_classes,
             flow_map=flow_map,
+            guided=guided,
             dtype=dtype,
             **fields,
         )
 
-    example = told.example
+    guided, example = flow_map and config.flow_map.guided, told.example
     if words := fields.get("context_width", 0):
         example = {"features": spec(fields["condition_tokens"], words), "mask": example["mask"]}
-    inputs = [spec(num_tokens, channels), spec(), example] + [spec()] * flow_map
-    kind = KINDS[section.family][flow_map]
+    inputs = [spec(num_tokens, channels), spec(), example, *(flow_map_inputs(config) if flow_map else ())]
+    kind = "" if guided else KINDS[section.family][flow_map]
     part = of_module(config, name, make, *inputs, kind=kind, described_by=f"config.{described}.model")
     attributes = {field.name: getattr(part, field.name) for field in dataclasses.fields(part)}
     return VelocityNetwork(**attributes, prediction=section.prediction, t_eps=section.t_eps)

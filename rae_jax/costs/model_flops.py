@@ -14,6 +14,7 @@ from rae_jax.components.catalogue import component
 from rae_jax.components.component import spec
 from rae_jax.components.conditions import condition
 from rae_jax.components.encoders import encoder
+from rae_jax.components.generators import flow_map_inputs
 from rae_jax.components.latent_spaces import latent_space
 from rae_jax.experiment.configuration import example_batch
 from rae_jax.objectives.catalogue import OBJECTIVES
@@ -152,6 +153,6 @@ def costs(config: ConfigDict) -> dict[str, Cost]:
         section = config.guide if name == "guide" else config.flow
         if not section.model or (name == "flow_map" and not {"mid_training", "flow_map"} & set(config.stages)):
             continue
-        network, durations = component(config, name), [spec()] * (name == "flow_map")
-        result[name] = cost_of(network.init, network.apply, latent, spec(), condition(config).example, *durations)
+        network, others = component(config, name), flow_map_inputs(config) if name == "flow_map" else ()
+        result[name] = cost_of(network.init, network.apply, latent, spec(), condition(config).example, *others)
     return result

@@ -60,6 +60,35 @@ def training_batches(
     return Batches(stream, batch_size, num_workers, prefetch, rows)
 
 
+def mixed_batches(
+    sources: Sequence[tuple[Source, float]],
+    *,
+    batch_size: int,
+    seed: int,
+    transform: Transform,
+    num_workers: int = 0,
+    prefetch: int = 2,
+    rows: Sequence[int] | None = None,
+) -> "Batches":
+    """The batches of `training_batches`, each of them whole from one of several sources (RAEv2's "general" decoders).
+
+    Which one the seed draws for each batch, with probabilities in proportion to the weights beside the sources. Each
+    source is shuffled as if all batches were its own, and those that are not are left out: none of its images comes
+    twice before its epoch is over. Other arguments and errors are those of `training_batches`.
+
+    Raises:
+      ValueError: there is no source, or a weight is not above 0.
+    """
+    if not sources or any(weight <= 0 for _, weight in sources):
+        raise ValueError(f"each source needs a weight above 0; the weights are {[weight for _, weight in sources]}")
+    for source, _ in sources:
+        _check_not_empty(source)
+    finish = functools.partial(_transformed, transform)
+    streams = [_shuffled(DecodedSource(source), seed, finish) for source, _ in sources]
+    stream = _OneABatch(streams, [weight for _, weight in sources], seed, batch_size)
+    return Batches(stream, batch_size, num_workers, prefetch, rows)
+
+
 def latent_batches(
     source: LatentSource,
     *,
@@ -219,6 +248,21 @@ class _Reading:
                     )
                 into[name][place] = value
         return into
+
+
+class _OneABatch:
+    """The positions of each batch of one of several streams, drawn by weight."""
+
+    def __init__(self, streams: Sequence[Rows], weights: Sequence[float], seed: int, batch_size: int):
+        self._streams, self._seed, self._batch_size = streams, seed, batch_size
+        self._shares = np.asarray(weights) / sum(weights)
+
+    def __len__(self) -> int:
+        return sys.maxsize
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        rng = np.random.default_rng((self._seed, position // self._batch_size))
+        return self._streams[rng.choice(len(self._streams), p=self._shares)][position]
 
 
 class _Epoch:

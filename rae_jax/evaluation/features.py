@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from rae_jax.components import critics
 from rae_jax.components.component import Component
-from rae_jax.components.encoders import encoder, tokens_of, tokens_shape
+from rae_jax.components.encoders import encoder, linear_head, tokens_of, tokens_shape
 from rae_jax.components.latent_spaces import latent_space
 from rae_jax.evaluation.evaluator import Needs, Summary
 from rae_jax.evaluation.frechet import Gaussian
@@ -104,6 +104,18 @@ def of_encoder(config: ConfigDict, *metrics: Metric, name: str = "encoder") -> I
         features={name: mean_token(lambda params, images: tokens(params[name], images))},
         sizes={f"{name}.mean_token": tokens_shape(config)[1]},
     )
+
+
+def of_linear_head(config: ConfigDict, metric: Metric, name: str = "encoder") -> Instruments:
+    """`metric`, an accuracy of the published classifier on the encoder whose parameters have this `name`."""
+    tokens, head = tokens_of(config), linear_head(config)
+
+    def chosen(params: Params, images: jax.Array) -> dict[str, jax.Array]:
+        seen = tokens(params[name], images.astype(jnp.float32) / 255.0, class_token=True)
+        return {"class": jnp.argmax(head.apply(params["linear_head"], seen), axis=-1, keepdims=True)}
+
+    network = metric.rows[0].partition(".")[0]
+    return Instruments((metric,), {name: encoder(config), "linear_head": head}, {network: chosen})
 
 
 def of_samples(config: ConfigDict) -> Instruments:

@@ -32,6 +32,9 @@ linear_probe_accuracy           logistic regression of encoder.mean_token       
 original_linear_probe_accuracy  the same of original_encoder.mean_token, the encoder        held-out -> training images
                                 before a later stage tuned it
 attached_head_accuracy          the original encoder's regression on encoder.mean_token     held-out -> training images
+linear_head_accuracy            linear_head.class is label: the published classifier's      held-out
+                                first choice
+original_linear_head_accuracy   the same of original_linear_head.class                      held-out
 judge_accuracy                  a classifier of pixels sees the class that the image has    held-out -> training images
 label_agreement                 it sees the class that was asked for                        samples -> training images
 
@@ -47,6 +50,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rae_jax.evaluation import precision_recall
 from rae_jax.evaluation.evaluator import Needs, Summary
@@ -115,6 +119,14 @@ def _probe(name: str, trained_on: str, applied_to: str) -> Metric:
     return Metric(name, "higher", compute, rows=tuple(dict.fromkeys((trained_on, applied_to, "label"))))
 
 
+def _of_choice(name: str, chosen: str) -> Metric:
+    def compute(judged: Summary, reference: Summary) -> float:
+        del reference
+        return float(np.mean(judged.rows[chosen][:, 0] == judged.rows["label"]))
+
+    return Metric(name, "higher", compute, rows=(chosen, "label"), alone=True)
+
+
 def _inception_score(judged: Summary, reference: Summary) -> float:
     del reference
     return inception_score(in_random_order(judged.rows[_LOGITS]))
@@ -165,6 +177,8 @@ METRICS = {
         _probe("linear_probe_accuracy", _ENCODER, _ENCODER),
         _probe("original_linear_probe_accuracy", _ORIGINAL, _ORIGINAL),
         _probe("attached_head_accuracy", _ORIGINAL, _ENCODER),
+        _of_choice("linear_head_accuracy", "linear_head.class"),
+        _of_choice("original_linear_head_accuracy", "original_linear_head.class"),
         mean_of_pairs("judge_accuracy", "higher"),
         mean_of_pairs("label_agreement", "higher"),
     )

@@ -27,7 +27,7 @@ from rae_jax.evaluation.evaluator import (
     Summary,
     image_batches,
 )  # fmt: skip
-from rae_jax.evaluation.features import Instruments, of_encoder, of_fid, of_reconstructions
+from rae_jax.evaluation.features import Instruments, of_encoder, of_fid, of_linear_head, of_reconstructions
 from rae_jax.evaluation.image_sets import open_images, stream_pairs
 from rae_jax.evaluation.judge import Judge, train_judge
 from rae_jax.evaluation.metrics import (
@@ -49,12 +49,18 @@ TRAIN, HELD_OUT, PAIRED = "train", "held_out", "paired"  # sets of images, and p
 SHOWN = 16  # reconstructions in the picture
 DISTANCE, AGREEMENT, ACCURACY = METRICS["fd_encoder"], METRICS["label_agreement"], METRICS["judge_accuracy"]
 PROBES = [METRICS[f"{name}_accuracy"] for name in ("linear_probe", "original_linear_probe", "attached_head")]
+HEADS = [METRICS[f"{name}_accuracy"] for name in ("linear_head", "original_linear_head")]
 ORIGINAL = "original_encoder"
 
 
 def check_results(config: ConfigDict, sources: Mapping[str, Source]) -> None:
     """Raises ValueError for what `config.evaluation` asks for and these images cannot give, before any training."""
     wanted, train, held_out = config.evaluation, sources["train"], sources["test"]
+    if config.linear_head.weights and train.num_classes != (classes := config.linear_head.model.num_classes):
+        raise ValueError(
+            f"config.linear_head tells {classes} classes apart, but the images have {train.num_classes}; "
+            "set config.linear_head.weights=''"
+        )
     if wanted.linear_probe:
         check_classes("config.evaluation.linear_probe", train.num_classes)
         count, advice = len(train) + len(held_out), "set it to False, or probe a part of the images"
@@ -111,7 +117,8 @@ class Results:
         self._workdir, self._log, self._first = workdir, log, jax.process_index() == 0
         self._wanted, self._batch_size = config.evaluation, config.sampling.batch_size
         self._tuned_by = trained_by(config, "encoder")
-        probes = PROBES[:1] if self._tuned_by in (None, "encoder") else PROBES
+        tuned = self._tuned_by not in (None, "encoder")
+        probes = PROBES if tuned else PROBES[:1]
         self._probes = probes if self._wanted.linear_probe else []
         # Of samples, that in the Inception network's features too, where there is one.
         in_encoder, in_inception = (
@@ -122,6 +129,11 @@ class Results:
         self._encoder = self._distance | (of_encoder(config, *self._probes) if self._probes else Instruments())
         if PROBES[-1] in self._probes:  # the encoder as it was before that stage looks too
             self._encoder |= of_encoder(config, name=ORIGINAL)
+        self._heads = Instruments()
+        if config.linear_head.weights:
+            self._heads = of_linear_head(config, HEADS[0])
+            if tuned:
+                self._heads |= of_linear_head(config, HEADS[1], ORIGINAL)
 
     def measure(self) -> dict[str, float]:
         """The numbers by name on the first process, none on the others.
@@ -129,7 +141,7 @@ class Results:
         Writes `reconstructions.npz`, and a picture of some, if reconstructions are asked for.
         """
         of_train, judge, of_samples, results = Summary(), None, {}, {}
-        if not any(self._wanted.values()):
+        if not any(self._wanted.values()) and not self._heads.metrics:
             return results
         if self._encoder.metrics or self._wanted.judge:
             of_train = self._of_training_images()
@@ -150,6 +162,7 @@ class Results:
         if reconstruction:
             results |= computed(reconstruction.metrics, found[JUDGED], found[REFERENCE])
         results |= computed(self._probes, found[HELD_OUT], of_train)
+        results |= computed(self._heads.metrics, found[HELD_OUT], of_train)
         if self._wanted.frechet:
             results |= computed(self._distance.metrics, of_train, found[HELD_OUT], "_train")
             for end, each in of_samples.items():
@@ -191,7 +204,8 @@ class Results:
     def _of_held_out_images(self, reconstruction: Instruments | None, judge: Judge | None) -> dict[str, Summary]:
         """What the metrics need of the held-out images, and of their reconstructions, which are written."""
         looking, parts, space = self._encoder | self._of_generated, {}, latent_space(self._config)
-        needs = {HELD_OUT: needed(looking.metrics)[REFERENCE]}
+        needs = {HELD_OUT: needed(looking.metrics)[REFERENCE] | needed(self._heads.metrics)[JUDGED]}
+        looking |= self._heads
         if reconstruction:
             needs |= needed(reconstruction.metrics)
             looking, parts = looking | reconstruction, space.encoding | space.decoding

@@ -24,7 +24,7 @@ from rae_jax.components.catalogue import given_to, trained_components
 from rae_jax.components.component import Component, Params
 from rae_jax.components.language import SCENES, layout, tokenizer
 from rae_jax.components.latent_spaces import latent_space
-from rae_jax.data.batches import Batches, evaluation_batches, latent_batches, training_batches
+from rae_jax.data.batches import Batches, evaluation_batches, latent_batches, mixed_batches, training_batches
 from rae_jax.data.conversation_batches import Conversations, SceneConversations, conversation_batches
 from rae_jax.data.conversation_shards import ConversationShards
 from rae_jax.data.device import DeviceBatches, batch_rows
@@ -98,14 +98,35 @@ def open_sources(config: ConfigDict, workdir: Path | None = None) -> dict[str, S
         )
     if data.latents:
         latent_cache.check_data(config, sources["train"])
+    for stage in config.stages:
+        mixed_sources(config, stage)
     check_results(config, sources)
     return sources
+
+
+def mixed_sources(config: ConfigDict, stage: str) -> list[tuple[Source, float]]:
+    """The images of which `stage` takes each batch from one source, and how often; none: it trains on config.data.
+
+    Raises:
+      ValueError: they are not described by a source, a path and a weight each, or see `open_source`.
+    """
+    described, data = config[stage].get("sources", ()), config.data
+    if any(len(each) != 3 for each in described):
+        raise ValueError(
+            f"{stage}.sources={described} are to be a source, a path and a weight each: ('folder', DIR, 1.0)"
+        )
+    return [
+        (open_source(name, "train", path, data.max_unreadable_share, data.check_images), float(weight))
+        for name, path, weight in described
+    ]
 
 
 def open_batches(
     config: ConfigDict, stage: str, objective: Objective, source: Source, rows: Sequence[int] | None = None
 ) -> Batches:
     """The batches that `stage` trains on: of the images of `source`, or of the latents in `config.data.latents`.
+
+    A stage may have sources of its own: `mixed_sources`.
 
     `rows`: those of each batch that this process reads; all of them by default.
     """
@@ -124,6 +145,8 @@ def open_batches(
     arguments["transform"] = transform(train.transform, size)
     if objective.one_epoch:
         return evaluation_batches(source, **arguments)
+    if sources := mixed_sources(config, stage):
+        return mixed_batches(sources, seed=config.seed, **arguments)
     return training_batches(source, seed=config.seed, **arguments)
 
 

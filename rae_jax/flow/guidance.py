@@ -30,6 +30,26 @@ def guide(v: jax.Array, v_weak: jax.Array, t: jax.Array, scale: jax.Array | floa
     return jnp.where(over(inside, v), v_weak + scale * (v - v_weak), v)
 
 
+def throughout(scale: jax.Array) -> jax.Array:
+    """Guidance `[B, 3]`, as `draw` gives it, of scales `[B]` at all times."""
+    return jnp.stack([scale, jnp.zeros_like(scale), jnp.ones_like(scale)], axis=1)
+
+
+def draw(key: jax.Array, batch_size: int, largest: float) -> jax.Array:
+    """Guidance `(w, t_min, t_max)` for each sample in the training of a flow map that is told it, `[B, 3]` (iMF).
+
+    Scales are in [1, largest] with a density as 1 / w, intervals begin uniformly in [0, 0.5] and end in [0.5, 1].
+    """
+    scale, t_min, t_max = jax.random.uniform(key, (3, batch_size))
+    return jnp.stack([largest**scale, t_min / 2, (1 + t_max) / 2], axis=1)
+
+
+def scale_at(guidance: jax.Array, t: jax.Array) -> jax.Array:
+    """The scale `[B]` that guidance `[B, 3]` has at times `t: [B]`: w inside its interval, 1 elsewhere."""
+    scale, t_min, t_max = jnp.moveaxis(guidance, -1, 0)
+    return jnp.where((t >= t_min) & (t <= t_max), scale, 1.0)
+
+
 def classifier_free_guidance(
     velocity: Callable[[jax.Array, jax.Array, Any], jax.Array],
     condition: Any,

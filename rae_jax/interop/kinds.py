@@ -25,6 +25,7 @@ from rae_jax.interop import (
     language_model,
     ldm_kl,
     lightning_dit,
+    linear_head,
     lpips,
     rac_coder,
     rpiae,
@@ -44,6 +45,7 @@ from rae_jax.models.inception import Inception
 from rae_jax.models.kl_vae import KLVAE
 from rae_jax.models.language_model import LanguageModel
 from rae_jax.models.lightning_dit import LightningDiT
+from rae_jax.models.linear_head import LinearHead
 from rae_jax.models.lpips import LPIPS
 from rae_jax.models.mixture_of_transformers import MixtureOfTransformers
 from rae_jax.models.text_to_image import Adapters, PromptedDiT
@@ -326,6 +328,14 @@ KINDS = {
         language_model.write,
         {name: (name,) for name in ("num_heads", "rope_theta", "norm_epsilon")},
         {"": LanguageModel},
+    ),
+    "dinov2_head": Kind(
+        "DINOv2 with its linear classifier: Hugging Face's, or Meta's encoder and head together",
+        (r"(classifier\.)?weight", r"dinov2(_with_registers)?\.layernorm\.weight|blocks\.\d+\.ls1\.gamma"),
+        linear_head.read,
+        linear_head.write,
+        {"num_heads": ("encoder", "num_heads")},
+        {"encoder": VisionTransformer, "linear_head": LinearHead},
     ),
     "dinov3_meta": _encoder("dinov3_meta", "DINOv3 ViT, Meta's own file", r"rope_embed\.periods"),
     "dinov2_meta": _encoder("dinov2_meta", "DINOv2, Meta's own file", r"blocks\.\d+\.ls1\.gamma"),

@@ -1,5 +1,7 @@
 """The representation autoencoder: a pretrained encoder and a trained decoder around the latent space of the flow."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -91,12 +93,12 @@ class RepresentationAutoencoder(nn.Module):
             images = jax.image.resize(images, size, "cubic-pytorch", antialias=False)
         return (images - jnp.asarray(self.image_mean)) / jnp.asarray(self.image_std)
 
-    def tokens(self, images: jax.Array, **scaling: jax.Array) -> jax.Array:
+    def tokens(self, images: jax.Array, **options: Any) -> jax.Array:
         """The encoder's tokens `[B, N, D]`, float32, of images `[B, H, W, 3]` in [0, 1].
 
-        `scaling` is the encoder's `coordinate_scales`, if any.
+        `options` are the encoder's, `coordinate_scales` or `class_token`, if any.
         """
-        return self.encoder(self.preprocess(images), **scaling)
+        return self.encoder(self.preprocess(images), **options)
 
     def encode(
         self, images: jax.Array, statistics: LatentStatistics | None = None, noise: jax.Array | None = None

@@ -45,6 +45,7 @@ class DiTDH(nn.Module):
       rms_norm: RMSNorm, rather than LayerNorm without parameters.
       absolute_positions: sine-cosine positions at the backbone's input, beside the rotary ones everywhere.
       flow_map: condition on t - r too.
+      guided: and on a guidance scale and its interval: `guidance: [B, 3]`, (w, t_min, t_max).
       trained_tables: whether the sine-cosine positions and the Fourier frequencies are parameters like others. RAE's
         trainer of December 2025 makes them so, by thawing everything after construction; October's and MF-RAE's do not.
         Here they stay what their names say, unless asked for or found moved in an official file.
@@ -69,6 +70,7 @@ class DiTDH(nn.Module):
     rms_norm: bool = True
     absolute_positions: bool = True
     flow_map: bool = False
+    guided: bool = False
     trained_tables: bool = False
     fused_attention: bool = True
     dtype: Any = jnp.float32
@@ -76,10 +78,19 @@ class DiTDH(nn.Module):
     remat: str = "none"
 
     @nn.compact
-    def __call__(self, z: jax.Array, t: jax.Array, condition: jax.Array, r: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self,
+        z: jax.Array,
+        t: jax.Array,
+        condition: jax.Array,
+        r: jax.Array | None = None,
+        guidance: jax.Array | None = None,
+    ) -> jax.Array:
         embedded = time_embeddings(
-            t, r, width=self.width, flow_map=self.flow_map, bias=PYTORCH.bias, trained=self.trained_tables
-        )
+            t, r, guidance,
+            width=self.width, flow_map=self.flow_map, guided=self.guided, bias=PYTORCH.bias,
+            trained=self.trained_tables,
+        )  # fmt: skip
         time = sum(embedded)
         # The blocks apply SiLU to their condition once more.
         told = nn.silu(time + LabelEmbedding(self.num_classes, self.width, name="label_embedding")(condition))

@@ -64,7 +64,7 @@ class DiTInContext(nn.Module):
       width, depth, num_heads: of the backbone; `SIZES` names the papers'.
       head_width, head_depth, head_num_heads: of the head.
       base_depth: blocks of the backbone before the early output; 0: there is none.
-      time_tokens: tokens of a time, and of a flow map's interval.
+      time_tokens: tokens of a time, of a flow map's interval, and of each number of its guidance.
       condition_tokens: of the class; or M, of the text.
       context_width: of the text's features; 0: the condition is a class.
       patch_size: side of the square of latent tokens that becomes one token of the transformer.
@@ -72,6 +72,7 @@ class DiTInContext(nn.Module):
       alignment_depth, alignment_features: blocks before the tokens that REPA aligns, and the width of what they are
         projected to; 0: they are not.
       flow_map: tokens of t - r too.
+      guided: and of a guidance scale and its interval: `guidance: [B, 3]`, (w, t_min, t_max).
       trained_frequencies: whether the Fourier frequencies of times are parameters like others, as released.
       fused_attention: as in `attention.attend`.
       dtype: of matrix products.
@@ -96,6 +97,7 @@ class DiTInContext(nn.Module):
     alignment_depth: int = 0
     alignment_features: int = 0
     flow_map: bool = False
+    guided: bool = False
     trained_frequencies: bool = True
     fused_attention: bool = True
     dtype: Any = jnp.float32
@@ -103,13 +105,23 @@ class DiTInContext(nn.Module):
     remat: str = "none"
 
     @nn.compact
-    def __call__(self, z: jax.Array, t: jax.Array, condition: Any, r: jax.Array | None = None) -> Outputs:
+    def __call__(
+        self,
+        z: jax.Array,
+        t: jax.Array,
+        condition: Any,
+        r: jax.Array | None = None,
+        guidance: jax.Array | None = None,
+    ) -> Outputs:
         times = time_embeddings(
-            t, r, width=self.width, flow_map=self.flow_map, bias=PYTORCH.bias, trained=self.trained_frequencies
-        )
+            t, r, guidance,
+            width=self.width, flow_map=self.flow_map, guided=self.guided, bias=PYTORCH.bias,
+            trained=self.trained_frequencies,
+        )  # fmt: skip
+        names = ["time"] + ["duration"] * self.flow_map + ["scale", "t_min", "t_max"] * self.guided
         told = [
-            ConditionTokens(self.time_tokens, name=name)(embedded)
-            for name, embedded in zip(("time_tokens", "duration_tokens"), times, strict=False)
+            ConditionTokens(self.time_tokens, name=f"{name}_tokens")(embedded)
+            for name, embedded in zip(names, times, strict=True)
         ]
         words, visible = self.embedded(condition)
         side = self.grid_size // self.patch_size

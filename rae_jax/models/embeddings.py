@@ -128,31 +128,45 @@ class LabelEmbedding(nn.Module):
 def time_embeddings(
     t: jax.Array,
     r: jax.Array | None,
+    guidance: jax.Array | None = None,
     *,
     width: int,
     flow_map: bool,
+    guided: bool = False,
     bias: Callable[[int], Initializer] = ZEROS.bias,
     trained: bool = False,
     frequencies: Initializer = NORMAL,
 ) -> list[jax.Array]:
     """The embedding of `t`, and that of `t - r` in a flow map, each `[B, width]`, inside the calling compact module.
 
+    With `guided` those of guidance follow, a scale w and the ends of its interval: of `1 - 1 / w`, which is in [0, 1)
+    as times are, of t_min and of t_max (iMF).
+
     Args:
+      guidance: `[B, 3]`, (w, t_min, t_max).
       bias: how the biases of the embedding of `t` start.
       trained: whether the frequencies are.
       frequencies: draws those of the embedding of `t`.
 
     Raises:
-      ValueError: a flow map without `r`, or `r` given to a velocity model.
+      ValueError: a flow map without `r`, or `r` given to a velocity model; `guidance` missing, or given to a network
+        that takes none.
     """
     if flow_map != (r is not None):
         what = (
             "a flow map needs both times, r <= t; r is missing" if flow_map else "a velocity model takes t only, not r"
         )
         raise ValueError(f"flow_map={flow_map}: {what}")
+    if guided != (guidance is not None):
+        what = "guidance, [B, 3], is missing" if guided else "a network without that input takes no guidance"
+        raise ValueError(f"guided={guided}: {what}")
     start = TIME_START._replace(bias=bias)
     embedded = [TimeEmbedding(width, start=start, trained=trained, frequencies=frequencies, name="time_embedding")(t)]
     if flow_map:
         # The released mean-flow models leave this embedder at PyTorch's default initialisation.
         embedded.append(TimeEmbedding(width, start=PYTORCH, trained=trained, name="duration_embedding")(t - r))
+    if guided:
+        scale, t_min, t_max = jnp.moveaxis(guidance, -1, 0)
+        for name, value in {"scale": 1 - 1 / scale, "t_min": t_min, "t_max": t_max}.items():
+            embedded.append(TimeEmbedding(width, trained=trained, name=f"{name}_embedding")(value))
     return embedded

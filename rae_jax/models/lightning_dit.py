@@ -254,6 +254,7 @@ class LightningDiT(Trunk):
       rope: rotary positions, beside the sine-cosine ones at the input.
       learn_sigma: predict twice the channels and drop the second half, as the original DiT.
       flow_map: condition on t - r too.
+      guided: and on a guidance scale and its interval: `guidance: [B, 3]`, (w, t_min, t_max).
       trained_tables: as in `DiTDH`.
       fused_attention: as in `attention.attend`.
       dtype: of matrix products.
@@ -274,6 +275,7 @@ class LightningDiT(Trunk):
     rope: bool = True
     learn_sigma: bool = False
     flow_map: bool = False
+    guided: bool = False
     trained_tables: bool = False
     fused_attention: bool = True
     dtype: Any = jnp.float32
@@ -281,9 +283,18 @@ class LightningDiT(Trunk):
     remat: str = "none"
 
     @nn.compact
-    def __call__(self, z: jax.Array, t: jax.Array, condition: jax.Array, r: jax.Array | None = None) -> jax.Array:
-        time = sum(time_embeddings(t, r, width=self.width, flow_map=self.flow_map, trained=self.trained_tables))
-        told = time + LabelEmbedding(self.num_classes, self.width, name="label_embedding")(condition)
+    def __call__(
+        self,
+        z: jax.Array,
+        t: jax.Array,
+        condition: jax.Array,
+        r: jax.Array | None = None,
+        guidance: jax.Array | None = None,
+    ) -> jax.Array:
+        embedded = time_embeddings(
+            t, r, guidance, width=self.width, flow_map=self.flow_map, guided=self.guided, trained=self.trained_tables
+        )
+        told = sum(embedded) + LabelEmbedding(self.num_classes, self.width, name="label_embedding")(condition)
 
         v = self.trunk(z, told, self.in_channels * (2 if self.learn_sigma else 1))
         return v[..., : self.in_channels]

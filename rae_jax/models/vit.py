@@ -217,16 +217,22 @@ class VisionTransformer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images: jax.Array, keep: jax.Array | None = None, coordinate_scales: jax.Array | None = None
+        self,
+        images: jax.Array,
+        keep: jax.Array | None = None,
+        coordinate_scales: jax.Array | None = None,
+        class_token: bool = False,
     ) -> jax.Array:
         """Patch tokens `[B, N, D]` in row-major order.
 
         With `keep: [B, M]`, indices of patches, only those enter the transformer (masked autoencoding): `[B, M, D]`.
-        `coordinate_scales: [depth]` multiply the patches' coordinates in each block's rotary positions.
+        `coordinate_scales: [depth]` multiply the patches' coordinates in each block's rotary positions. With
+        `class_token` the last block's class token goes first: `[B, 1 + N, D]`.
 
         Raises:
           ValueError: the images do not divide into patches; some are to be kept, and positions are rotary; coordinates
-            are to be scaled, and positions are not; or `layers` are not numbers of blocks, each once.
+            are to be scaled, and positions are not; `layers` are not numbers of blocks, each once; or there is no class
+            token of the last block alone.
         """
         x = Embedding(
             image_size=self.image_size,
@@ -274,6 +280,10 @@ class VisionTransformer(nn.Module):
             dtype=self.dtype,
         )
         norm = LayerNorm(epsilon=self.norm_epsilon, affine=False, name="norm")
+        if class_token:
+            if not self.cls_token or self.layers:
+                raise ValueError("the class token is wanted of an encoder without one, or of layers that are averaged")
+            return norm(jnp.concatenate([outputs[0][:, :1], outputs[0][:, num_prefix:]], axis=1))
         tokens = [norm(output[:, num_prefix:]) for output in outputs]
         if not self.layers:
             return tokens[0]

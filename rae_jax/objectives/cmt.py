@@ -5,7 +5,9 @@ and `z_j` at the earlier `t_j < t_i`, the mean velocity is known, and the flow m
 
     || u(z_i, t_j, t_i) - (z_i - z_j) / (t_i - t_j) ||^2
 
-Points are counted from the clean end, so that i > j. The stage needs no images: noise, labels and a teacher.
+Points are counted from the clean end, so that i > j. The stage needs no images: noise, labels and a teacher. If the
+flow map is guided, as `objectives/meanflow.py` has it, each trajectory has a scale and an interval of its own, with
+which the teacher's velocity is guided.
 """
 
 from collections.abc import Callable
@@ -18,17 +20,19 @@ from einops import rearrange
 from ml_collections import ConfigDict
 
 from rae_jax.components.component import Component, Params
-from rae_jax.components.conditions import Condition, condition, drop
+from rae_jax.components.conditions import condition, drop
 from rae_jax.components.generators import flow_map as flow_map_network
 from rae_jax.components.generators import time_shift, velocity_network
 from rae_jax.components.latent_spaces import latent_space, stats
+from rae_jax.flow import guidance
+from rae_jax.flow.guidance import guide
 from rae_jax.flow.path import over
 from rae_jax.flow.times import sampling_times
 from rae_jax.objectives.objective import Batch, Metrics, Objective, single_network, stage_key
 from rae_jax.objectives.quality import sample_evaluation
 from rae_jax.sampling.generator import ODE_SAMPLERS, flow_map_generator, shown_samples
 
-ConditionalFlowMap = Callable[[jax.Array, jax.Array, jax.Array, Condition], jax.Array]
+ConditionalFlowMap = Callable[[jax.Array, jax.Array, jax.Array, Any], jax.Array]
 TIME_LABELS = ("true", "released")
 
 
@@ -87,11 +91,11 @@ def errors(
     states: jax.Array,
     times: jax.Array | np.ndarray,
     pairs: jax.Array,
-    asked: Condition,
+    asked: Any,
 ) -> jax.Array:
     """Mean squared error of each pair, `[B, K]`; arguments as in `pairs_of`, and what each trajectory was asked for.
 
-    `flow_map` is `(z, r, t, condition) -> mean velocity`. Nothing is differentiated but it.
+    `flow_map` is `(z, r, t, what it was asked for) -> mean velocity`. Nothing is differentiated but it.
     """
     z, r, t, target = jax.lax.stop_gradient(pairs_of(states, times, pairs))
     u = flow_map(z, r, t, jax.tree.map(lambda c: jnp.repeat(c, pairs.shape[1], axis=0), asked))
@@ -134,26 +138,34 @@ def make(config: ConfigDict, stage: str) -> Objective:
     times = sampling_times(section.trajectory_steps, shift=time_shift(config), grid=section.trajectory_grid)
     labelled = label_times(times, section.time_labels)
     dropout, again, num_pairs = section.label_dropout, section.label_dropout_network, section.pairs
+    guided, largest_scale = config.flow_map.guided, config.flow_map.largest_guidance_scale
     if num_pairs < 0:
         raise ValueError(f"{stage}.pairs={num_pairs}: it is how many are drawn of each trajectory, or 0 for all, once")
 
     def loss(params: Params, frozen: dict[str, Params], batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
-        noise_key, drop_key, pair_key, again_key = jax.random.split(key, 4)
+        noise_key, drop_key, pair_key, again_key, guidance_key = jax.random.split(key, 5)
         asked = told.of_batch(batch)
         batch_size = jax.tree.leaves(asked)[0].shape[0]
         noise = jax.random.normal(noise_key, (batch_size, *space.shape))
         # Dropped before the teacher walks, so that it and the flow map mean the same.
-        asked = drop(drop_key, asked, told.null(asked), dropout)
+        null = told.null(asked)
+        asked = drop(drop_key, asked, null, dropout)
+        guiding = guidance.draw(guidance_key, batch_size, largest_scale) if guided else None
 
         def velocity(z: jax.Array, t: jax.Array) -> jax.Array:
-            return teacher.apply(frozen["flow"], z, t, asked)
+            v = teacher.apply(frozen["flow"], z, t, asked)
+            if not guided:
+                return v
+            v_null = teacher.apply(frozen["flow"], z, t, null)
+            return guide(v, v_null, t, guidance.scale_at(guiding, t), (0.0, 1.0))
 
-        def flow_map(z: jax.Array, r: jax.Array, t: jax.Array, asked: Condition) -> jax.Array:
-            return student.apply(params, z, t, drop(again_key, asked, told.null(asked), again), r)
+        def flow_map(z: jax.Array, r: jax.Array, t: jax.Array, told_now: Any) -> jax.Array:
+            asked, guiding = told_now
+            return student.apply(params, z, t, drop(again_key, asked, told.null(asked), again), r, guiding)
 
         states = walk(velocity, noise, times, trajectory=True)
         pairs = draw_pairs(pair_key, batch_size, len(times), num_pairs)
-        return jnp.mean(errors(flow_map, states, labelled, pairs, asked)), {}
+        return jnp.mean(errors(flow_map, states, labelled, pairs, (asked, guiding))), {}
 
     return single_network(
         model_init=student.init,

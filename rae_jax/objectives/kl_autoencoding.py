@@ -3,6 +3,8 @@
 Kingma & Welling, "Auto-Encoding Variational Bayes" (2014), with the mean absolute error as reconstruction loss.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
@@ -14,21 +16,29 @@ from rae_jax.objectives.objective import Batch, Metrics, Objective, single_netwo
 from rae_jax.training.state import TrainState
 
 
-def make(config: ConfigDict, stage: str) -> Objective:
-    """The objective of `stage`: mean absolute error from a drawn latent, plus `kl_weight` times the posterior's KL."""
-    section, model = config[stage], teacher(config)
-    kl_weight = section.kl_weight
+def autoencoder_loss(config: ConfigDict) -> Callable[[Params, jax.Array, jax.Array], tuple[jax.Array, Metrics]]:
+    """`(parameters, images [B, H, W, 3], key) -> (scalar, its terms)`.
 
-    def encode(params: Params, images: jax.Array) -> DiagonalGaussian:
-        return model.apply(params, images, method="encode")
+    It is the mean absolute error from a drawn latent, plus `config.teacher.kl_weight` times the posterior's KL.
+    """
+    model, kl_weight = teacher(config), config.teacher.kl_weight
 
-    def loss(params: Params, frozen: dict[str, Params], batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
-        del frozen
-        images = to_float(batch)
-        posterior = encode(params, images)
+    def loss(params: Params, images: jax.Array, key: jax.Array) -> tuple[jax.Array, Metrics]:
+        posterior: DiagonalGaussian = model.apply(params, images, method="encode")
         decoded = model.apply(params, posterior.sample(key), method="decode")
         reconstruction, kl = jnp.mean(jnp.abs(decoded - images)), posterior.kl_mean()
         return reconstruction + kl_weight * kl, {"reconstruction": reconstruction, "kl": kl}
+
+    return loss
+
+
+def make(config: ConfigDict, stage: str) -> Objective:
+    """The objective of `stage`: `autoencoder_loss`."""
+    section, model, of_images = config[stage], teacher(config), autoencoder_loss(config)
+
+    def loss(params: Params, frozen: dict[str, Params], batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
+        del frozen
+        return of_images(params, to_float(batch), key)
 
     def pictures(state: TrainState, batch: Batch) -> dict[str, jax.Array]:
         images = to_float(batch)

@@ -6,9 +6,19 @@ along the path: `z_t` moves with v, t with 1, and r stays. The flow map is regre
     || u(z_t, r, t) - sg[v - (t - r) du/dt] ||^2,    v = (1 - eta) (eps - z) + eta v_teacher(z_t, t),
 
 with MF-RAE's mixture of Proposition 3.1: eta = 1 is MeanFlow distillation (MFD), eta = 0 MeanFlow training (MFT).
+
+Two things are iMF's (Geng et al., "Improved Mean Flows", 2025). z_t may move with the flow map's own velocity
+`u(z_t, t, t)` instead of v, which without a teacher is that of one pair of data and noise (`tangent="own"`). And a
+guided flow map has classifier-free guidance among its inputs, a scale w and an interval of times [t_min, t_max], drawn
+anew for each sample: v is guided inside the interval, and one evaluation samples at any scale. From the paper's code:
+the distributions (`flow/guidance.py: draw`), no interval where r = t, no guidance of v where the label is dropped, and
+`1 - 1 / w` as input. Ours: `u(z_t, t, t)` in place of its second output for v, MF-RAE's weights of the loss, and
+guidance of the teacher's velocity, which iMF does not have.
 """
 
+import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,29 +29,27 @@ from rae_jax.components.component import Params
 from rae_jax.components.conditions import Condition, condition, drop
 from rae_jax.components.generators import flow_map as flow_map_network
 from rae_jax.components.generators import time_shift, velocity_network
+from rae_jax.flow import guidance
+from rae_jax.flow.guidance import guide
 from rae_jax.flow.path import interpolate, over, velocity_target
-from rae_jax.flow.times import shift_times, uniform_times
+from rae_jax.flow.times import sample_times
 from rae_jax.objectives.cmt import sampled_in_one_step, starts_from, take_over
 from rae_jax.objectives.objective import Batch, Metrics, Objective, single_network, stage_key
 from rae_jax.objectives.velocity import encoding_parts, latent_encoder
 
-# `(params, z, r, t, condition) -> mean velocity`
-ParametrisedFlowMap = Callable[[Params, jax.Array, jax.Array, jax.Array, Condition], jax.Array]
-DERIVATIVES = ("finite_difference", "jvp")
+# `(params, z, r, t, what it is told) -> mean velocity`
+ParametrisedFlowMap = Callable[[Params, jax.Array, jax.Array, jax.Array, Any], jax.Array]
+DERIVATIVES, TANGENTS = ("finite_difference", "jvp"), ("target", "own")
 
 
-def intervals(
-    uniform: jax.Array, uniform_equal: jax.Array, *, unequal_share: float, shift: float
-) -> tuple[jax.Array, jax.Array]:
-    """Interval ends (r, t), each `[B]`, r <= t, from draws uniform in [0, 1].
+def intervals(times: jax.Array, uniform: jax.Array, *, unequal_share: float) -> tuple[jax.Array, jax.Array]:
+    """Interval ends (r, t), each `[B]`, r <= t, from pairs of times `[B, 2]`.
 
     Args:
-      uniform: `[B, 2]` becomes two times in [0, 0.999], shifted.
-      uniform_equal: `[B]`; where it is below `1 - unequal_share` the interval is empty, r = t.
+      uniform: `[B]` in [0, 1]; where it is below `1 - unequal_share` the interval is empty, r = t.
     """
-    times = shift_times(uniform_times(uniform), shift)
     r, t = jnp.min(times, axis=1), jnp.max(times, axis=1)
-    return jnp.where(uniform_equal < 1 - unequal_share, t, r), t
+    return jnp.where(uniform < 1 - unequal_share, t, r), t
 
 
 def finite_difference(
@@ -51,7 +59,7 @@ def finite_difference(
     v: jax.Array,
     r: jax.Array,
     t: jax.Array,
-    asked: Condition,
+    asked: Any,
     dt: float,
 ) -> tuple[jax.Array, jax.Array]:
     """`u` and `du/dt = (u(z_t + dt v, r, t + dt) - u(z_t - dt v, r, t - dt)) / (2 dt)`, each `[B, ...]`.
@@ -76,7 +84,7 @@ def exact_derivative(
     v: jax.Array,
     r: jax.Array,
     t: jax.Array,
-    asked: Condition,
+    asked: Any,
 ) -> tuple[jax.Array, jax.Array]:
     """`u` and `du/dt`, each `[B, ...]`, by forward differentiation; only u is differentiated any further."""
     u, dudt = jax.jvp(
@@ -90,6 +98,15 @@ def exact_derivative(
 def target(v: jax.Array, dudt: jax.Array, r: jax.Array, t: jax.Array) -> jax.Array:
     """The regression target `sg[v - (t - r) du/dt]`."""
     return jax.lax.stop_gradient(v - over(t - r, v) * dudt)
+
+
+def guided_by_itself(v: jax.Array, own: jax.Array, own_null: jax.Array, scale: jax.Array) -> jax.Array:
+    """`v + (1 - 1 / w) (own - own_null)`, the velocity that a guided flow map learns without a teacher (iMF).
+
+    With `own` the flow map's velocity at scale w: `[B]`, and `own_null` that without a condition, a flow map that has
+    learnt it is at `v_null + w (v - v_null)`, classifier-free guidance.
+    """
+    return v + over(1 - 1 / scale, v) * (own - own_null)
 
 
 def adaptive_loss(error: jax.Array, power: float) -> jax.Array:
@@ -109,42 +126,68 @@ def make(config: ConfigDict, stage: str) -> Objective:
     """The objective of `stage`."""
     section, told = config[stage], condition(config)
     teacher, student = velocity_network(config), flow_map_network(config, stage)
-    encode, shift = latent_encoder(config), time_shift(config)
+    encode = latent_encoder(config)
+    draw_times = functools.partial(
+        sample_times,
+        distribution=section.time_distribution,
+        mean=section.logit_normal_mean,
+        std=section.logit_normal_std,
+        shift=time_shift(config),
+    )
     eta, dt, by_jvp, power = section.eta, section.dt, section.derivative == "jvp", section.adaptive_power
     unequal_share, dropout, again = section.unequal_share, section.label_dropout, section.label_dropout_network
     if section.derivative not in DERIVATIVES:
         raise ValueError(f"derivative={section.derivative!r} is not one of {DERIVATIVES}")
+    guided, largest_scale, tangent = section.guided, section.largest_guidance_scale, section.tangent
+    if tangent not in TANGENTS:
+        raise ValueError(f"tangent={tangent!r} is not one of {TANGENTS}")
     if by_jvp:
         student = student.clone(fused_attention=False)  # whose kernel has no forward derivative
     if not 0 <= eta <= 1:
         raise ValueError(f"eta={eta} is not in [0, 1]: 1 distils the teacher (MFD), 0 goes without it (MFT)")
 
     def loss(params: Params, frozen: dict[str, Params], batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
-        time_key, equal_key, noise_key, drop_key, again_key = jax.random.split(key, 5)
+        time_key, equal_key, noise_key, drop_key, again_key, guidance_key = jax.random.split(key, 6)
         z = encode(frozen, batch)
-        r, t = intervals(
-            jax.random.uniform(time_key, (z.shape[0], 2)),
-            jax.random.uniform(equal_key, (z.shape[0],)),
-            unequal_share=unequal_share,
-            shift=shift,
-        )
+        rows = z.shape[0]
+        times = draw_times(time_key, 2 * rows).reshape(rows, 2)
+        r, t = intervals(times, jax.random.uniform(equal_key, (rows,)), unequal_share=unequal_share)
         eps = jax.random.normal(noise_key, z.shape)
+        guiding, scale = None, jnp.ones_like(t)  # what the flow map is told of guidance, and what that comes to at t
+        if guided:
+            guiding = guidance.draw(guidance_key, rows, largest_scale)
+            guiding = jnp.where((r == t)[:, None], guidance.throughout(guiding[:, 0]), guiding)
+            scale = guidance.scale_at(guiding, t)
         # Once, so that teacher and all evaluations of the flow map mean the same.
         asked = told.of_batch(batch)
-        asked = drop(drop_key, asked, told.null(asked), dropout)
+        null = told.null(asked)
+        asked, scale = drop(drop_key, (asked, scale), (null, jnp.ones_like(scale)), dropout)
         z_t, v = interpolate(z, eps, t), velocity_target(z, eps)
-        if eta > 0:
-            v = (1 - eta) * v + eta * teacher.apply(frozen["flow"], z_t, t, asked)
 
-        def flow_map(params: Params, z: jax.Array, r: jax.Array, t: jax.Array, asked: Condition) -> jax.Array:
+        def flow_map(params: Params, z: jax.Array, r: jax.Array, t: jax.Array, told_now: Any) -> jax.Array:
+            asked, guiding = told_now
             # A batch and the twins of its finite difference differ in rows, and so draw apart.
             row_key = jax.random.fold_in(again_key, z.shape[0])
-            return student.apply(params, z, t, drop(row_key, asked, told.null(asked), again), r)
+            return student.apply(params, z, t, drop(row_key, asked, told.null(asked), again), r, guiding)
 
+        def own_velocity(asked: Condition, scale: jax.Array) -> jax.Array:
+            told_now = (asked, guidance.throughout(scale) if guided else None)
+            return flow_map(jax.lax.stop_gradient(params), z_t, t, t, told_now)
+
+        if tangent == "own" or (guided and eta < 1):
+            own = own_velocity(asked, scale)
+        if guided and eta < 1:
+            v = guided_by_itself(v, own, own_velocity(null, jnp.ones_like(scale)), scale)
+        if eta > 0:
+            v_teacher = teacher.apply(frozen["flow"], z_t, t, asked)
+            if guided:
+                v_teacher = guide(v_teacher, teacher.apply(frozen["flow"], z_t, t, null), t, scale, (0.0, 1.0))
+            v = (1 - eta) * v + eta * v_teacher
+        direction, told_now = own if tangent == "own" else v, (asked, guiding)
         if by_jvp:
-            u, dudt = exact_derivative(flow_map, params, z_t, v, r, t, asked)
+            u, dudt = exact_derivative(flow_map, params, z_t, direction, r, t, told_now)
         else:
-            u, dudt = finite_difference(flow_map, params, z_t, v, r, t, asked, dt)
+            u, dudt = finite_difference(flow_map, params, z_t, direction, r, t, told_now, dt)
         error = squared_error(u, target(v, dudt, r, t))
         mean_squared_error = jnp.mean(error) / (z.shape[1] * z.shape[2])
         return jnp.mean(adaptive_loss(error, power)), {"mean_squared_error": mean_squared_error}

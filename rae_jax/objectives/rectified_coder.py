@@ -80,7 +80,7 @@ def coder_loss(
         if weights["latent"] or weights["pixel"] or weights["round_trip"]:
             encoded = encode(velocity, last, times, noise=up)
             latent = part.apply(params, encoded, method="project")
-            terms["latent"] = mean_square(latent - z)
+            terms["latent"] = mean_square(latent - jax.lax.stop_gradient(z))
             if weights["pixel"]:
                 decoded = frozen_teacher.apply(frozen, latent, method="decode")
                 terms["pixel"] = mean_square(2 * (decoded - images))
@@ -92,31 +92,39 @@ def coder_loss(
     return loss
 
 
+def coder_pictures(config: ConfigDict) -> Callable[[Params, Params, jax.Array], dict[str, jax.Array]]:
+    """`(coder's parameters, teacher's, images [B, H, W, 3]) -> versions of the images, by name`."""
+    part, autoencoder, num_steps = coder(config), teacher(config), config.sampling.coder_steps
+
+    def pictures(params: Params, of_teacher: Params, images: jax.Array) -> dict[str, jax.Array]:
+        z = autoencoder.apply(of_teacher, images, method="encode").mode()
+        with part.precise():
+            own = rectified_coder.encode(part.module, params, images, num_steps)
+            return {
+                "original": images,
+                "teacher": autoencoder.apply(of_teacher, z, method="decode"),
+                "coder": rectified_coder.decode(part.module, params, z, num_steps),
+                "round trip": rectified_coder.decode(part.module, params, own, num_steps),
+            }
+
+    return pictures
+
+
 def make(config: ConfigDict, stage: str) -> Objective:
     """The objective of `stage`: `coder_loss`."""
-    trained, frozen_teacher, of_images = coder(config), teacher(config), coder_loss(config, stage)
-    model, num_steps = trained.module, config.sampling.coder_steps
+    trained, of_images, drawn = coder(config), coder_loss(config, stage), coder_pictures(config)
 
     def loss(params: Params, frozen: dict[str, Params], batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
         return of_images(params, frozen["teacher"], to_float(batch), key)
 
     def pictures(state: TrainState, batch: Batch) -> dict[str, jax.Array]:
-        images = to_float(batch)
-        z = frozen_teacher.apply(state.frozen["teacher"], images, method="encode").mode()
-        with trained.precise():
-            own = rectified_coder.encode(model, state.ema_params, images, num_steps)
-            return {
-                "original": images,
-                "teacher": frozen_teacher.apply(state.frozen["teacher"], z, method="decode"),
-                "coder": rectified_coder.decode(model, state.ema_params, z, num_steps),
-                "round trip": rectified_coder.decode(model, state.ema_params, own, num_steps),
-            }
+        return drawn(state.ema_params, state.frozen["teacher"], to_float(batch))
 
     return single_network(
         model_init=trained.init,
         loss=loss,
         train=config[stage].train,
         key=stage_key(config.seed, stage),
-        frozen={"teacher": frozen_teacher},
+        frozen={"teacher": teacher(config)},
         pictures=pictures,
     )

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from rae_jax.components.component import Params
@@ -128,18 +129,29 @@ def generator(config: ConfigDict, network: str = "flow", *, guide: str | None = 
 def flow_map_generator(config: ConfigDict, times: Sequence[float]) -> Generator:
     """Generation with a flow map that jumps between neighbours of `times`, from the noise that `generator` would use.
 
+    A guided flow map is told `sampling.guidance_scale` and `guidance_interval`; another is not guided.
+
     Raises:
-      ValueError: the times do not fall from 1 to 0.
+      ValueError: the times do not fall from 1 to 0, or a guided flow map does not learn that scale.
     """
-    network, path = flow_map_network(config), flow_map.jump_times(times)
+    network, path, sampling = flow_map_network(config), flow_map.jump_times(times), config.sampling
+    guided, largest = config.flow_map.guided, config.flow_map.largest_guidance_scale
+    guidance = np.array([sampling.guidance_scale, *sampling.guidance_interval], np.float32)
+    if guided and not 1 <= sampling.guidance_scale <= largest:
+        raise ValueError(
+            f"sampling.guidance_scale={sampling.guidance_scale}, but the flow map learns scales from 1 to "
+            f"flow_map.largest_guidance_scale={largest}"
+        )
 
     def to_latents(
         params: Params, frozen: dict[str, Params], noise: jax.Array, path_keys: jax.Array, asked: Condition
     ) -> jax.Array:
-        del frozen, path_keys  # nothing guides, and the path is not random
+        del frozen, path_keys  # no other network guides, and the path is not random
+
+        told_too = jnp.broadcast_to(guidance, (noise.shape[0], 3)) if guided else None
 
         def u(z: jax.Array, r: jax.Array, t: jax.Array) -> jax.Array:
-            return network.apply(params, z, t, asked, r)
+            return network.apply(params, z, t, asked, r, told_too)
 
         return flow_map.sample(u, noise, path)
 

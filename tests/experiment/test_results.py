@@ -3,13 +3,15 @@
 import json
 import socket
 
+import jax
 import numpy as np
 import pytest
 import runs
 import small_inception
+from ml_collections import ConfigDict
 from skimage.metrics import peak_signal_noise_ratio
 
-from configs import digits
+from configs import digits, digits_rpiae
 from rae_jax.components.catalogue import component
 from rae_jax.data.digits import ArraySource
 from rae_jax.data.sources import open_source
@@ -120,6 +122,52 @@ def test_a_finished_decoder_has_every_number_at_once_and_leaves_a_file_that_the_
     evaluate.main([str(tmp_path / "reconstructions.npz"), "--metrics=psnr,ssim,lpips", f"--output={output}"])
     again = json.loads(output.read_text())
     assert again == pytest.approx({name: results[name] for name in again}, rel=1e-4)
+
+
+def test_the_published_head_is_tried_on_the_encoder_as_it_was_and_as_a_stage_has_tuned_it(tmp_path):
+    config = digits_rpiae.get_config("tiny")
+    config.evaluation.update(dict.fromkeys(config.evaluation, False))
+    config.stages, config.sampling.batch_size = ("pivot",), 16
+    config.encoder.weights = config.linear_head.weights = "random"
+    config.linear_head.model = ConfigDict(dict(num_classes=3))
+    mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1})
+    images = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)
+    head, encoder = component(config, "linear_head"), component(config, "encoder")
+
+    @jax.jit
+    def choice(params, of_head):
+        x = (images / np.float32(255) - np.array(config.encoder.image_mean)) / np.array(config.encoder.image_std)
+        tokens = encoder.module.apply({"params": params}, x, class_token=True)
+        return head.module.apply({"params": of_head}, tokens).argmax(axis=1)
+
+    with sharding.use(mesh):
+        weights = Weights(config, {}, tmp_path, mesh, lambda text: None)
+        original, of_head = weights.load(encoder), weights.load(head)
+        # Another random encoder is what the stage has made of it.
+        tuned = jax.tree.map(lambda x: x + 0.3 * np.random.default_rng(x.size).normal(size=x.shape), original)
+        decoder = weights._random(component(config, "decoder"))
+        weights.save("pivot", {"encoder": tuned, "decoder": decoder}, {})
+        labels = np.array(choice(tuned, of_head), np.int32)
+        labels[:10] = (labels[:10] + 1) % 3  # three quarters are right
+        held_out = ArraySource(images, labels, ["0", "1", "2"])
+
+        def batches(split):
+            assert split == "test"
+            return source_batches(held_out, mesh, batch_size=16, transform=transform("none", 32))
+
+        results = Results(config, weights, batches, 40, mesh, tmp_path, RunLog(tmp_path, active=False)).measure()
+    assert results == {
+        "linear_head_accuracy": 0.75,
+        "original_linear_head_accuracy": pytest.approx(np.mean(choice(original, of_head) == labels)),
+    }
+    assert results["original_linear_head_accuracy"] < 0.7
+
+
+def test_a_head_of_other_classes_than_the_images_have_is_refused_at_start():
+    config = asked()
+    config.linear_head.weights, config.linear_head.model = "random", ConfigDict(dict(num_classes=1000))
+    with pytest.raises(ValueError, match=r"config\.linear_head tells 1000 classes apart, but the images have 3"):
+        check_results(config, {"train": source(9), "test": source(9)})
 
 
 def test_what_too_few_images_cannot_give_is_left_out_of_the_numbers_and_said(tmp_path):

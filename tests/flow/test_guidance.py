@@ -2,12 +2,14 @@
 
 import functools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden import cases, tokens
 from golden_modules import network
 
+from rae_jax.flow import guidance
 from rae_jax.flow.guidance import autoguidance, classifier_free_guidance, guide
 
 
@@ -78,3 +80,20 @@ def test_classifier_free_guidance_calls_the_network_once():
     guided = classifier_free_guidance(velocity, jnp.array([1, 2]), jnp.array([0, 0]), scale=2.0)
     np.testing.assert_array_equal(guided(jnp.ones((2, 3)), jnp.zeros(2)), [[2, 2, 2], [4, 4, 4]])
     assert [batch.tolist() for batch in batches] == [[1, 0, 2, 0]]
+
+
+def test_scales_in_training_are_uniform_in_their_logarithm_and_intervals_hold_the_middle():
+    scale, t_min, t_max = np.asarray(guidance.draw(jax.random.key(0), 20_000, 8.0)).T
+    quarters = np.array([0.25, 0.5, 0.75])
+    np.testing.assert_allclose(np.quantile(scale, quarters), 8**quarters, rtol=0.03)
+    np.testing.assert_allclose(np.quantile(t_min, quarters), quarters / 2, atol=0.01)
+    np.testing.assert_allclose(np.quantile(t_max, quarters), 0.5 + quarters / 2, atol=0.01)
+    assert scale.min() >= 1 and scale.max() <= 8
+    assert np.abs(np.corrcoef([scale, t_min, t_max]) - np.eye(3)).max() < 0.03
+
+
+def test_a_scale_acts_inside_its_interval_both_ends_included_and_throughout_everywhere():
+    told = jnp.array([[3.0, 0.25, 0.5]] * 4)
+    np.testing.assert_array_equal(guidance.scale_at(told, jnp.array([0.2, 0.25, 0.5, 0.6])), [1, 3, 3, 1])
+    always = guidance.throughout(jnp.array([3.0, 2.0]))
+    np.testing.assert_array_equal(guidance.scale_at(always, jnp.array([0.0, 1.0])), [3, 2])

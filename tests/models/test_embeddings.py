@@ -2,6 +2,7 @@
 
 import math
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -119,3 +120,26 @@ def test_trained_positions_start_at_the_fixed_ones():
 def test_a_flow_map_needs_both_times_and_a_velocity_model_one(flow_map, r, message):
     with pytest.raises(ValueError, match=message):
         time_embeddings(jnp.ones(1), None if r is None else jnp.full(1, r), width=8, flow_map=flow_map)
+
+
+def test_guidance_is_embedded_as_times_are_its_scale_by_1_less_its_inverse():
+    class Embeddings(nn.Module):
+        @nn.compact
+        def __call__(self, guidance):
+            return time_embeddings(jnp.ones(1), jnp.zeros(1), guidance, width=8, flow_map=True, guided=True)
+
+    module, told = Embeddings(), jnp.array([[4.0, 0.2, 0.9]])
+    params = meta.unbox(module.init(jax.random.key(0), told)["params"])
+    embedded = module.apply({"params": params}, told)
+    expected = {"scale": 0.75, "t_min": 0.2, "t_max": 0.9}
+    assert len(embedded) == 2 + len(expected)
+    for actual, (name, value) in zip(embedded[2:], expected.items(), strict=True):
+        alone = TimeEmbedding(8).apply({"params": params[f"{name}_embedding"]}, jnp.array([value]))
+        np.testing.assert_allclose(actual, alone, atol=1e-6)
+
+
+@pytest.mark.parametrize("guided", [True, False])
+def test_guidance_is_given_to_networks_that_take_it_and_to_no_other(guided):
+    with pytest.raises(ValueError, match="is missing" if guided else "takes no guidance"):
+        told = None if guided else jnp.ones((1, 3))
+        time_embeddings(jnp.ones(1), jnp.zeros(1), told, width=8, flow_map=True, guided=guided)

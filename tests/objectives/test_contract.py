@@ -21,7 +21,9 @@ from rae_jax.training import sharding
 CONFIGS = {stage: digits for stage in ("encoder", "decoder", "stats", "flow", "mid_training", "flow_map")}
 IN_CONTEXT = types.SimpleNamespace(get_config=digits.get_config)  # with another generator
 CONFIGS |= {f"{stage}/in_context": IN_CONTEXT for stage in ("flow", "mid_training", "flow_map")}
-CONFIGS |= {stage: digits_rac for stage in ("teacher", "coder", "tuned_coder", "flow/aligned")}
+GUIDED = types.SimpleNamespace(get_config=digits.get_config)  # with guidance as an input of the flow map
+CONFIGS |= {"flow_map/guided": GUIDED}
+CONFIGS |= {stage: digits_rac for stage in ("teacher", "coder", "joint_coder", "tuned_coder", "flow/aligned")}
 CONFIGS |= {stage: digits_rpiae for stage in ("feature_stats", "pivot", "bridge", "specialisation")}
 CONFIGS |= {"text_to_image": digits_text, "mixture": digits_edit}
 STAGES = tuple(CONFIGS)
@@ -41,6 +43,8 @@ def config_of(stage: str):
         config.flow.objective = "aligned_velocity"
         config.flow.alignment_depth, config.flow.alignment_width = 1, 16
         config.tuned_coder.train.optimizer.learning_rate = 1e-3
+    if stage == "flow_map/guided":
+        config.flow_map.update(guided=True, largest_guidance_scale=2.0)
     if stage.endswith("/in_context"):  # RAEv2: in-context conditions, x-prediction, both heads, REPA, Muon
         config.flow.family = "dit_in_context"
         config.flow.train.optimizer.name, config.flow.train.optimizer.learning_rate = "muon", 1e-2

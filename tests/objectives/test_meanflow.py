@@ -11,7 +11,7 @@ from random_params import random_params
 
 from configs import digits
 from rae_jax.flow.path import interpolate, velocity_target
-from rae_jax.flow.times import dimension_shift
+from rae_jax.flow.times import dimension_shift, sample_times, shift_times, uniform_times
 from rae_jax.models.dit_dh import DiTDH
 from rae_jax.objectives import meanflow
 from rae_jax.objectives.meanflow import exact_derivative, finite_difference
@@ -20,11 +20,11 @@ from rae_jax.objectives.meanflow import exact_derivative, finite_difference
 @cases("mf_losses")
 def test_intervals_are_the_references(case):
     call, transport = case.call("sample_mf"), case.description["transport"]
+    shift = dimension_shift(transport["time_dist_shift_dim"], transport["time_dist_shift_base"])
     r, t = meanflow.intervals(
-        call.inputs["uniform"],
+        shift_times(uniform_times(call.inputs["uniform"]), shift),
         call.inputs["uniform_equal"],
         unequal_share=call.inputs["ratio_r_not_equal_t"],
-        shift=dimension_shift(transport["time_dist_shift_dim"], transport["time_dist_shift_base"]),
     )
     case.assert_close(r, call.outputs["r"], part=0.01)
     case.assert_close(t, call.outputs["t"], part=0.01)
@@ -32,8 +32,8 @@ def test_intervals_are_the_references(case):
 
 def test_a_quarter_of_the_intervals_is_not_empty_and_all_lie_inside_the_shifted_range():
     keys = jax.random.split(jax.random.key(0))
-    uniform, equal = jax.random.uniform(keys[0], (20_000, 2)), jax.random.uniform(keys[1], (20_000,))
-    r, t = meanflow.intervals(uniform, equal, unequal_share=0.25, shift=3.0)
+    times, equal = sample_times(keys[0], 40_000, shift=3.0), jax.random.uniform(keys[1], (20_000,))
+    r, t = meanflow.intervals(times.reshape(-1, 2), equal, unequal_share=0.25)
     assert np.mean(np.asarray(r) < np.asarray(t)) == pytest.approx(0.25, abs=0.01)
     assert np.all((r >= 0) & (r <= t) & (t <= 3 * 0.999 / (1 + 2 * 0.999) + 1e-6))
 
@@ -145,9 +145,23 @@ def test_a_power_of_zero_leaves_the_squared_error_and_one_makes_every_gradient_e
     np.testing.assert_allclose(slopes * error, 2.0, rtol=5e-3)
 
 
+def test_a_flow_map_guided_by_itself_comes_to_classifier_free_guidance():
+    v, v_null = np.random.default_rng(0).normal(size=(2, 3, 4, 2)).astype(np.float32)
+    scale = np.float32([1.0, 2.5, 8.0])
+    own = np.zeros_like(v)
+    for _ in range(200):  # each time it has learnt what it is shown
+        own = meanflow.guided_by_itself(v, own, v_null, scale)
+    np.testing.assert_allclose(own, v_null + scale[:, None, None] * (v - v_null), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("field", "value", "message"),
-    [("eta", 1.5, "eta=1.5"), ("derivative", "exact", "'exact'"), ("initial", "flwo", "'flwo' is not one of")],
+    [
+        ("eta", 1.5, "eta=1.5"),
+        ("tangent", "sideways", "'sideways' is not one of"),
+        ("derivative", "exact", "'exact'"),
+        ("initial", "flwo", "'flwo' is not one of"),
+    ],
 )
 def test_impossible_settings_are_named(field, value, message):
     config = digits.get_config("tiny")

@@ -1,16 +1,21 @@
-"""The rectified coder's loss (RAC): each term written out from the field's velocities, in two steps each way."""
+"""The rectified coder's loss (RAC): each term written out from the field's velocities, in two steps each way.
+
+Joint training with the KL-VAE is the sum of the two losses.
+"""
 
 import functools
 
 import jax
 import numpy as np
 import pytest
-from losses import images_of
+from losses import assert_same_gradients, images_of, loss_of
 from random_params import random_params
 
 from configs import architectures, digits_rac
 from rae_jax.models.coder import RectifiedCoder, fold
 from rae_jax.models.kl_vae import KLVAE
+from rae_jax.objectives import joint_coder
+from rae_jax.objectives.kl_autoencoding import autoencoder_loss
 from rae_jax.objectives.rectified_coder import coder_loss
 
 WEIGHTS = {"path": 0.3, "latent": 2.0, "pixel": 0.7, "round_trip": 5.0, "mean_velocity": 11.0}
@@ -113,3 +118,41 @@ def test_noise_joins_the_state_before_each_step_and_times_are_drawn_between_0_an
     assert abs(drawn - 0.5) > 0.05
     for name, value in expected.items():
         np.testing.assert_allclose(terms[name], value, rtol=1e-4, err_msg=name)
+
+
+def test_trained_together_the_loss_is_the_sum_of_both_and_reaches_both_but_for_what_the_coder_aims_at(monkeypatch):
+    config, _, _, params, images = prepared()
+    teacher_key, coder_key = jax.random.split(KEY)
+    loss = loss_of(joint_coder, config, "joint_coder", monkeypatch)
+    (value, terms), gradients = jax.value_and_grad(loss, has_aux=True)(params, {}, images_of(2, 8), KEY)
+    of_teacher, of_coder = autoencoder_loss(config), coder_loss(config)
+    own = jax.jit(jax.value_and_grad(of_teacher, has_aux=True))(params["teacher"], images, teacher_key)
+    (coding, coder_terms), (to_coder, to_teacher) = jax.jit(jax.value_and_grad(of_coder, (0, 1), has_aux=True))(
+        params["coder"], params["teacher"], images, coder_key
+    )
+    np.testing.assert_allclose(value, own[0][0] + coding, rtol=1e-5)
+    assert terms.keys() == {"reconstruction", "kl"} | {f"coder_{name}" for name in coder_terms}
+    assert_same_gradients(gradients["coder"], to_coder)
+    assert_same_gradients(gradients["teacher"], jax.tree.map(np.add, own[1], to_teacher))
+    assert max(float(np.abs(x).max()) for x in jax.tree.leaves(to_teacher["encoder"])) > 1e-4
+
+
+def test_the_teachers_latent_does_not_come_to_the_coders():
+    config = prepared()[0].copy_and_resolve_references()
+    _, _, _, params, images = prepared()
+    config.coder.update(path_weight=0.0, pixel_weight=0.0, round_trip_weight=0.0, mean_velocity_weight=0.0)
+    gradients = {}
+    for weight in (0.0, 3.0):
+        config.coder.latent_weight = weight
+        loss = coder_loss(config)
+        gradients[weight] = jax.jit(jax.grad(lambda p, loss=loss: loss(params["coder"], p, images, KEY)[0]))(
+            params["teacher"]
+        )
+    assert_same_gradients(gradients[3.0], gradients[0.0])
+
+
+def test_trained_together_are_these_two_and_no_others():
+    config = prepared()[0].copy_and_resolve_references()
+    config.joint_coder.trains = ("coder",)
+    with pytest.raises(ValueError, match=r"joint_coder\.trains=\('coder',\) is not teacher and coder"):
+        joint_coder.make(config, "joint_coder")

@@ -12,7 +12,7 @@ from rae_jax.components.catalogue import component
 from rae_jax.components.generators import time_shift
 from rae_jax.components.latent_spaces import latent_space
 from rae_jax.models.autoencoder import LatentStatistics
-from rae_jax.sampling.generator import ODE_SAMPLERS, generator, guiding_component, sample_keys
+from rae_jax.sampling.generator import ODE_SAMPLERS, flow_map_generator, generator, guiding_component, sample_keys
 
 SCALE, INTERVAL, LABELS = 2.5, (0.3, 0.9), np.array([3, 1, 4], np.int32)
 
@@ -162,3 +162,34 @@ def test_a_network_alone_is_not_autoguided_and_the_weak_one_samples_like_any_oth
     np.testing.assert_array_equal(images(config, weights), alone)
     np.testing.assert_array_equal(images(config, weights, network="guide"), weak)
     assert np.abs(weak - alone).max() > 1e-2
+
+
+def guided_flow_map():
+    """A config whose flow map is told guidance, and random parameters."""
+    config = configured(guidance="classifier_free")
+    config.flow_map.guided = True
+    rng = np.random.default_rng(2)
+    shapes = component(config, "flow_map").structure()
+    return config, jax.tree.map(lambda x: 0.3 * rng.normal(size=x.shape).astype(np.float32), shapes)
+
+
+def test_a_guided_flow_map_is_told_scale_and_interval_in_one_evaluation_a_jump(weights):
+    config, params = guided_flow_map()
+    keys = sample_keys(config.seed, jnp.arange(len(LABELS)))
+    u, shape = jax.jit(component(config, "flow_map").module.apply), latent_space(config).shape
+    z = np.stack([jax.random.normal(jax.random.split(key)[0], shape) for key in keys])
+    told = np.tile(np.float32([SCALE, *INTERVAL]), (len(LABELS), 1))
+    for t, r in ((1.0, 0.5), (0.5, 0.0)):
+        now, end = (np.full(len(LABELS), x, np.float32) for x in (t, r))
+        z = z - (t - r) * np.asarray(u({"params": params}, z, now, LABELS, end, told))
+    expected = latent_space(config).decode(weights, LatentStatistics(**weights["stats"]).denormalise(z))
+    generate = jax.jit(flow_map_generator(config, (1.0, 0.5, 0.0)))
+    np.testing.assert_allclose(generate(params, weights, keys, LABELS), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("scale", [0.5, 9.0])
+def test_a_guided_flow_map_is_not_asked_for_a_scale_that_it_does_not_learn(scale):
+    config, _ = guided_flow_map()
+    config.sampling.guidance_scale = scale
+    with pytest.raises(ValueError, match=rf"guidance_scale={scale}, but the flow map learns scales from 1 to .*8\.0"):
+        flow_map_generator(config, (1.0, 0.0))
