@@ -19,7 +19,9 @@ ROOT = Path(__file__).resolve().parents[1]
 WITHOUT_FLOW_MAP = "--config.stages=('encoder', 'decoder', 'stats', 'flow')"  # for tests that need no more of them
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["rae_jax.experiment.stages", "rae_jax.costs.dry_run", "rae_jax.evaluation.report"])
+FORKS.set_forkserver_preload(
+    ["rae_jax.experiment.stages", "rae_jax.costs.dry_run", "rae_jax.evaluation.report", "sklearn.datasets"]
+)
 
 
 def command(workdir: Path, *options: str, config: str = "configs/digits.py:tiny") -> list[str]:

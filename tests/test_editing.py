@@ -93,6 +93,7 @@ def test_mistakes_end_in_a_line_each(tmp_path, picture):
     for number, (said, options) in enumerate(wrong.items()):
         status, output = run(tmp_path / str(number), *UNTRAINED, *options)
         assert status != 0 and said in output and "Traceback" not in output, output
+        assert "untrained" not in output, output  # nothing has been loaded
 
 
 def test_scenes_are_painted_by_the_same_mixture():

@@ -178,12 +178,12 @@ class Editing:
         return transform("center_crop", self._config.data.image_size)(image, None)
 
     def _images(self, requests: Sequence[Request], indices: np.ndarray) -> np.ndarray:
-        network = mixture(self._config)
+        network, asked = mixture(self._config), instruction_condition(self._config, requests)
         batches = sample_batches(
             instructed_generator(self._config),
             self._weights.load(network),
             {name: self._weights.load(part) for name, part in self._beside.items()},
-            instruction_condition(self._config, requests),
+            asked,
             indices,
             seed=self._config.seed,
             batch_size=self._config.sampling.batch_size,

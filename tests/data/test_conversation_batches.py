@@ -6,7 +6,7 @@ import logging
 import numpy as np
 import pytest
 
-from rae_jax.data.conversation_batches import SceneConversations, conversation_batches
+from rae_jax.data.conversation_batches import SceneConversations, conversation_batches, shapes
 from rae_jax.data.conversation_shards import ConversationShards, ShardWriter, encode
 from rae_jax.data.conversations import Layout, request
 from rae_jax.data.scene_tokens import scene_tokenizer
@@ -51,6 +51,8 @@ def test_rows_do_not_depend_on_who_reads_them_and_go_on_where_they_stopped():
     scenes = [(SceneConversations("train", 0.5), 1.0)]
     whole = first(scenes)
     assert whole[0]["image"].shape == (8, 1, 32, 32, 3)
+    said = {name: (array.shape, array.dtype) for name, array in shapes(LAYOUT, 32, 8).items()}
+    assert {name: (array.shape, array.dtype) for name, array in whole[0].items()} == said
     assert 0 < whole[0]["answer_img_mask"].sum() < 8
     for rows in ([0, 3], [7]):
         for part, all_of_it in zip(first(scenes, rows=rows), whole, strict=True):

@@ -1,14 +1,17 @@
 """What a run is said to have learnt of scenes, told by runs that have learnt everything, half of it, or nothing."""
 
 import json
+import types
 
 import numpy as np
 import pytest
 
+from configs import digits_edit, digits_text
 from rae_jax.data.prompts import scene_prompts
 from rae_jax.data.scene_words import question
 from rae_jax.data.scenes import SceneSource, randomness, render
 from rae_jax.evaluation.scene_judge import train_scene_judge
+from rae_jax.experiment import scene_results
 from rae_jax.experiment.scene_results import QUESTIONS, of_answers, of_judge, of_samples
 from rae_jax.sampling.samples import write_samples
 
@@ -49,3 +52,16 @@ def test_answers_are_counted_exactly(tmp_path):
 
 def test_the_judge_is_judged_on_held_out_scenes(judge):
     assert of_judge(judge)["scene_judge_accuracy"] > 0.97
+
+
+def test_what_there_is_is_judged_and_nothing_else(judge, tmp_path, monkeypatch):
+    monkeypatch.setattr(scene_results, "train_scene_judge", lambda: judge)
+    nobody = types.SimpleNamespace(available=lambda name: False)  # has weights with which to answer
+    painting, editing = (module.get_config("tiny") for module in (digits_text, digits_edit))
+    assert scene_results.scene_results(painting, nobody, tmp_path) == {}
+    asked = scene_prompts()[:3]
+    images = np.stack([render(each.items, "train") for each in asked])
+    write_samples(tmp_path / "samples.npz", images, prompts=np.array([each.text for each in asked]))
+    found = scene_results.scene_results(painting, nobody, tmp_path)
+    assert found["scene_exact"] == 1.0 and "scene_judge_accuracy" in found and "answers" not in found
+    assert scene_results.scene_results(editing, nobody, tmp_path) == {}  # there are no edits

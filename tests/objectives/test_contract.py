@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from products import HIGHEST, kinds_of_products
+from random_params import random_weights
 
 from configs import architectures, digits, digits_edit, digits_rac, digits_rpiae, digits_text
 from rae_jax.components.catalogue import trained_components
@@ -36,7 +37,7 @@ def config_of(stage: str):
     config = CONFIGS[stage].get_config("tiny")
     if CONFIGS[stage] is digits_rac:  # few and small layers: all are compiled
         config.data.image_size = 8  # 4 x 4 latents still
-        config.teacher.model.channels = (4, 4)
+        config.teacher.model.channels, config.teacher.model.blocks_per_level = (4, 4), 0
         config.coder.model.channels, config.coder.model.patch_size = (4,), 2
         config.coder.num_steps = 1
     if stage in ("tuned_coder", "flow/aligned"):
@@ -45,6 +46,8 @@ def config_of(stage: str):
         config.tuned_coder.train.optimizer.learning_rate = 1e-3
     if stage == "flow_map/guided":
         config.flow_map.update(guided=True, largest_guidance_scale=2.0)
+    if stage == "tuned_coder":  # the other terms of the coder's loss are those of the stage "coder"
+        config.coder.pixel_weight = config.coder.round_trip_weight = 0.0
     if stage.endswith("/in_context"):  # RAEv2: in-context conditions, x-prediction, both heads, REPA, Muon
         config.flow.family = "dit_in_context"
         config.flow.train.optimizer.name, config.flow.train.optimizer.learning_rate = "muon", 1e-2
@@ -69,17 +72,6 @@ def batch_of(seed: int, size: int) -> dict[str, jax.Array]:
     }
 
 
-def trained(part, seed: int = 0):
-    """Parameters of a component as if it had been trained: none is zero, which would leave nothing to learn."""
-    rng = np.random.default_rng(seed)
-
-    def draw(path, x):  # variances are positive
-        drawn = rng.normal(0, 0.1, x.shape) if path[-1].key == "kernel" else rng.uniform(0.1, 0.5, x.shape)
-        return jnp.asarray(drawn, x.dtype)
-
-    return jax.tree_util.tree_map_with_path(draw, part.structure())
-
-
 def error(metrics) -> float:
     """What falls as the stage learns; MeanFlow's weighting keeps its loss near 1."""
     return float(metrics.get("mean_squared_error", metrics["loss"]))
@@ -87,7 +79,7 @@ def error(metrics) -> float:
 
 @functools.cache
 def prepared(stage: str):
-    """The objective of a stage, its first state, its compiled step, and a batch.
+    """The objective of a stage, its first state, its compiled step, a batch, and shapes of the state as it is made.
 
     The config is empty before anything is traced.
     """
@@ -104,15 +96,17 @@ def prepared(stage: str):
         for name in list(config):
             del config[name]
     frozen = {
-        name: trained(part, seed) for seed, (name, part) in enumerate({**objective.frozen, **objective.wanted}.items())
+        name: random_weights(part, seed)
+        for seed, (name, part) in enumerate({**objective.frozen, **objective.wanted}.items())
     }
-    state = sharding.unbox(jax.jit(objective.init)(jax.random.key(1), batch)).replace(frozen=frozen)
-    return objective, state, jax.jit(objective.train_step), batch
+    boxed = jax.jit(objective.init)(jax.random.key(1), batch)
+    state = sharding.unbox(boxed).replace(frozen=frozen)
+    return objective, state, jax.jit(objective.train_step), batch, jax.eval_shape(lambda: boxed)
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_config_is_read_once_and_by_nothing_that_is_traced(stage):
-    objective, state, step, batch = prepared(stage)
+    objective, state, step, batch, _ = prepared(stage)
     jax.eval_shape(step, state, batch)
     if objective.pictures:
         jax.eval_shape(objective.pictures, state, batch)
@@ -120,13 +114,13 @@ def test_a_config_is_read_once_and_by_nothing_that_is_traced(stage):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_float32_product_of_a_step_is_exact(stage):
-    _, state, step, batch = prepared(stage)
+    _, state, step, batch, _ = prepared(stage)
     assert kinds_of_products(step.trace(state, batch).jaxpr) == {("float32", HIGHEST)}
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_step_keeps_structure_shapes_and_dtypes(stage):
-    _, state, step, batch = prepared(stage)
+    _, state, step, batch, _ = prepared(stage)
     new, metrics = step(state, batch)
     assert jax.tree.structure(new) == jax.tree.structure(state)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), new) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
@@ -137,7 +131,7 @@ def test_a_step_keeps_structure_shapes_and_dtypes(stage):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_step_changes_the_parameters_and_nothing_frozen(stage):
-    _, state, step, batch = prepared(stage)
+    _, state, step, batch, _ = prepared(stage)
     new, _ = step(state, batch)
     assert not all(
         np.array_equal(a, b) for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(new.params), strict=True)
@@ -147,7 +141,7 @@ def test_a_step_changes_the_parameters_and_nothing_frozen(stage):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_same_step_and_batch_give_the_same_metrics_and_another_step_other_noise(stage):
-    _, state, step, batch = prepared(stage)
+    _, state, step, batch, _ = prepared(stage)
     _, once = step(state, batch)
     _, again = step(state, batch)
     assert jax.tree.map(float, once) == jax.tree.map(float, again)
@@ -158,7 +152,7 @@ def test_the_same_step_and_batch_give_the_same_metrics_and_another_step_other_no
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_result_is_what_other_stages_take_as_frozen(stage):
-    objective, state, step, batch = prepared(stage)
+    objective, state, step, batch, _ = prepared(stage)
     state, _ = step(state, batch)
     takers = {
         name: part
@@ -178,7 +172,7 @@ def test_the_result_is_what_other_stages_take_as_frozen(stage):
 
 @pytest.mark.parametrize("stage", TRAINED)
 def test_the_loss_falls_on_one_batch(stage):
-    _, state, step, batch = prepared(stage)
+    _, state, step, batch, _ = prepared(stage)
     losses = []
     for _ in range(100):
         state, metrics = step(state, batch)
@@ -188,8 +182,7 @@ def test_the_loss_falls_on_one_batch(stage):
 
 @pytest.mark.parametrize("stage", TRAINED)
 def test_every_matrix_has_a_place_in_the_sharding_rules(stage):
-    objective, _, _, batch = prepared(stage)
-    boxed = jax.eval_shape(objective.init, jax.random.key(0), batch)
+    *_, boxed = prepared(stage)
     mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
     sharding.shardings_of(boxed, mesh)
     leaves = jax.tree.leaves(boxed.params, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
@@ -199,8 +192,8 @@ def test_every_matrix_has_a_place_in_the_sharding_rules(stage):
 
 @pytest.mark.parametrize("stage", ["mid_training", "flow_map"])
 def test_a_stage_starts_from_the_initial_parameters_average_included(stage):
-    objective, fresh, _, batch = prepared(stage)
-    initial = {name: trained(part) for name, part in objective.initial.items()}
+    objective, fresh, _, batch, _ = prepared(stage)
+    initial = {name: random_weights(part) for name, part in objective.initial.items()}
     state = jax.jit(objective.first_state)(jax.random.key(1), batch, initial)
     ((name, source),) = initial.items()
     assert jax.tree.structure(state) == jax.tree.structure(fresh.replace(frozen=None))

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from random_params import random_weights
 from whole_autoencoder import autoencoder
 
 from configs import digits_rpiae
@@ -41,12 +42,7 @@ def prepared(stage, *changes):
     config.update_from_flattened_dict(dict(changes))
     objective = OBJECTIVES[config[stage].objective](config, stage)
     trained = sharding.unbox(jax.jit(objective.init)(jax.random.key(1), a_batch()))
-    frozen = {
-        name: randomise(sharding.unbox(jax.jit(part.init)(jax.random.key(i))), seed=i)
-        for i, (name, part) in enumerate(objective.frozen.items())
-    }
-    for name in frozen.keys() & {"feature_stats"}:
-        frozen[name]["variance"] = 0.5 + jnp.square(frozen[name]["variance"])
+    frozen = {name: random_weights(part, i) for i, (name, part) in enumerate(objective.frozen.items())}
     state = trained.replace(params=randomise(trained.params, seed=9), frozen=frozen)
     return config, objective, state, jax.jit(objective.train_step)
 
@@ -212,7 +208,7 @@ def test_stage_one_starts_from_the_pretrained_encoder_and_leaves_encoder_and_dec
     _, objective, state, _ = prepared("pivot")
     assert objective.initial.keys() == {"encoder"}
     pretrained = randomise(state.params["encoder"], seed=4)
-    begun = objective.first_state(jax.random.key(1), a_batch(), {"encoder": pretrained})
+    begun = jax.jit(objective.first_state)(jax.random.key(1), a_batch(), {"encoder": pretrained})
     for params in (begun.params, begun.ema_params):
         jax.tree.map(np.testing.assert_array_equal, params["encoder"], pretrained)
     assert objective.result(begun).keys() == {"encoder", "decoder"}

@@ -275,7 +275,7 @@ def test_a_checkpoint_brings_back_the_discriminator(tmp_path):
     opened.close()
     assert same(restored.discriminator, new.discriminator)
     assert same(find(tmp_path).read("decoder"), new.ema_params)
-    again, _ = step(restored.replace(frozen=state.frozen), a_batch())
+    again, _ = step(jax.device_get(restored).replace(frozen=state.frozen), a_batch())  # bound to no device: one program
     expected, _ = step(new, a_batch())
     assert same(again, expected)
 

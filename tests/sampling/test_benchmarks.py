@@ -98,3 +98,10 @@ def test_what_is_no_benchmark_is_said(tmp_path):
     path.write_text('{"key": "k", "instruction": "x"}\n')
     with pytest.raises(ValueError, match="line 1: no input_image, instruction_language, task_type"):
         benchmarks.gedit(path)
+    row = {"key": "k", "task_type": "t", "instruction": "x", "instruction_language": "en", "input_image": "no.png"}
+    path.write_text(json.dumps(row) + "\n")
+    with pytest.raises(ValueError, match=r"line 1: an image that is not there: .*no\.png"):
+        benchmarks.gedit(path)
+    (tmp_path / "x.parquet").write_bytes(b"no")
+    with pytest.raises(ValueError, match=r"x\.parquet is no readable parquet file"):
+        benchmarks.gedit(tmp_path / "x.parquet")

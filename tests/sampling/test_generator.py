@@ -42,6 +42,11 @@ def images(config, weights, *, guide=None, network="flow"):
     return jax.jit(generator(config, network, guide=guide))(weights[network], weights, keys, LABELS)
 
 
+def decoded(config, weights, z):
+    decode = latent_space(config).decode
+    return jax.jit(lambda weights, z: decode(weights, LatentStatistics(**weights["stats"]).denormalise(z)))(weights, z)
+
+
 def test_autoguidance_is_a_walk_along_the_guided_velocity(weights):
     config = configured()
     strong, weak = (jax.jit(component(config, name).module.apply) for name in ("flow", "guide"))
@@ -61,22 +66,23 @@ def test_autoguidance_is_a_walk_along_the_guided_velocity(weights):
             v_weak = np.asarray(weak({"params": weights["guide"]}, z, now, LABELS))
             v = v_weak + SCALE * (v - v_weak)
         z = z - (t - t_next).astype(np.float32) * v
-    expected = latent_space(config).decode(weights, LatentStatistics(**weights["stats"]).denormalise(z))
+    expected = decoded(config, weights, z)
     np.testing.assert_allclose(images(config, weights, guide="guide"), expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("method", ["euler", "heun", "euler_maruyama"])
 def test_autoguidance_composes_with_each_sampler(method, weights):
-    config = configured(method=method)
-    plain, guided = images(config, weights), images(config, weights, guide="guide")
-    assert np.abs(guided - plain).max() > 1e-2
+    config = configured(method=method, guidance_interval=(0.0, 1.0))
+    config.guide.model = config.flow.model  # the two tiny networks differ in the head's width only
+    others = jax.tree.map(lambda x: x[..., ::-1], weights["flow"])
+    keys, guided = sample_keys(config.seed, jnp.arange(len(LABELS))), jax.jit(generator(config, guide="guide"))
+    plain = images(config, weights)
+    assert np.abs(guided(weights["flow"], weights | {"guide": others}, keys, LABELS) - plain).max() > 1e-2
+    with_itself = weights | {"guide": weights["flow"]}
+    np.testing.assert_allclose(guided(weights["flow"], with_itself, keys, LABELS), plain, atol=1e-4)
     config.sampling.guidance_interval = (0.0, 0.0)  # no step of the sampler is there, or it has no length
     if method != "heun":
-        np.testing.assert_allclose(images(config, weights, guide="guide"), plain, atol=1e-5)
-    config.sampling.guidance_interval = (0.0, 1.0)
-    with_itself = weights | {"guide": weights["flow"]}  # the two tiny networks differ in the head's width only
-    config.guide.model = config.flow.model
-    np.testing.assert_allclose(images(config, with_itself, guide="guide"), plain, atol=1e-4)
+        np.testing.assert_allclose(images(config, weights | {"guide": others}, guide="guide"), plain, atol=1e-5)
 
 
 def test_the_adaptive_sampler_has_the_configs_tolerances(weights, monkeypatch):
@@ -138,7 +144,7 @@ def test_internal_guidance_goes_first_and_composes_with_the_others(guidance):
             )
             v = weak + SCALE * (v - weak)
         z = z - (t - t_next).astype(np.float32) * v
-    expected = latent_space(config).decode(weights, LatentStatistics(**weights["stats"]).denormalise(z))
+    expected = decoded(config, weights, z)
     np.testing.assert_allclose(images(config, weights, guide=guide), expected, atol=1e-4)
 
 

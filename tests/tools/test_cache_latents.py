@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import runs
+from random_params import random_weights
 from whole_autoencoder import autoencoder
 
 from configs import digits
@@ -36,7 +37,7 @@ ROUNDING = 2.0**-7  # of bfloat16, relative, and as much again for batches of an
 def encoder(tmp_path_factory):
     """A weights directory, and what is in it."""
     directory = tmp_path_factory.mktemp("encoder") / "weights"
-    params = sharding.unbox(jax.jit(component(digits.get_config("tiny"), "encoder").init)(jax.random.key(0)))
+    params = random_weights(component(digits.get_config("tiny"), "encoder"))
     save_weights(directory, params, {"component": "encoder", "config": {}})
     return directory, params
 
@@ -79,20 +80,19 @@ def test_it_holds_what_the_encoder_makes_of_each_image_and_of_its_mirror_image(c
 
 @pytest.mark.parametrize("stage", ["flow", "flow_map"])
 def test_a_step_on_a_batch_of_the_cache_is_the_step_on_the_images_and_needs_no_encoder(cache, encoder, stage):
-    teacher = sharding.unbox(jax.jit(component(digits.get_config("tiny"), "flow").init)(jax.random.key(2)))
     frozen = {
         "encoder": encoder[1],
         "stats": {"mean": jnp.zeros((16, 16)), "variance": jnp.ones((16, 16))},
-        "flow": jax.tree.map(lambda x: x + 0.05, teacher),  # a fresh one predicts zero
+        "flow": random_weights(component(digits.get_config("tiny"), "flow"), seed=2),
     }
-    losses = {}
+    losses, state = {}, None
     for where in ("", cache):
         config = config_for(encoder, where, stages=("flow", "flow_map"))
         objective = OBJECTIVES[config[stage].objective](config, stage)
         assert ("encoder" in objective.frozen) == (not where)
         batch = next(open_batches(config, stage, objective, open_sources(config)["train"]))
         assert set(batch) == {"latent" if where else "image", "label"}
-        state = sharding.unbox(jax.jit(objective.init)(jax.random.key(1), batch))
+        state = state or sharding.unbox(jax.jit(objective.init)(jax.random.key(1), batch))  # whatever it learns from
         state = state.replace(frozen={name: frozen[name] for name in objective.frozen})
         name = "mean_squared_error" if stage == "flow_map" else "loss"
         losses[bool(where)] = float(jax.jit(lambda *a, o=objective, n=name: o.train_step(*a)[1][n])(state, batch))
