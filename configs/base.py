@@ -98,6 +98,9 @@ def get_config() -> ConfigDict:
     config.discriminator.model = ConfigDict(DINO_S8)
     config.discriminator.kernel_size = 9  # tokens that a head looks at
     config.discriminator.spectral_norm = True
+    # Equal parts of a batch, each with heads that train on it alone: the released code does so, with a part for each of
+    # its processes, because it forgets to average their gradients. 1: one discriminator, of the whole batch.
+    config.discriminator.apart = 1
     config.discriminator.loss = "hinge"  # or "vanilla"
     config.discriminator.augmentation_probability = 1.0  # of DiffAug's translation and colour
     config.discriminator.cutout = 0.0  # side of the hole that DiffAug cuts, as a share of the image's; 0: none

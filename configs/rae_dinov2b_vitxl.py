@@ -22,9 +22,10 @@ Statistics are a variance alone, of images and their mirror images, as those tha
 `configs/rae_siglip2b_vitxl.py`, `configs/rae_maeb_vitxl.py`, `configs/rae_dinov2s_vitxl.py` and
 `configs/rae_dinov2l_vitxl.py` are the same on other encoders. None of them has been run at full size with this code.
 
-Not copied: the released code trains each process's discriminator apart from the others'. Here there is one, of the
-whole batch, which is what one process of it does. And it thaws the decoder's position table, which
-`decoder.model.trained_tables` does here too if asked.
+Not copied: the released code trains each process's discriminator apart from the others', for want of an average of
+their gradients. Here there is one, of the whole batch, which is what one process of it does;
+`--config.discriminator.apart=8` has eight, but weighs them against the reconstruction all together. And it thaws the
+decoder's position table, which `decoder.model.trained_tables` does here too if asked.
 """
 
 from ml_collections import ConfigDict

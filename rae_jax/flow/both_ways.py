@@ -122,9 +122,20 @@ def path_loss(states: jax.Array, target: jax.Array, times: jax.Array | np.ndarra
     return jnp.mean(jnp.square(states[1:-1] - line[1:-1]))
 
 
-def mean_velocity_loss(velocities: jax.Array, first: jax.Array, last: jax.Array) -> jax.Array:
-    """The mean squared difference of the steps' `velocities: [K, B, ...]` from the path's mean velocity `last - first`.
+def mean_velocity_loss(
+    velocity: VelocityFunction, states: jax.Array, times: jax.Array | np.ndarray, first: jax.Array, last: jax.Array
+) -> jax.Array:
+    """The mean-velocity regularizer (RAC, Eq. 11) at `states: [K, B, ...]` and `times: [K]`, a scalar.
 
-    The mean-velocity regularizer (RAC, Eq. 11), a scalar.
+    It is the mean of `|v - sg[(s* - s_0) - t dv/dt]|^2`, MeanFlow's identity with the latent's end fixed: v is then the
+    mean velocity over [0, t]. The derivative is total, along the straight path from `first` to `last`; that, and that
+    the target has no gradient, is MeanFlow's.
     """
-    return jnp.mean(jnp.square(velocities - (last - first)))
+    straight = last - first
+
+    def difference(state: jax.Array, time: jax.Array) -> jax.Array:
+        t = jnp.full(state.shape[0], time)
+        v, dvdt = jax.jvp(velocity, (state, t), (straight, jnp.ones_like(t)))
+        return v - jax.lax.stop_gradient(straight - over(t, v) * dvdt)
+
+    return jnp.mean(jnp.square(jax.vmap(difference)(states, jnp.asarray(times))))

@@ -69,21 +69,30 @@ class ImageLoss:
             networks = config.discriminator
             self._dino = self.frozen["discriminator"] = critics.discriminator(config)
             self._discriminator = critics.with_heads(config)
+            self._apart = networks.apart
+            if self._apart < 1:
+                raise ValueError(f"discriminator.apart={self._apart}: there is at least one discriminator")
             self._augmentation = dict(probability=networks.augmentation_probability, cutout=networks.cutout)
             self._optimizer, self._learning_rate = make_optimizer(section.discriminator_optimizer)
 
     def init_discriminator(self, key: jax.Array) -> dict[str, Any] | None:
-        """`state.discriminator` before the first step: `heads`, `spectral` and `opt_state`; None without one."""
+        """`state.discriminator` before the first step: `heads`, `spectral` and `opt_state`; None without one.
+
+        Of several that are trained apart every array has a leading axis; they begin alike.
+        """
         if not self.adversarial:
             return None
         size = self._discriminator.dino.image_size
         variables = self._discriminator.init(key, jnp.zeros((1, size, size, 3)))
         heads = variables["params"]["heads"]
-        return {
+        one = {
             "heads": heads,
             "spectral": variables.get("spectral", {}),
             "opt_state": self._optimizer.init(heads),
         }
+        if self._apart == 1:
+            return one
+        return jax.tree.map(lambda x: jnp.broadcast_to(x, (self._apart, *jnp.shape(x))), one)
 
     def gradient(
         self,
@@ -137,13 +146,31 @@ class ImageLoss:
 
     def _gan_loss(self, decoded: jax.Array, state: TrainState, key: jax.Array) -> jax.Array:
         """The decoder's adversarial loss; the discriminator stays as it is, power iteration included."""
-        variables = {
-            "params": {"dino": state.frozen["discriminator"], "heads": state.discriminator["heads"]},
-            "spectral": state.discriminator["spectral"],
-        }
-        pixels = self._augment(key, decoded * 2.0 - 1.0)
-        with self._dino.precise():
-            return adversarial.generator_loss(self._discriminator.apply(variables, pixels))
+
+        def judged(discriminator: dict[str, Any], pixels: jax.Array, key: jax.Array) -> jax.Array:
+            variables = {
+                "params": {"dino": state.frozen["discriminator"], "heads": discriminator["heads"]},
+                "spectral": discriminator["spectral"],
+            }
+            with self._dino.precise():
+                return adversarial.generator_loss(self._discriminator.apply(variables, self._augment(key, pixels)))
+
+        return jnp.mean(self._each(judged, state.discriminator, decoded * 2.0 - 1.0, key=key))
+
+    def _each(
+        self, function: Callable[..., Any], discriminator: dict[str, Any], *images: jax.Array, key: jax.Array
+    ) -> Any:
+        """`function(discriminator, *images, key)`; of several, of each and its part of the rows, results stacked.
+
+        Raises:
+          ValueError: the rows do not divide into so many parts.
+        """
+        if self._apart == 1:
+            return function(discriminator, *images, key)
+        if (rows := images[0].shape[0]) % self._apart:
+            raise ValueError(f"{rows} images do not divide into discriminator.apart={self._apart} equal parts")
+        parts = [x.reshape(self._apart, -1, *x.shape[1:]) for x in images]
+        return jax.vmap(function)(discriminator, *parts, jax.random.split(key, self._apart))
 
     def _augment(self, key: jax.Array, images: jax.Array) -> jax.Array:
         return diffaug.augment(key, images, **self._augmentation)
@@ -164,28 +191,35 @@ class ImageLoss:
           rate the real image above the decoded one) and `discriminator_learning_rate`; all 0 before the first update.
         """
         before, first = state.discriminator, self._discriminator_from_step
-        fake_key, real_key = jax.random.split(key)
 
-        def loss(heads: Params, fakes: jax.Array) -> tuple[jax.Array, tuple[Any, jax.Array]]:
-            def judge(spectral: Any, side_key: jax.Array, side: jax.Array) -> tuple[jax.Array, Any]:
-                variables = {"params": {"dino": state.frozen["discriminator"], "heads": heads}, "spectral": spectral}
-                pixels = self._augment(side_key, side)
-                with self._dino.precise():
-                    logits, new = self._discriminator.apply(variables, pixels, update=True, mutable=["spectral"])
-                return logits, new.get("spectral", {})
+        def update_one(
+            before: dict[str, Any], fakes: jax.Array, reals: jax.Array, key: jax.Array
+        ) -> tuple[dict[str, Any], jax.Array, jax.Array]:
+            fake_key, real_key = jax.random.split(key)
 
-            # The fakes first, as in the reference: each judgement renews the power iteration.
-            fake, spectral = judge(before["spectral"], fake_key, fakes)
-            real, spectral = judge(spectral, real_key, images * 2.0 - 1.0)
-            return self._discriminator_loss(real, fake), (spectral, adversarial.discriminator_accuracy(real, fake))
+            def loss(heads: Params) -> tuple[jax.Array, tuple[Any, jax.Array]]:
+                def judge(spectral: Any, side_key: jax.Array, side: jax.Array) -> tuple[jax.Array, Any]:
+                    networks = {"dino": state.frozen["discriminator"], "heads": heads}
+                    variables = {"params": networks, "spectral": spectral}
+                    pixels = self._augment(side_key, side)
+                    with self._dino.precise():
+                        logits, new = self._discriminator.apply(variables, pixels, update=True, mutable=["spectral"])
+                    return logits, new.get("spectral", {})
+
+                # The fakes first, as in the reference: each judgement renews the power iteration.
+                fake, spectral = judge(before["spectral"], fake_key, fakes)
+                real, spectral = judge(spectral, real_key, reals)
+                return self._discriminator_loss(real, fake), (spectral, adversarial.discriminator_accuracy(real, fake))
+
+            (value, (spectral, accuracy)), gradient = jax.value_and_grad(loss, has_aux=True)(before["heads"])
+            updates, opt_state = self._optimizer.update(gradient, before["opt_state"], before["heads"])
+            heads = optax.apply_updates(before["heads"], updates)
+            return {"heads": heads, "spectral": spectral, "opt_state": opt_state}, value, accuracy
 
         def update() -> tuple[dict[str, Any], tuple[jax.Array, ...]]:
             fakes = adversarial.to_8_bits(decode() * 2.0 - 1.0)
-            (value, (spectral, accuracy)), gradient = jax.value_and_grad(loss, has_aux=True)(before["heads"], fakes)
-            updates, opt_state = self._optimizer.update(gradient, before["opt_state"], before["heads"])
-            heads = optax.apply_updates(before["heads"], updates)
-            after = {"heads": heads, "spectral": spectral, "opt_state": opt_state}
-            return after, (value, accuracy, self._learning_rate(state.step - first))
+            after, *values = self._each(update_one, before, fakes, images * 2.0 - 1.0, key=key)
+            return after, (*map(jnp.mean, values), self._learning_rate(state.step - first))
 
         after, values = jax.lax.cond(state.step >= first, update, lambda: (before, (jnp.zeros(()),) * 3))
         names = ("discriminator_loss", "discriminator_accuracy", "discriminator_learning_rate")

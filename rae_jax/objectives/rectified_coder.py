@@ -73,10 +73,7 @@ def coder_loss(
         states = decode(velocity, first, times, noise=down, trajectory=True)
         terms = {"reconstruction": mean_square(states[-1] - last), "path": path_loss(states, last, times)}
         if weights["mean_velocity"]:
-            velocities = jax.vmap(lambda s, t: velocity(s, jnp.full(s.shape[0], t)))(
-                states[:-1], jnp.asarray(times[:-1])
-            )
-            terms["mean_velocity"] = mean_velocity_loss(velocities, first, last)
+            terms["mean_velocity"] = mean_velocity_loss(velocity, states[:-1], times[:-1], first, last)
         if weights["latent"] or weights["pixel"] or weights["round_trip"]:
             encoded = encode(velocity, last, times, noise=up)
             latent = part.apply(params, encoded, method="project")

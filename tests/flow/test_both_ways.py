@@ -116,10 +116,16 @@ def test_random_grids_rise_from_zero_to_one_and_differ():
     np.testing.assert_array_equal(random_grid(jax.random.key(0), 1), [0, 1])
 
 
-def test_the_mean_velocity_loss_is_zero_only_for_the_straight_paths_velocity():
-    velocities = np.broadcast_to(END - START, (4, *START.shape))
-    assert mean_velocity_loss(velocities, START, END) == 0
-    np.testing.assert_allclose(mean_velocity_loss(velocities + 0.5, START, END), 0.25, rtol=1e-5)
+def test_the_mean_velocity_loss_is_of_the_velocity_and_t_times_its_derivative_along_the_straight_path():
+    times, slope = np.float32([0.0, 0.25, 0.5]), END - START
+    states = np.stack([START + t * slope for t in times])
+    assert mean_velocity_loss(straight, states, times, START, END) == 0
+    constant = mean_velocity_loss(lambda s, t: straight(s, t) + 0.5, states, times, START, END)
+    np.testing.assert_allclose(constant, 0.25, rtol=1e-5)
+    # d(t v)/dt of slope + t + 2 s, less the slope: t + 2 s + t (1 + 2 slope).
+    moving = mean_velocity_loss(lambda s, t: straight(s, t) + t[:, None, None, None] + 2 * s, states, times, START, END)
+    expected = [(2 * t + 2 * s + 2 * t * slope) ** 2 for s, t in zip(states, times, strict=True)]
+    np.testing.assert_allclose(moving, np.mean(expected), rtol=1e-5)
 
 
 def test_a_grid_without_steps_is_refused():

@@ -139,7 +139,7 @@ def test_a_guided_flow_map_learns_the_guided_velocity_inside_its_interval(eta, t
     config, params, velocity, flow_map = guided()
     config.flow_map.update(
         eta=eta, tangent=tangent, dt=0.02, unequal_share=0.75, adaptive_power=0.0, label_dropout=0.5,
-        time_distribution="logit_normal", logit_normal_mean=-0.4,
+        label_dropout_network=0.0, time_distribution="logit_normal", logit_normal_mean=-0.4,
     )  # fmt: skip
     frozen = {"flow": params["teacher"], "stats": {"mean": MEAN, "variance": VARIANCE}}
     loss = loss_of(meanflow, config, "flow_map", monkeypatch)
@@ -176,7 +176,9 @@ def test_a_guided_flow_map_learns_the_guided_velocity_inside_its_interval(eta, t
 
 def test_mid_training_of_a_guided_flow_map_has_trajectories_of_the_guided_teacher(monkeypatch):
     config, params, velocity, flow_map = guided()
-    config.mid_training.update(trajectory_steps=2, pairs=0, label_dropout=0.0, time_labels="true")
+    config.mid_training.update(
+        trajectory_steps=2, pairs=0, label_dropout=0.0, label_dropout_network=0.0, time_labels="true"
+    )
     loss = loss_of(cmt, config, "mid_training", monkeypatch)
     value, _ = loss(params["student"], {"flow": params["teacher"]}, {"label": LABELS}, KEY)
 

@@ -156,6 +156,52 @@ def _is_adam(x):
     return isinstance(x, optax.ScaleByAdamState)
 
 
+def test_discriminators_apart_each_learn_from_their_own_part_of_the_batch_as_one_alone_would():
+    config, _, state, _ = prepared()
+    alone = ImageLoss(config, config.decoder.loss)
+    config = tiny(**{"discriminator.apart": 2})
+    apart = ImageLoss(config, config.decoder.loss)
+    first, second = (alone.init_discriminator(jax.random.key(seed)) for seed in (3, 4))
+    both = jax.tree.map(lambda *x: jnp.stack(x), first, second)
+    shapes = jax.tree.map(jnp.shape, apart.init_discriminator(jax.random.key(3)))
+    assert shapes == jax.tree.map(jnp.shape, both)
+    images, fakes = np.random.default_rng(0).random((2, BATCH, 32, 32, 3)).astype(np.float32)
+    key, half = jax.random.key(9), BATCH // 2
+
+    @jax.jit
+    def together(state):
+        after, metrics = apart.train_discriminator(state, images, lambda: fakes, key)
+        return after, metrics["discriminator_loss"], apart._gan_loss(fakes, state, key)
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def one(state, part, key):
+        rows = slice(part * half, (part + 1) * half)
+        after, metrics = alone.train_discriminator(state, images[rows], lambda: fakes[rows], key)
+        return after, metrics["discriminator_loss"], alone._gan_loss(fakes[rows], state, key)
+
+    state = at_step(state, GAN_FROM)
+    after, *values = together(state.replace(discriminator=both))
+    expected = [
+        one(state.replace(discriminator=its), part, part_key)
+        for part, (its, part_key) in enumerate(zip((first, second), jax.random.split(key, 2), strict=True))
+    ]
+    for value, *ours in zip(values, *(each[1:] for each in expected), strict=True):
+        np.testing.assert_allclose(value, np.mean(ours), rtol=1e-4)
+    # What is learnt is in the optimizer's averages of the gradients; the update itself divides by their size.
+    for name, tolerance in {"opt_state": 1e-5, "spectral": 1e-5, "heads": 5e-5}.items():
+        for part, (its, *_) in enumerate(expected):
+            ours = jax.tree.map(lambda x, part=part: x[part], after[name])
+            jax.tree.map(
+                lambda a, b, tolerance=tolerance: np.testing.assert_allclose(a, b, rtol=1e-3, atol=tolerance),
+                ours,
+                its[name],
+            )
+    assert max(float(jnp.abs(x).max()) for x in jax.tree.leaves(after["opt_state"]) if x.dtype == jnp.float32) > 1e-3
+    assert not same(after["heads"], both["heads"])
+    with pytest.raises(ValueError, match=r"3 images do not divide into discriminator\.apart=2 equal parts"):
+        apart._gan_loss(fakes[:3], state.replace(discriminator=both), key)
+
+
 def test_each_term_is_nothing_before_its_first_step():
     _, _, state, step = prepared()
     seen = {}
