@@ -207,8 +207,8 @@ def identify(names: Iterable[str]) -> tuple[str, int]:
         if signs <= anywhere:
             return key
     raise ValueError(
-        "the tensors are of no known encoder (DINOv2, DINOv3, SigLIP, MAE with Hugging Face's names, and all but SigLIP "
-        "with Meta's, without prefix); "
+        "the tensors are of no known encoder (DINOv2, DINOv3, SigLIP, MAE with Hugging Face's names, and all but "
+        "SigLIP with Meta's, without prefix); "
         f"the first names are {sorted(names)[:5]}"
     )
 
