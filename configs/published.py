@@ -9,7 +9,9 @@ Generators, sampled as their papers report (README.md has the table):
     dit_xl_siglip2_256, dit_xl_mae_256  RAE's LightningDiT-XL on SigLIP 2-B and MAE-B
     mf_rae_256, mf_rae_512              MF-RAE's flow maps; `--config.flow_map.weights=FILE` says where they are
     raev2_k7_256                        RAEv2's generator on means of seven of DINOv3-L's blocks, guided by itself
-    rpiae_256                           RPiAE with LightningDiT-XL and AutoGuidance; its files are not out yet
+    rpiae_256                           RPiAE with LightningDiT-XL and AutoGuidance
+
+    hf download qihoo360/RPiAE --local-dir models/RPiAE
 
 RAEv2's files are in a collection of their own, with its encoder:
 

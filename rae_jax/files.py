@@ -9,6 +9,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+if os.name != "posix":  # said here, before signals, locks and memory files are looked for that others have not
+    raise ImportError("rae_jax runs on Linux and macOS; on Windows use it in WSL (https://aka.ms/wsl)")
+
 
 class NotLocal(ValueError, argparse.ArgumentTypeError):
     """An address such as gs://bucket where a path of a mounted file system is needed."""

@@ -1,6 +1,8 @@
 """Paths that users give, and files that are whole or not there."""
 
 import argparse
+import importlib.util
+import os
 from pathlib import Path
 
 import pytest
@@ -31,3 +33,12 @@ def test_a_parser_of_arguments_shows_the_error(capsys):
 def test_the_home_directory_has_its_short_name(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     assert local_path("~/x") == Path("/home/me/x") and local_path("a:b/c") == Path("a:b/c")
+
+
+def test_a_system_that_is_not_posix_is_told_where_it_runs(monkeypatch):
+    spec = importlib.util.find_spec("rae_jax.files")
+    module = importlib.util.module_from_spec(spec)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "name", "nt")
+        with pytest.raises(ImportError, match="runs on Linux and macOS; on Windows use it in WSL"):
+            spec.loader.exec_module(module)

@@ -48,6 +48,10 @@ def test_a_model_of_fewer_classes_than_the_images_have_is_refused_unless_it_lear
     config.data.path, config.flow.num_classes = str(tmp_path), 2
     with pytest.raises(ValueError, match=r"flow\.num_classes=2, but the images have 3 classes, which 'flow' learns"):
         open_sources(config)
+    for advised in (3, -1):
+        followed = config.copy_and_resolve_references()
+        followed.flow.num_classes = advised
+        open_sources(resolved(followed, tmp_path / "run"))
     config.flow.label_dropout = 1.0
     open_sources(config)
 

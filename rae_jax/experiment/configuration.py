@@ -212,6 +212,8 @@ def _check(config: ConfigDict, *, file: str, num_devices: int) -> None:
 def _check_autoencoder(config: ConfigDict, refuse: Callable[[str], None]) -> None:
     """Whether the encoder's patches fill its images and the decoder's patches those of the data."""
     encoder, size = config.encoder, config.data.image_size
+    if not encoder.model:
+        refuse("encoder.model is empty; it is to be what vision_transformer of configs/base.py returns")
     if encoder.input_size % encoder.model.patch_size:
         patch = encoder.model.patch_size
         refuse(f"encoder.input_size={encoder.input_size} is not divisible by encoder.model.patch_size={patch}; "

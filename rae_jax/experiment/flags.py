@@ -13,6 +13,7 @@ from jax._src import distributed  # its client, by which the processes can talk,
 from ml_collections import ConfigDict, config_flags
 
 from rae_jax.files import local_path
+from rae_jax.interop.layout import nearest_names
 from rae_jax.training import durations, stopping
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -120,7 +121,7 @@ def read_config(name: str) -> ConfigDict:
     argument = located(f"--config={name}")
     path, _, variant = argument.partition("=")[2].partition(":")
     if not Path(path).is_file():
-        raise ValueError(f"there is no file {path}, and no experiment of that name among {', '.join(shipped())}")
+        raise ValueError(_nowhere(path))
     spec = importlib.util.spec_from_file_location("experiment", path)
     module = importlib.util.module_from_spec(spec)
     try:
@@ -129,6 +130,13 @@ def read_config(name: str) -> ConfigDict:
     except Exception as error:
         raise ValueError(mistake(error, [argument]) or f"{path}: {error}") from error
     return _checked(config, path)
+
+
+def _nowhere(path: str) -> str:
+    return (
+        f"there is no file {path}, and no experiment of that name{nearest_names(Path(path).stem, shipped())}; "
+        f"those that come with the project are {', '.join(shipped())}"
+    )
 
 
 def _checked(config: object, path: str | Path) -> ConfigDict:
@@ -190,10 +198,7 @@ def parse(arguments: list[str]) -> list[str]:
     if CONFIG.present:
         path = Path(config_file().split(":")[0])
         if not path.is_file():
-            sys.exit(
-                f"error: --config: there is no file {path}, and of the experiments that come with the project none has "
-                f"that name; they are {', '.join(shipped())}"
-            )
+            sys.exit(f"error: --config: {_nowhere(str(path))}")
         try:
             config = _checked(CONFIG.value, path)
             durations.give_way(config, config_flags.get_override_values(flags.FLAGS["config"]))

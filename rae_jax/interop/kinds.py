@@ -73,15 +73,15 @@ class Kind:
     modules: Mapping[str, type[nn.Module] | None] = dataclasses.field(default_factory=dict)
 
 
-def identify(tensors: Mapping[str, Any]) -> str:
-    """The kind whose names these are.
+def identify(tensors: Mapping[str, Any], module: type[nn.Module] | None = None) -> str:
+    """The kind whose names these are; of several, one that holds a `module`.
 
     Raises:
       ValueError: none.
     """
-    for name, kind in KINDS.items():
-        if _has_signs(kind, tensors):
-            return name
+    fitting = [name for name, kind in KINDS.items() if _has_signs(kind, tensors)]
+    if fitting:
+        return next((name for name in fitting if module in KINDS[name].modules.values()), fitting[0])
     raise ValueError(f"the tensors are of no kind known here ({', '.join(KINDS)}); first names: {sorted(tensors)[:5]}")
 
 
@@ -339,6 +339,9 @@ KINDS = {
     ),
     "dinov3_meta": _encoder("dinov3_meta", "DINOv3 ViT, Meta's own file", r"rope_embed\.periods"),
     "dinov2_meta": _encoder("dinov2_meta", "DINOv2, Meta's own file", r"blocks\.\d+\.ls1\.gamma"),
+    "mae_meta": _encoder(
+        "mae_meta", "MAE's encoder, Meta's own file or timm's; its decoder is carried", r"blocks\.\d+\.norm1\.weight"
+    ),
     "dinov3": _encoder("dinov3", "DINOv3 ViT, Hugging Face", r"(model\.)?layer\.\d+\.attention\.q_proj\.weight"),
     "dinov2": _encoder(
         "dinov2", "DINOv2 with registers or without, Hugging Face", r"encoder\.layer\.\d+\.layer_scale1\.lambda1"

@@ -1,5 +1,5 @@
 """Vision encoders from and to checkpoints: Hugging Face's of DINOv2 (with registers or not), DINOv3, SigLIP, SigLIP 2
-(NaFlex too, on square grids), MAE; Meta's own of DINOv2 and DINOv3.
+(NaFlex too, on square grids), MAE; Meta's own of DINOv2, DINOv3 and MAE, whose names timm has too.
 
 Names are those inside the vision model (`embeddings.cls_token`); what stands before them in a larger file, such as
 `vision_model.` of SigLIP, `vit.` of MAE or `encoder.encoder.` of RAE, is the caller's to strip and to put back.
@@ -143,6 +143,7 @@ _META = Names(
 _META_SWIGLU = dict(up="mlp.w12", down="mlp.w3")
 _DINOV3_META_SWIGLU = dict(gate="mlp.w1", up="mlp.w2", down="mlp.w3")
 _DINOV3_META = dataclasses.replace(_META, position="", registers="storage_tokens")
+_MAE_META = dataclasses.replace(_META, carried=(r"norm\.(weight|bias)", "mask_token", r"decoder_.*"))
 _PROJECTIONS_5 = {
     "query": "attention.q_proj",
     "key": "attention.k_proj",
@@ -165,6 +166,7 @@ NAMES = {
     ("dinov3_meta", 4): _DINOV3_META,
     ("dinov2_meta_swiglu", 4): dataclasses.replace(_META, **_META_SWIGLU),
     ("dinov2_meta", 4): _META,
+    ("mae_meta", 4): _MAE_META,
     ("siglip", 4): _SIGLIP,
     ("siglip", 5): _SIGLIP,
     ("mae", 4): _MAE,
@@ -182,6 +184,7 @@ _OPTIONS = {
     | {"activation": "swiglu"},
     "siglip": {"cls_token": False, "activation": "gelu_tanh"},
     "mae": {"positions": "sincos", "norm_epsilon": 1e-12},
+    "mae_meta": {"positions": "sincos", "norm_epsilon": 1e-12},  # Meta's code has 1e-6; RAE's is Hugging Face's
 }
 
 
@@ -199,11 +202,13 @@ def identify(names: Iterable[str]) -> tuple[str, int]:
         signs = {f"{candidate.block}{part}.weight" for part in parts} | (
             {PERIODS} if key[0].startswith("dinov3_meta") else set()
         )
+        if _OPTIONS[key[0]].get("layer_scale"):
+            signs.add(candidate.block + candidate.scales[0])
         if signs <= anywhere:
             return key
     raise ValueError(
-        "the tensors are of no known encoder (DINOv2, DINOv3, SigLIP, MAE with Hugging Face's names, DINOv2 and DINOv3 "
-        "with Meta's, without prefix); "
+        "the tensors are of no known encoder (DINOv2, DINOv3, SigLIP, MAE with Hugging Face's names, and all but "
+        "SigLIP with Meta's, without prefix); "
         f"the first names are {sorted(names)[:5]}"
     )
 
@@ -393,7 +398,13 @@ def masked(tensors: Tensors) -> Tensors:
 PREFIXES = {"siglip": "vision_model.", "mae": "vit."}
 BESIDE = {"siglip": (r"text_model\..*", r"logit_scale", r"logit_bias"), "mae": (r"decoder\..*",)}
 # The last norm, which RAE replaces by one without parameters.
-LAST_NORM = {"siglip": "post_layernorm", "dinov3": "norm", "dinov3_meta": "norm", "dinov2_meta": "norm"}
+LAST_NORM = {
+    "siglip": "post_layernorm",
+    "dinov3": "norm",
+    "dinov3_meta": "norm",
+    "dinov2_meta": "norm",
+    "mae_meta": "norm",
+}
 
 
 def kind_of(architecture: Mapping[str, Any]) -> str:
@@ -406,7 +417,7 @@ def kind_of(architecture: Mapping[str, Any]) -> str:
 
 
 def reader(kind: str) -> Callable[..., Model]:
-    """Reads files of an encoder of `kind`: `dinov2`, `dinov3`, `dinov2_meta`, `dinov3_meta`, `siglip` or `mae`."""
+    """Reads files of an encoder of `kind`, a family of `NAMES`, gated or not."""
 
     def read(tensors: Mapping[str, np.ndarray], num_heads: int | None = None) -> Model:
         tensors, prefix = unmasked(tensors), PREFIXES.get(kind, "")
@@ -443,7 +454,7 @@ def computed(kind: str, model: Model, prefix: str) -> Tensors:
     tensors = {f"{norm}.weight": np.ones(width, np.float32), f"{norm}.bias": np.zeros(width, np.float32)}
     if kind in ("dinov2", "dinov3"):
         tensors["embeddings.mask_token"] = np.zeros((1,) * (kind == "dinov3") + (1, width), np.float32)
-    if kind.endswith("_meta"):
+    if kind in ("dinov2_meta", "dinov3_meta"):
         tensors["mask_token"] = np.zeros((1, width), np.float32)
     if kind == "dinov3" and not model.architecture["num_registers"]:
         tensors["embeddings.register_tokens"] = np.zeros((1, 0, width), np.float32)

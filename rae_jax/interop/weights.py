@@ -163,7 +163,7 @@ def check_weights(
             stored, part = flatten(lpips.pretrained(module.network)), None
         else:
             tensors = read_tensors(source)
-            kind = kinds.identify(tensors)
+            kind = kinds.identify(tensors, module and type(module))
             part = _part(kind, module)
             model = kinds.import_model(kind, tensors, **options_of(kind, module))
             stored, architecture = flatten(model.params), model.architecture

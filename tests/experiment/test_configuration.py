@@ -120,6 +120,11 @@ def test_a_guiding_network_of_other_classes_latents_or_width_is_refused_before_a
     check(config, file="configs/x.py", num_devices=1)
 
 
+def test_the_base_config_is_no_experiment():
+    with pytest.raises(ConfigError, match=r"base\.py: encoder\.model is empty"):
+        check(base.get_config(), file="configs/base.py", num_devices=1)
+
+
 def test_a_config_without_a_flow_passes():
     config = changed(stages=("encoder", "decoder"))
     config.flow.model = ConfigDict()

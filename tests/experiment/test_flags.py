@@ -137,7 +137,8 @@ def test_tools_read_a_config_by_the_same_names_and_say_its_mistakes_in_one_line(
         "mine.py:small": "takes no argument: leave out :small",
         "digits:huge": "has no variant 'huge'",
         "none.py": "none.py: get_config.. returns None, not a ConfigDict",
-        "nowhere.py": "there is no file nowhere.py, and no experiment of that name among .*digits",
+        "nowhere.py": "there is no file nowhere.py, and no experiment of that name; .*digits",
+        "configs/digts.py:tiny": "there is no file configs/digts.py, and no .* name; nearest: digits",
     }.items():
         with pytest.raises(ValueError, match=text) as refused:
             experiment.read_config(name)

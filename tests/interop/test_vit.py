@@ -6,8 +6,10 @@ import pytest
 from golden import cases
 from golden_modules import heads
 
-from rae_jax.interop import rpiae
+from rae_jax.interop import kinds, rpiae
+from rae_jax.interop.checkpoint_files import write_safetensors
 from rae_jax.interop.vit import architecture, export_encoder, identify, import_encoder
+from rae_jax.interop.weights import Origin, load_weights
 from rae_jax.models.vit import VisionTransformer
 
 torch = pytest.importorskip("torch")
@@ -94,6 +96,43 @@ def test_a_gated_dinov2_of_transformers_4_gives_the_parameters_of_transformers_5
     found, params, carried = import_encoder(old, num_heads=2)
     jax.tree.map(np.testing.assert_array_equal, params, import_encoder(new, num_heads=2)[1])
     assert_same_files(export_encoder(params, "dinov2_swiglu", found, carried), old)
+
+
+def with_names_of_meta(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """MAE as Meta and timm name it: queries, keys and values in one."""
+    new = {
+        {"embeddings.cls_token": "cls_token", "embeddings.position_embeddings": "pos_embed"}.get(name, name): value
+        for name, value in tensors.items()
+    }
+    for side in ("weight", "bias"):
+        new[f"patch_embed.proj.{side}"] = new.pop(f"embeddings.patch_embeddings.projection.{side}")
+        new[f"norm.{side}"] = new.pop(f"layernorm.{side}")
+        for i in range(SMALL["num_hidden_layers"]):
+            parts = [new.pop(f"layers.{i}.attention.{part}_proj.{side}") for part in "qkv"]
+            new[f"blocks.{i}.attn.qkv.{side}"] = np.concatenate(parts)
+            for old, its in {
+                "attention.o_proj": "attn.proj", "layernorm_before": "norm1", "layernorm_after": "norm2",
+                "mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2",
+            }.items():  # fmt: skip
+                new[f"blocks.{i}.{its}.{side}"] = new.pop(f"layers.{i}.{old}.{side}")
+    return new
+
+
+def test_mae_under_metas_names_is_the_same_encoder_and_is_not_taken_for_dino(tmp_path):
+    theirs = hugging_face("mae")
+    tensors = with_names_of_meta(theirs)
+    assert not [name for name in tensors if name.startswith(("layers", "embeddings"))]
+    found, params, _ = import_encoder(tensors, num_heads=2)
+    same, same_params, _ = import_encoder(theirs, num_heads=2)
+    assert found == same
+    jax.tree.map(np.testing.assert_array_equal, params, same_params)
+    whole = tensors | {"decoder_blocks.0.norm1.weight": np.ones(8, np.float32), "mask_token": np.ones(8, np.float32)}
+    assert kinds.identify(whole, VisionTransformer) == "mae_meta"
+    model = kinds.import_model("mae_meta", whole, num_heads=2)
+    assert_same_files(kinds.export_model("mae_meta", model), whole)
+    write_safetensors(tmp_path / "mae.safetensors", whole)
+    read = load_weights(tmp_path / "mae.safetensors", params, Origin("encoder", "it"), VisionTransformer(**found))
+    jax.tree.map(np.testing.assert_array_equal, read, params)
 
 
 def test_an_unpublished_width_needs_the_number_of_heads():

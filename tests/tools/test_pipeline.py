@@ -12,6 +12,7 @@ from configs import architectures, digits, digits_rac, digits_rpiae, finetune
 from rae_jax.components.catalogue import component, trained_components
 from rae_jax.components.latent_spaces import latent_space
 from rae_jax.experiment.weights import Weights
+from rae_jax.interop import kinds
 from rae_jax.interop.checkpoint_files import read_tensors
 from rae_jax.models.autoencoder import LatentStatistics
 from rae_jax.sampling.generator import generator, sample_keys
@@ -117,7 +118,7 @@ def test_siglip_has_the_names_that_diffusers_gives_it_beside_transformers_4(tmp_
         image_size=256, patch_size=16, width=64, depth=1, num_heads=1, mlp_dim=3072, cls_token=False,
         activation="gelu_tanh",
     )  # fmt: skip
-    run_of(config, tmp_path / "run")
+    params = run_of(config, tmp_path / "run")
     export_pipeline(tmp_path / "run", tmp_path / "out")
     tower = transformers.SiglipVisionModel(
         transformers.SiglipVisionConfig(hidden_size=64, num_attention_heads=1, num_hidden_layers=1, image_size=256)
@@ -126,6 +127,8 @@ def test_siglip_has_the_names_that_diffusers_gives_it_beside_transformers_4(tmp_
     tensors = read_tensors(tmp_path / "out/autoencoder")
     assert {name: x.shape for name, x in tensors.items() if name.startswith("encoder.")} == wanted
     assert json.loads((tmp_path / "out/autoencoder/config.json").read_text())["encoder_type"] == "siglip2"
+    again = kinds.import_model("diffusers_rae", tensors, encoder_heads=1, decoder_heads=2)
+    jax.tree.map(np.testing.assert_array_equal, again.params["encoder"], params["encoder"])
 
 
 def test_what_no_file_can_hold_is_said_and_the_rest_is_written(tmp_path, capsys):
