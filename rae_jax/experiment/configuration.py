@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from rae_jax.components import mixtures
 from rae_jax.components.catalogue import CATALOGUE, component, trained_by, trained_components
-from rae_jax.components.component import PRECISIONS, RANDOM
+from rae_jax.components.component import PRECISIONS, RANDOM, architecture
 from rae_jax.components.conditions import condition
 from rae_jax.components.decoders import decoded_size, decoder
 from rae_jax.components.encoders import grid as encoder_grid
@@ -212,8 +212,12 @@ def _check(config: ConfigDict, *, file: str, num_devices: int) -> None:
 def _check_autoencoder(config: ConfigDict, refuse: Callable[[str], None]) -> None:
     """Whether the encoder's patches fill its images and the decoder's patches those of the data."""
     encoder, size = config.encoder, config.data.image_size
-    if not encoder.model:
-        refuse("encoder.model is empty; it is to be what vision_transformer of configs/base.py returns")
+    try:
+        architecture(encoder, "encoder", "vision_transformer")
+        if config.decoder.family == "vit":
+            architecture(config.decoder, "decoder", "vit_decoder")
+    except ValueError as error:
+        refuse(str(error))
     if encoder.input_size % encoder.model.patch_size:
         patch = encoder.model.patch_size
         refuse(f"encoder.input_size={encoder.input_size} is not divisible by encoder.model.patch_size={patch}; "

@@ -1,5 +1,6 @@
 import importlib
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -100,6 +101,15 @@ def test_a_config_that_cannot_run_is_refused_by_file_and_field(fields, num_devic
         check(config, file="configs/x.py", num_devices=num_devices)
     for text in ["configs/x.py", *texts]:
         assert text in str(refused.value)
+
+
+@pytest.mark.parametrize(("name", "function"), [("encoder", "vision_transformer"), ("decoder", "vit_decoder")])
+def test_an_autoencoder_without_an_architecture_is_told_what_makes_one(name, function):
+    config = digits.get_config("tiny")
+    config[name].model = ConfigDict()
+    text = f"configs/x.py: {name}.model is empty; it is to be what {function} of configs/architectures.py returns"
+    with pytest.raises(ConfigError, match=re.escape(text)):
+        check(config, file="configs/x.py", num_devices=1)
 
 
 def test_a_guiding_network_of_other_classes_latents_or_width_is_refused_before_any_work(tmp_path):
