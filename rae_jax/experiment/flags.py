@@ -20,6 +20,8 @@ CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The experiment: a file that defines get_config(), or the name of one that comes with the project."
 )
 WORKDIR = flags.DEFINE_string("workdir", "", "Where the run keeps its files; runs/<config name> by default.")
+NO_EXPERIMENTS = ("__init__", "architectures", "base")  # files of configs/ that experiments are made of
+
 DISTRIBUTED = flags.DEFINE_bool(
     "distributed",
     False,
@@ -93,7 +95,7 @@ def connect(config: ConfigDict) -> None:
 def shipped() -> dict[str, Path]:
     """The experiments that come with the project, by name, wherever it is installed."""
     folder = Path(importlib.util.find_spec("configs").origin).parent
-    return {path.stem: path for path in sorted(folder.glob("*.py")) if path.stem not in ("__init__", "base")}
+    return {path.stem: path for path in sorted(folder.glob("*.py")) if path.stem not in NO_EXPERIMENTS}
 
 
 def located(argument: str) -> str:

@@ -339,9 +339,6 @@ KINDS = {
     ),
     "dinov3_meta": _encoder("dinov3_meta", "DINOv3 ViT, Meta's own file", r"rope_embed\.periods"),
     "dinov2_meta": _encoder("dinov2_meta", "DINOv2, Meta's own file", r"blocks\.\d+\.ls1\.gamma"),
-    "mae_meta": _encoder(
-        "mae_meta", "MAE's encoder, Meta's own file or timm's; its decoder is carried", r"blocks\.\d+\.norm1\.weight"
-    ),
     "dinov3": _encoder("dinov3", "DINOv3 ViT, Hugging Face", r"(model\.)?layer\.\d+\.attention\.q_proj\.weight"),
     "dinov2": _encoder(
         "dinov2", "DINOv2 with registers or without, Hugging Face", r"encoder\.layer\.\d+\.layer_scale1\.lambda1"
@@ -359,6 +356,10 @@ KINDS = {
         dino_disc.write,
         {"num_heads": ("dino", "num_heads")},
         {"dino": DinoFeatures},
+    ),
+    # After DINO, whose names are the same: it is an encoder for who asks for one.
+    "mae_meta": _encoder(
+        "mae_meta", "MAE's encoder, Meta's own file or timm's; its decoder is carried", r"blocks\.\d+\.norm1\.weight"
     ),
     "diffusers_kl": Kind(
         "diffusers.AutoencoderKL",

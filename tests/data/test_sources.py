@@ -185,7 +185,7 @@ def test_held_out_images_are_chosen_by_name_from_every_class_and_adding_one_move
 def test_a_single_image_is_trained_on(tmp_path):
     write(tmp_path / "0.png", 1)
     assert len(open_source("folder", "train", str(tmp_path), held_out_share=0.5)) == 1
-    with pytest.raises(ValueError, match=r"no images in .* for the split 'test' with held_out_share=0\.5"):
+    with pytest.raises(ValueError, match="has no class of two images or more, of which one could be held out"):
         open_source("folder", "test", str(tmp_path), held_out_share=0.5)
 
 

@@ -1,19 +1,18 @@
 """Durations in epochs, images and steps: what they are in steps, in the papers' configs too."""
 
 import importlib
-from pathlib import Path
 
 import pytest
 from ml_collections import ConfigDict
 
 from configs import base, digits, dith_xl, rac_256, rae_dinov2b_vitxl
+from rae_jax.experiment.flags import shipped
 from rae_jax.training.durations import DURATIONS, give_way, in_epochs, resolve, steps_per_epoch, to_steps
 from rae_jax.training.optimizer import make_optimizer
 
-ROOT = Path(__file__).resolve().parents[2]
 IMAGENET = 1_281_167
 CONFIGS = [
-    *(path.stem for path in sorted((ROOT / "configs").glob("*.py")) if path.stem not in ("__init__", "base")),
+    *shipped(),
     "digits:tiny", "digits_rac:tiny", "digits_rpiae:tiny", "dith_xl:S", "dith_xl:XL-512", "finetune:tiny",
     "rae_dinov2b_vitxl:october-512", "rpiae_dinov2b_vitxl:joint", "rpiae_dinov2b_vitxl:frozen", "rpiae_xl:60",
     "rpiae_xl:800-50", "rpiae_xl:dith-conv", "dith_xl:october", "dith_xl:T", "dit_xl:siglip2_b-800",
