@@ -35,12 +35,12 @@ def values(batches, count: int) -> np.ndarray:
 
 
 def test_each_batch_is_of_one_source_drawn_by_weight():
-    seen = values(mixed(), 2000)
+    seen = values(mixed(), 500)
     of = seen // 80
     assert (of == of[:, :1]).all()
     shares = np.bincount(of[:, 0]) / len(of)
-    np.testing.assert_allclose(shares, np.array(WEIGHTS) / sum(WEIGHTS), atol=0.04)  # 4 standard deviations
-    np.testing.assert_allclose(np.corrcoef(of[1:, 0], of[:-1, 0])[0, 1], 0, atol=0.09)
+    np.testing.assert_allclose(shares, np.array(WEIGHTS) / sum(WEIGHTS), atol=0.09)  # 4 standard deviations
+    np.testing.assert_allclose(np.corrcoef(of[1:, 0], of[:-1, 0])[0, 1], 0, atol=0.18)
     for number, count in enumerate(COUNTS):
         assert set(seen[of == number] - 80 * number) == set(range(count))
 
