@@ -327,9 +327,7 @@ def get_config() -> ConfigDict:
     config.flow_map.eta = 1.0  # share of the teacher "flow" in the velocity; 1: distillation (MFD), 0: training (MFT)
     config.flow_map.derivative = "finite_difference"  # or "jvp"
     config.flow_map.dt = 0.005  # of the finite difference
-    config.flow_map.tangent = (
-        "target"  # along which z_t moves in the derivative; or the flow map's "own" velocity (iMF)
-    )
+    config.flow_map.tangent = "target"  # along which z_t moves in the derivative; or "own": the flow map's own (iMF)
     # True: guidance scale and interval are inputs of the flow map, and of mid_training's, which learn
     # classifier-free guidance by scales from 1 to the largest (iMF); sampling.guidance_scale and guidance_interval say
     # which it is sampled with, in one pass of the network.

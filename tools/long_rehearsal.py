@@ -46,8 +46,9 @@ PLACES = [(process, 0) for process in range(PROCESSES)]  # of the devices of a m
 PLACES_OF_FEWER = [(process // 2, process % 2) for process in range(PROCESSES)]
 WEIGHTS_APART = 1e-3  # of their norm, after all steps
 ENDED_WITHIN = 5.0  # seconds after its processes in which everything that a run has started must have ended
-SETTLED = 30.0  # seconds of training after which a process has what it needs
-GROWTH = 32  # MiB that a process may have more at its end than once it has settled
+SETTLED = 30.0  # seconds after which a process has compiled its step
+LONG = 300.0  # seconds that a process must last for its growth to be looked at
+GROWTH = 64  # MiB, see `Memory.growth`: of evaluation's programs 30; had a batch a step been kept, it would be more
 
 
 def arguments(data: Path) -> list[str]:
@@ -109,10 +110,12 @@ class Memory:
     mebibytes: list[float] = dataclasses.field(default_factory=list)
 
     def growth(self) -> float | None:
-        """MiB that it had more in its last third than in the third before, once settled; None if it was not there."""
+        """MiB that it had more in its last third than in the third before, once settled; None if it ended soon."""
+        if self.times[-1] - self.times[0] < LONG:
+            return None
         held = [held for at, held in zip(self.times, self.mebibytes, strict=True) if at > self.times[0] + SETTLED]
         third = len(held) // 3
-        return float(np.median(held[-third:]) - np.median(held[-2 * third : -third])) if third >= 5 else None
+        return float(np.median(held[-third:]) - np.median(held[-2 * third : -third]))
 
 
 class Watch:
@@ -273,13 +276,14 @@ def rehearse_long(data: Path, directory: Path) -> dict[str, object]:
     seconds["disturbed"] = round(time.monotonic() - again)
     memories = [memory for watch in watches for memory in watch.seen.values()]
     write_memory(memories, directory)
-    growths = {memory.name: growth for memory in memories if (growth := memory.growth()) is not None}
-    most = max(growths, key=growths.__getitem__)
-    if growths[most] > GROWTH:
-        raise ValueError(f"{most} grew by {growths[most]:.0f} MiB; see {directory / 'memory.png'}")
-    return compare(whole, disturbed) | {
+    outcome = compare(whole, disturbed)
+    growths = [(growth, memory.name) for memory in memories if (growth := memory.growth()) is not None]
+    most, grown = max(growths)
+    if most > GROWTH:
+        raise ValueError(f"{grown} grew by {most:.0f} MiB; see {directory / 'memory.png'}")
+    return outcome | {
         "endings": endings, "processes_seen": len(memories), "orphans": 0, "processes_measured": len(growths),
-        "largest_growth_mebibytes": round(growths[most], 1), "grown": most, "seconds": seconds,
+        "largest_growth_mebibytes": round(most, 1), "grown": grown, "seconds": seconds,
     }  # fmt: skip
 
 
