@@ -149,7 +149,7 @@ def run(config, file: str) -> None:
     if DRY_RUN.value:
         config = resolved(config, workdir)
         mesh = mesh_over(config, TOPOLOGY.value) if TOPOLOGY.value else sharding.make_mesh(config.mesh.to_dict())
-        check(config, file=file, num_devices=mesh.size)
+        check(config, file=file, num_devices=mesh.size, weights=False)
         dry_run.show(config, mesh, TOPOLOGY.value)
         return
     mode, images = MODE.value, MODE.value in ("train", "evaluate")

@@ -114,10 +114,13 @@ def _sections(config: ConfigDict) -> list[str]:
     return [name for name, value in config.items() if isinstance(value, ConfigDict) and "objective" in value]
 
 
-def check(config: ConfigDict, *, file: str, num_devices: int) -> None:
-    """Raises `ConfigError` for the first thing in `config` that cannot work on `num_devices` devices."""
+def check(config: ConfigDict, *, file: str, num_devices: int, weights: bool = True) -> None:
+    """Raises `ConfigError` for the first thing in `config` that cannot work on `num_devices` devices.
+
+    Without `weights` nobody asks whether those that it needs are there: what a run would cost does not depend on them.
+    """
     try:
-        _check(config, file=file, num_devices=num_devices)
+        _check(config, file=file, num_devices=num_devices, weights=weights)
     except ConfigError:
         raise
     except (ArithmeticError, TypeError, FlaxError) as error:  # a value that a model's own code stumbled over
@@ -126,7 +129,7 @@ def check(config: ConfigDict, *, file: str, num_devices: int) -> None:
         raise ConfigError(f"{file}: a value cannot work: {type(error).__name__}: {error} ({where})") from error
 
 
-def _check(config: ConfigDict, *, file: str, num_devices: int) -> None:
+def _check(config: ConfigDict, *, file: str, num_devices: int, weights: bool) -> None:
     def refuse(text: str) -> None:
         raise ConfigError(f"{file}: {text}")
 
@@ -172,7 +175,8 @@ def _check(config: ConfigDict, *, file: str, num_devices: int) -> None:
     available = set(config.stages) | given
     try:
         _check_sampling(config, available)
-        _check_weights(config)
+        if weights:
+            _check_weights(config)
     except ValueError as error:
         refuse(str(error))
     readers = []
@@ -196,7 +200,7 @@ def _check(config: ConfigDict, *, file: str, num_devices: int) -> None:
             refuse(f"{stage}.train.best_metric={train.best_metric!r} is not one of the metrics that the stage "
                    f"evaluates, {list(better)}{'' if better else f'; set {stage}.train.evaluate_every'}")  # fmt: skip
         needs = evaluation.needs if train.evaluate_every else {}
-        for needed in objective.frozen | objective.initial | needs:
+        for needed in (objective.frozen | objective.initial | needs) if weights else ():
             if not config[needed].weights and trained_by(config, needed, before=stage) is None:
                 makers = [name for name in sections if needed in trained_components(config, name)]
                 maker = needed if needed in makers else " or ".join(makers)

@@ -135,6 +135,14 @@ def test_the_base_config_is_no_experiment():
         check(base.get_config(), file="configs/base.py", num_devices=1)
 
 
+def test_what_a_run_costs_can_be_asked_without_the_weights_that_it_needs():
+    config = changed(stages=("flow",))
+    with pytest.raises(ConfigError, match="stage 'flow' needs trained weights of 'encoder'"):
+        check(config, file="configs/x.py", num_devices=1)
+    config.decoder.weights = "/nowhere"
+    check(config, file="configs/x.py", num_devices=1, weights=False)
+
+
 def test_a_config_without_a_flow_passes():
     config = changed(stages=("encoder", "decoder"))
     config.flow.model = ConfigDict()
