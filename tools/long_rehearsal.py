@@ -38,8 +38,8 @@ from tools.photographs import photographs
 
 IMAGE_SIZE = 32
 PROCESSES, WORKERS = 4, 2
-TERMINATED_AFTER = {300: 1, 700: 3, 1100: 0}  # steps: which process
-KILLED_AFTER = {1400: 2}
+TERM, KILL = signal.SIGTERM, signal.SIGKILL
+FAULTS = ((300, 1, TERM), (700, 3, TERM), (1100, 0, TERM), (1400, 2, KILL))  # after which step, to which process, what
 STEPS, LOG_EVERY, CHECKPOINT_EVERY, MILESTONES, EVALUATE_EVERY = 2000, 10, 50, 500, 500
 HELD_OUT_SHARE = 0.01
 PLACES = [(process, 0) for process in range(PROCESSES)]  # of the devices of a mesh
@@ -202,11 +202,7 @@ def complete(run: rehearse.Run, watch: Watch, allowed: tuple[int, ...], what: st
       ValueError: one has ended otherwise than allowed, or something outlives it.
     """
     with watch:
-        statuses = run.ended()
-    if not set(statuses) <= set(allowed):
-        wrong = next(number for number, status in enumerate(statuses) if status not in allowed)
-        told = "\n".join(run.outputs[wrong].read_text().strip().splitlines()[-12:])
-        raise ValueError(f"{what}: processes ended with {statuses}; number {wrong} ({run.outputs[wrong]}):\n{told}")
+        statuses = run.ended(what, allowed)
     if orphans := watch.orphans():
         raise ValueError(f"{what}: {ENDED_WITHIN} s after the run there still are {orphans}")
     return statuses
@@ -261,13 +257,11 @@ def rehearse_long(data: Path, directory: Path) -> dict[str, object]:
     complete(*start(whole, PLACES), (0,), "undisturbed")
     seconds["undisturbed"] = round(time.monotonic() - began)
     again = time.monotonic()
-    faults = [(step, victim, signal.SIGTERM) for step, victim in TERMINATED_AFTER.items()]
-    faults += [(step, victim, signal.SIGKILL) for step, victim in KILLED_AFTER.items()]
-    for step, victim, number in faults:
+    for step, victim, number in FAULTS:
         run, watch = start(disturbed, PLACES)
         hit = threading.Thread(target=strike, args=(run, disturbed, step, victim, number))
         hit.start()
-        allowed = (75,) if number == signal.SIGTERM else (75, -signal.SIGABRT, -signal.SIGKILL)
+        allowed = (75,) if number == TERM else (75, -signal.SIGABRT, -KILL)
         what = f"{signal.Signals(number).name} to process {victim} after step {step}"
         endings[what] = complete(run, watch, allowed, what)
         hit.join()

@@ -106,14 +106,26 @@ class Run:
             process.start()
             self.processes.append(process)
 
-    def ended(self) -> list[int | None]:
-        """Waits for the end of all processes, and gives their statuses; None of one that was not to wait for."""
+    def ended(self, what: str, allowed: tuple[int, ...] = (0,)) -> list[int | None]:
+        """Waits for the end of all processes, and gives their statuses.
+
+        Raises:
+          ValueError: one has ended with none of those allowed, or is still there after `PATIENCE` seconds; `what` is
+            what the message calls the run.
+        """
         deadline = time.monotonic() + PATIENCE
         for process in self.processes:
             process.join(max(0.0, deadline - time.monotonic()))
         statuses = [process.exitcode for process in self.processes]
         for process in self.processes:
             process.kill()
+        wrong = [number for number, status in enumerate(statuses) if status not in allowed]
+        if wrong:
+            told = self.outputs[wrong[0]].read_text().strip().splitlines()[-12:]
+            raise ValueError(
+                f"{what}: processes ended with {statuses}, where {allowed} are right; what number {wrong[0]} said last "
+                f"({self.outputs[wrong[0]]}):\n" + "\n".join(told)
+            )
         return statuses
 
 
@@ -183,17 +195,6 @@ def rehearse(arguments: list[str], shape: tuple[int, ...], places: Places, direc
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
     seconds = {}
-
-    def complete(name: str, run: Run, expected: int = 0) -> None:
-        statuses = run.ended()
-        wrong = [number for number, status in enumerate(statuses) if status != expected]
-        if wrong:
-            told = run.outputs[wrong[0]].read_text().strip().splitlines()[-12:]
-            raise ValueError(
-                f"{name}: processes ended with {statuses}, not {expected}; what number {wrong[0]} said last "
-                f"({run.outputs[wrong[0]]}):\n" + "\n".join(told)
-            )
-
     one, slice_ = directory / "one", directory / "slice"
     for name, workdir in (("one", one), ("slice", slice_)):
         began = time.monotonic()
@@ -205,10 +206,10 @@ def rehearse(arguments: list[str], shape: tuple[int, ...], places: Places, direc
             wait_for_step(workdir, preempt_at, run)
             asked = time.monotonic()
             os.kill(run.processes[-1].pid, signal.SIGTERM)
-            complete("slice, preempted", run, 75)
+            run.ended("slice, preempted", (75,))
             seconds["stopping"] = round(time.monotonic() - asked, 1)
             run = Run(workdir, arguments, shape, places)
-        complete(name, run)
+        run.ended(name)
         seconds[name] = round(time.monotonic() - began, 1)
     expected = numbers(one)
     largest, where = largest_deviation(expected, numbers(slice_))

@@ -99,6 +99,7 @@ def _network(config: ConfigDict, name: str, section: ConfigDict, *, flow_map: bo
         raise ValueError(f"{described}.family={section.family!r} is not one of {list(FAMILIES)}")
     fields = architecture(section, described, section.family)
     (num_tokens, channels), told = latent_space(config).shape, condition(config)
+    guided = flow_map and config.flow_map.guided
 
     def make(dtype: object) -> nn.Module:
         return FAMILIES[section.family](
@@ -111,7 +112,7 @@ def _network(config: ConfigDict, name: str, section: ConfigDict, *, flow_map: bo
             **fields,
         )
 
-    guided, example = flow_map and config.flow_map.guided, told.example
+    example = told.example
     if words := fields.get("context_width", 0):
         example = {"features": spec(fields["condition_tokens"], words), "mask": example["mask"]}
     inputs = [spec(num_tokens, channels), spec(), example, *(flow_map_inputs(config) if flow_map else ())]

@@ -99,13 +99,15 @@ def open_sources(config: ConfigDict, workdir: Path | None = None) -> dict[str, S
     if data.latents:
         latent_cache.check_data(config, sources["train"])
     for stage in config.stages:
-        mixed_sources(config, stage)
+        mixed_sources(config, stage, data.check_images)
     check_results(config, sources)
     return sources
 
 
-def mixed_sources(config: ConfigDict, stage: str) -> list[tuple[Source, float]]:
+def mixed_sources(config: ConfigDict, stage: str, check_images: int = 0) -> list[tuple[Source, float]]:
     """The images of which `stage` takes each batch from one source, and how often; none: it trains on config.data.
+
+    Of each, `check_images` are decoded, as `open_source` does.
 
     Raises:
       ValueError: they are not described by a source, a path and a weight each, or see `open_source`.
@@ -116,7 +118,7 @@ def mixed_sources(config: ConfigDict, stage: str) -> list[tuple[Source, float]]:
             f"{stage}.sources={described} are to be a source, a path and a weight each: ('folder', DIR, 1.0)"
         )
     return [
-        (open_source(name, "train", path, data.max_unreadable_share, data.check_images), float(weight))
+        (open_source(name, "train", path, data.max_unreadable_share, check_images), float(weight))
         for name, path, weight in described
     ]
 
