@@ -38,5 +38,5 @@ def get_config(variant: str = "") -> ConfigDict:
         config[stage].train.transform = "center_crop"
     config.sampling.num_steps = 0  # the teacher has been sampled where it was trained
     config.sampling.internal_guidance_scale = 1.0
-    config.mesh.fsdp = 16
+    config.mesh.fsdp = 8 if "mid_training" in config.stages else 16  # mid-training has 8 trajectories
     return config

@@ -157,13 +157,14 @@ def test_the_images_of_every_run_of_the_documents_on_a_folder_are_found(command,
 @pytest.mark.slow
 @pytest.mark.parametrize("command", RUNS)
 def test_every_run_of_the_documents_could_begin(command, folder):
-    """All that is checked before anything is computed, with random weights in place of files."""
+    """All that is checked before anything is computed, with random weights and bytes in place of files."""
     config = config_of(RUNS[command])
-    if config is None:
+    if config is None or "..." in RUNS[command]:  # no whole command
         return
     for name in CATALOGUE:
         if config[name].weights not in ("", IDENTITY) and not config[name].weights.startswith(WORKDIR):
             config[name].weights = RANDOM
+    config.language_model.tokenizer = config.mixture.tokenizer = ""
     for model in (config.flow.model, config.guide.model, config.encoder.model, config.decoder.model):
         if "scan" in model:
             model.scan = True  # the same parameters, traced in a fraction of the time

@@ -14,6 +14,7 @@ from configs import architectures, base, digits, digits_rpiae, dith_xl
 from rae_jax.components.catalogue import component, trained_by
 from rae_jax.components.latent_spaces import latent_space
 from rae_jax.experiment.configuration import check, resolved
+from rae_jax.experiment.flags import read_config, shipped
 from rae_jax.experiment.stages import open_sources
 from rae_jax.experiment.workdir import ConfigError, begun, remember
 from rae_jax.interop.weights import save_weights
@@ -133,6 +134,14 @@ def test_a_guiding_network_of_other_classes_latents_or_width_is_refused_before_a
 def test_the_base_config_is_no_experiment():
     with pytest.raises(ConfigError, match=r"base\.py: encoder\.model is empty"):
         check(base.get_config(), file="configs/base.py", num_devices=1)
+
+
+@pytest.mark.parametrize("name", [*shipped(), "raev2_one_step:mfd", "mf_rae_cmt_256:paper", "raev2_dinov3l:k7-general"])
+def test_an_experiment_s_batches_divide_among_the_devices_that_its_own_mesh_takes(name):
+    config = read_config(name)
+    for stage in config.stages:
+        train = config[stage].train
+        assert train.batch_size % (config.mesh.fsdp * train.gradient_accumulation) == 0, stage
 
 
 def test_what_a_run_costs_can_be_asked_without_the_weights_that_it_needs():
