@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from ml_collections import ConfigDict
 
 from configs import architectures
+from rae_jax.interop.layout import nearest_names
 from rae_jax.models.bridge import default_heads
 from rae_jax.models.decoder import SIZES as DECODERS
 from rae_jax.models.discriminator import DINO_S8
@@ -488,6 +489,12 @@ def image_loss() -> ConfigDict:
     return section
 
 
+def no_variant(file: str, variant: str, known: Iterable[str]) -> ValueError:
+    """The error that `file` has no such `variant` of a config, or word of one, among `known`."""
+    known = list(known)
+    return ValueError(f"{file} has no variant {variant!r}{nearest_names(variant, known)}; there are {', '.join(known)}")
+
+
 def words_of(variant: str, *groups: Iterable[str], file: str) -> list[str]:
     """The words, joined by hyphens, of a config's variant; of each of `groups` it has at most one.
 
@@ -497,7 +504,7 @@ def words_of(variant: str, *groups: Iterable[str], file: str) -> list[str]:
     words, groups = [word for word in variant.split("-") if word], [list(group) for group in groups]
     known = [word for group in groups for word in group]
     if unknown := [word for word in words if word not in known]:
-        raise ValueError(f"{file} has no variant {unknown[0]!r}; there are {', '.join(known)}")
+        raise no_variant(file, unknown[0], known)
     for group in groups:
         if len(chosen := [word for word in words if word in group]) > 1:
             raise ValueError(f"{file}: {' and '.join(chosen)} exclude each other")

@@ -28,8 +28,8 @@ def get_config(variant: str = "sd_vae-dit") -> ConfigDict:
     """
     space, _, network = variant.partition("-")
     if space not in SPACES or network not in NETWORKS:
-        known = ", ".join(f"{space}-{network}" for space in SPACES for network in NETWORKS)
-        raise ValueError(f"configs/baselines.py has no variant {variant!r}; there are {known}")
+        known = [f"{space}-{network}" for space in SPACES for network in NETWORKS]
+        raise base.no_variant("configs/baselines.py", variant, known)
     config = base.get_config()
     config.stages = ("flow",)
     config.dtype = "bfloat16"

@@ -27,13 +27,12 @@ def mid_training(image_size: int, variant: str, *, file: str) -> ConfigDict:
     Raises:
       ValueError: `variant` is unknown; `file` is named.
     """
-    if variant not in ("", "paper"):
-        raise ValueError(f"{file} has no variant {variant!r}; there is paper")
+    words = base.words_of(variant, ("paper",), file=file)
     config = flow_map_of_dit_dh_xl(image_size)
     config.stages = ("mid_training",)
     section = config.mid_training
     section.pairs = 64 if image_size == 256 else 8  # of each trajectory: 512 a step, and 64
-    if variant != "paper":
+    if "paper" not in words:
         section.trajectory_grid = "released"
         section.time_labels = "released"
     train = section.train

@@ -61,7 +61,7 @@ def get_config(variant: str = "dit_dh_xl_256") -> ConfigDict:
         return config
     if variant in GENERATORS:
         return GENERATORS[variant]()
-    raise ValueError(f"configs/published.py has no {variant!r}; there are {', '.join([*GENERATORS, *autoencoders])}")
+    raise base.no_variant("configs/published.py", variant, [*GENERATORS, *autoencoders])
 
 
 def autoencoder(encoder: str, size: int) -> ConfigDict:

@@ -50,7 +50,7 @@ def variants() -> list[str]:
 
 def get_config(variant: str = "coder_0.1x") -> ConfigDict:
     if variant not in variants():
-        raise ValueError(f"configs/rac_256.py has no variant {variant!r}; there are {', '.join(variants())}")
+        raise base.no_variant("configs/rac_256.py", variant, variants())
     kind, _, size = variant.partition("_")
     size, _, scale = size.partition("_") if kind in GENERATORS else (size, "", size)
     config = base.get_config()

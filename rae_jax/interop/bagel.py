@@ -62,7 +62,8 @@ def architecture(
     if SEMANTIC_TABLE in tensors:
         require(tensors, PATCH + ".weight", POSITIONS, f"{VISION}encoder.layers.0.mlp.fc1.weight")
         width = np.shape(tensors[PATCH + ".weight"])[0]
-        if vision_heads is None and width not in vit.NUM_HEADS:
+        vision_heads = vision_heads or vit.published_heads("siglip", width)
+        if vision_heads is None:
             raise ValueError(f"the tensors do not tell the number of heads of the vision encoder of width {width}; "
                              "give vision_heads")  # fmt: skip
         found["semantic_capacity"] = math.isqrt(np.shape(tensors[SEMANTIC_TABLE])[0])
@@ -71,7 +72,7 @@ def architecture(
             "positions": np.shape(tensors[POSITIONS])[0],
             "width": width,
             "depth": count_blocks(tensors, f"{VISION}encoder.layers.{{}}."),
-            "num_heads": vision_heads or vit.NUM_HEADS[width],
+            "num_heads": vision_heads,
             "mlp_dim": np.shape(tensors[f"{VISION}encoder.layers.0.mlp.fc1.weight"])[0],
         }
     return found

@@ -215,8 +215,8 @@ def _with_layer_scales(
     return {**architecture, "layer_scale": True}, scaled
 
 
-def _encoder(kind: str, holds: str, sign: str) -> Kind:
-    signs = (f"(?:{re.escape(vit.PREFIXES.get(kind, ''))})?{sign}",)
+def _encoder(kind: str, holds: str, *signs: str) -> Kind:
+    signs = tuple(f"(?:{re.escape(vit.PREFIXES.get(kind, ''))})?{sign}" for sign in signs)
     options = {"num_heads": ("num_heads",)}
     return Kind(holds, signs, vit.reader(kind), vit.writer(kind), options, {"": VisionTransformer})
 
@@ -338,7 +338,14 @@ KINDS = {
         {"encoder": VisionTransformer, "linear_head": LinearHead},
     ),
     "dinov3_meta": _encoder("dinov3_meta", "DINOv3 ViT, Meta's own file", r"rope_embed\.periods"),
-    "dinov2_meta": _encoder("dinov2_meta", "DINOv2, Meta's own file", r"blocks\.\d+\.ls1\.gamma"),
+    "dinov2_timm": _encoder("dinov2_timm", "DINOv2 with registers, timm", r"reg_token", r"blocks\.\d+\.ls1\.gamma"),
+    "dinov3_timm": _encoder("dinov3_timm", "DINOv3 ViT, timm", r"reg_token", r"blocks\.\d+\.gamma_1"),
+    "siglip_timm": _encoder(
+        "siglip_timm", "SigLIP's or SigLIP 2's vision tower, timm or OpenCLIP", r"attn_pool\.latent"
+    ),
+    "dinov2_meta": _encoder(
+        "dinov2_meta", "DINOv2, Meta's own file, or timm's without registers", r"blocks\.\d+\.ls1\.gamma"
+    ),
     "dinov3": _encoder("dinov3", "DINOv3 ViT, Hugging Face", r"(model\.)?layer\.\d+\.attention\.q_proj\.weight"),
     "dinov2": _encoder(
         "dinov2", "DINOv2 with registers or without, Hugging Face", r"encoder\.layer\.\d+\.layer_scale1\.lambda1"

@@ -17,7 +17,7 @@ from rae_jax.interop.layout import (
     patch_embedding,
     without_leading,
 )
-from rae_jax.interop.vit import NAMES, NUM_HEADS, block_rules
+from rae_jax.interop.vit import NAMES, block_rules, published_heads
 from rae_jax.models.image_text import ImageTextModel, TextTower
 from rae_jax.models.representations import PooledVisionTransformer
 
@@ -44,9 +44,9 @@ def architecture(tensors: Mapping[str, np.ndarray], heads: Mapping[str, int] | N
     words, places = (tensors[f"{_TEXT}embeddings.{name}_embedding.weight"] for name in ("token", "position"))
     side = math.isqrt(len(tensors[f"{_VISION}{_NAMES.position}"]))
     found = {"image": embeddings.shape[0], "text": words.shape[1]} if heads is None else {}
-    if unknown := [width for width in found.values() if width not in NUM_HEADS]:
+    heads = heads or {tower: published_heads("siglip", width) for tower, width in found.items()}
+    if unknown := [width for tower, width in found.items() if heads[tower] is None]:
         raise ValueError(f"no published tower has width {unknown[0]}; give the numbers of heads")
-    heads = heads or {tower: NUM_HEADS[width] for tower, width in found.items()}
 
     def sizes(prefix: str, tower: str) -> dict[str, int]:
         up = tensors[f"{prefix}{_NAMES.block.format(0)}{_NAMES.up}.weight"]

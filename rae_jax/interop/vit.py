@@ -1,5 +1,5 @@
 """Vision encoders from and to checkpoints: Hugging Face's of DINOv2 (with registers or not), DINOv3, SigLIP, SigLIP 2
-(NaFlex too, on square grids), MAE; Meta's own of DINOv2, DINOv3 and MAE, whose names timm has too.
+(NaFlex too, on square grids), MAE; Meta's own of DINOv2, DINOv3 and MAE; timm's of all of these.
 
 Names are those inside the vision model (`embeddings.cls_token`); what stands before them in a larger file, such as
 `vision_model.` of SigLIP, `vit.` of MAE or `encoder.encoder.` of RAE, is the caller's to strip and to put back.
@@ -33,9 +33,12 @@ from rae_jax.interop.layout import (
 )
 from rae_jax.interop.model import Model
 
+PERIODS = "rope_embed.periods"
 FLEXIBLE = "bilinear_antialias"  # how SigLIP 2 NaFlex, alone of these, resamples its positions
-# The checkpoints do not hold the number of heads; these are the published encoders'.
+# The checkpoints do not hold the number of heads; these are the published encoders', by width.
 NUM_HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16, 1280: 16, 1536: 24}
+# Where a family has another number than the others of its width.
+OTHER_HEADS = {("dinov3", 1280): 20, ("dinov3", 4096): 32, ("siglip", 1536): 16}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +61,10 @@ class Names:
     cls_token: str = "embeddings.cls_token"
     registers: str = "embeddings.register_tokens"
     scales: tuple[str, str] = ("layer_scale1.lambda1", "layer_scale2.lambda1")
+    # Of attention in one matrix: the biases of queries and values where they are tensors of their own.
+    biases: tuple[str, ...] = ()
+    mark: str = ""  # a tensor that tells the kind from another with the same names
+    class_position_within: bool = False  # the class token's position is part of the token
     # Tensors that RAE has no use for: masking, norms replaced by ones without parameters, pooling.
     carried: tuple[str, ...] = (r"layernorm\.(weight|bias)",)
 
@@ -140,9 +147,19 @@ _META = Names(
     scales=("ls1.gamma", "ls2.gamma"),
     carried=(r"norm\.(weight|bias)", "mask_token"),
 )
+# timm's.
+_DINOV2_TIMM = dataclasses.replace(_META, registers="reg_token", mark="reg_token", class_position_within=True)
+_DINOV3_TIMM = dataclasses.replace(
+    _META,
+    position="",
+    registers="reg_token",
+    scales=("gamma_1", "gamma_2"),
+    biases=("attn.q_bias", "attn.v_bias"),
+)
+_SIGLIP_TIMM = dataclasses.replace(_META, mark="attn_pool.latent", carried=(r"norm\.(weight|bias)", r"attn_pool\..*"))
 _META_SWIGLU = dict(up="mlp.w12", down="mlp.w3")
 _DINOV3_META_SWIGLU = dict(gate="mlp.w1", up="mlp.w2", down="mlp.w3")
-_DINOV3_META = dataclasses.replace(_META, position="", registers="storage_tokens")
+_DINOV3_META = dataclasses.replace(_META, position="", registers="storage_tokens", mark=PERIODS)
 _MAE_META = dataclasses.replace(_META, carried=(r"norm\.(weight|bias)", "mask_token", r"decoder_.*"))
 _PROJECTIONS_5 = {
     "query": "attention.q_proj",
@@ -165,7 +182,11 @@ NAMES = {
     ("dinov3_meta_swiglu", 4): dataclasses.replace(_DINOV3_META, **_DINOV3_META_SWIGLU),
     ("dinov3_meta", 4): _DINOV3_META,
     ("dinov2_meta_swiglu", 4): dataclasses.replace(_META, **_META_SWIGLU),
+    ("dinov2_timm", 4): _DINOV2_TIMM,
     ("dinov2_meta", 4): _META,
+    ("dinov3_timm_swiglu", 4): dataclasses.replace(_DINOV3_TIMM, gate="mlp.fc1_g", up="mlp.fc1_x"),
+    ("dinov3_timm", 4): _DINOV3_TIMM,
+    ("siglip_timm", 4): _SIGLIP_TIMM,
     ("mae_meta", 4): _MAE_META,
     ("siglip", 4): _SIGLIP,
     ("siglip", 5): _SIGLIP,
@@ -182,10 +203,19 @@ _OPTIONS = {
     "dinov3_meta": {"layer_scale": True, "positions": "rotary", "norm_epsilon": 1e-5, "stored_periods": True},
     "dinov3_meta_swiglu": {"layer_scale": True, "positions": "rotary", "norm_epsilon": 1e-5, "stored_periods": True}
     | {"activation": "swiglu"},
+    "dinov2_timm": {"layer_scale": True},
+    "dinov3_timm": {"layer_scale": True, "positions": "rotary", "norm_epsilon": 1e-5},
+    "dinov3_timm_swiglu": {"layer_scale": True, "positions": "rotary", "norm_epsilon": 1e-5, "activation": "swiglu"},
     "siglip": {"cls_token": False, "activation": "gelu_tanh"},
+    "siglip_timm": {"cls_token": False, "activation": "gelu_tanh"},
     "mae": {"positions": "sincos", "norm_epsilon": 1e-12},
     "mae_meta": {"positions": "sincos", "norm_epsilon": 1e-12},  # Meta's code has 1e-6; RAE's is Hugging Face's
 }
+
+
+def published_heads(family: str, width: int) -> int | None:
+    """How many heads the published encoder of a family of `NAMES` and a width has; None where there is none."""
+    return OTHER_HEADS.get((family.split("_")[0], width), NUM_HEADS.get(width))
 
 
 def identify(names: Iterable[str]) -> tuple[str, int]:
@@ -199,16 +229,14 @@ def identify(names: Iterable[str]) -> tuple[str, int]:
     anywhere = {re.sub(r"\b\d+\b", "{}", name, count=1) for name in names}
     for key, candidate in NAMES.items():
         parts = (candidate.query, candidate.down, candidate.attention_norm, *filter(None, [candidate.gate]))
-        signs = {f"{candidate.block}{part}.weight" for part in parts} | (
-            {PERIODS} if key[0].startswith("dinov3_meta") else set()
-        )
+        signs = {f"{candidate.block}{part}.weight" for part in parts} | set(filter(None, [candidate.mark]))
         if _OPTIONS[key[0]].get("layer_scale"):
             signs.add(candidate.block + candidate.scales[0])
         if signs <= anywhere:
             return key
     raise ValueError(
-        "the tensors are of no known encoder (DINOv2, DINOv3, SigLIP, MAE with Hugging Face's names, and all but "
-        "SigLIP with Meta's, without prefix); "
+        "the tensors are of no known encoder (DINOv2, DINOv3, SigLIP, MAE with Hugging Face's or timm's names, and all "
+        "but SigLIP with Meta's, without prefix); "
         f"the first names are {sorted(names)[:5]}"
     )
 
@@ -225,13 +253,15 @@ def architecture(tensors: Mapping[str, np.ndarray], num_heads: int | None = None
     patch = tensors[f"{names.patch}.weight"]
     flexible = patch.ndim == 2  # SigLIP 2 NaFlex: a linear layer on patches flattened as (p, p, C)
     width, patch_size = patch.shape[0], math.isqrt(patch.shape[1] // 3) if flexible else patch.shape[-1]
-    if num_heads is None and width not in NUM_HEADS:
+    num_heads = num_heads or published_heads(family, width)
+    if num_heads is None:
         raise ValueError(f"no published encoder has width {width}; give num_heads")
     registers = tensors.get(names.registers)
     options = _OPTIONS[family]
     image_size = 0
     if names.position:
-        num_positions = tensors[names.position].shape[-2] - int(options.get("cls_token", True))
+        class_position = options.get("cls_token", True) and not names.class_position_within
+        num_positions = tensors[names.position].shape[-2] - int(class_position)
         image_size = math.isqrt(num_positions) * patch_size
     if family.startswith("dinov2"):
         # Only the checkpoints with registers were made for antialiased positions.
@@ -241,14 +271,18 @@ def architecture(tensors: Mapping[str, np.ndarray], num_heads: int | None = None
         options = {**options, "position_interpolation": FLEXIBLE}
     depth = count_blocks(tensors, names.block)
     first = names.block.format(0)
-    qkv_bias = f"{first}{names.query}.bias" in tensors or f"{first}{QUERIES_AND_VALUES}" in tensors
+    query_biases = (f"{names.query}.bias", QUERIES_AND_VALUES, *names.biases[:1])
+    qkv_bias = any(first + bias in tensors for bias in query_biases)
+    up, down = (tensors[f"{first}{part}.weight"].shape for part in (names.up, names.down))
+    if up[0] == 2 * down[1]:  # gate and up in one matrix, which the names may not say
+        options = {**options, "activation": "swiglu"}
     return {
         "image_size": image_size,
         "patch_size": patch_size,
         "width": width,
         "depth": depth,
-        "num_heads": num_heads or NUM_HEADS[width],
-        "mlp_dim": tensors[f"{first}{names.down}.weight"].shape[1],
+        "num_heads": num_heads,
+        "mlp_dim": down[1],
         "num_registers": 0 if registers is None else registers.shape[1],
         "qkv_bias": qkv_bias,
         "key_bias": not qkv_bias or f"{first}{names.key}.bias" in tensors,
@@ -266,10 +300,14 @@ def rules(family: str, version: int, architecture: Mapping[str, Any]) -> list[Ru
         Rule(f"{names.patch}.weight", "embedding/patch/kernel", patch),
         Rule(f"{names.patch}.bias", "embedding/patch/bias", IDENTITY),
     ]
-    if names.position:
-        result.append(Rule(names.position, "embedding/position_embedding", names.position_layout))
-    if architecture.get("cls_token", True):
-        result.append(Rule(names.cls_token, "embedding/cls_token", token))
+    position, cls_token = "embedding/position_embedding", "embedding/cls_token"
+    if names.class_position_within:
+        result.append(Rule((names.cls_token, names.position), (cls_token, position), CLASS_POSITION_WITHIN))
+    else:
+        if names.position:
+            result.append(Rule(names.position, position, names.position_layout))
+        if architecture.get("cls_token", True):
+            result.append(Rule(names.cls_token, cls_token, token))
     if architecture.get("num_registers", 0):
         result.append(Rule(names.registers, "embedding/register_tokens", token))
     if architecture.get("stored_periods", False):
@@ -277,7 +315,8 @@ def rules(family: str, version: int, architecture: Mapping[str, Any]) -> list[Ru
     for i in range(architecture["depth"]):
         official, ours = names.block.format(i), f"blocks_{i}"
         biases = (architecture.get("qkv_bias", True), architecture.get("key_bias", True))
-        result += block_rules(official, ours, names, architecture["num_heads"], *biases)
+        gated = architecture.get("activation") == "swiglu"
+        result += block_rules(official, ours, names, architecture["num_heads"], *biases, gated=gated)
         if architecture.get("layer_scale", False):
             for scale, branch in zip(names.scales, ("attention", "mlp"), strict=True):
                 result.append(Rule(f"{official}{scale}", f"{ours}/{branch}_scale", IDENTITY))
@@ -285,7 +324,7 @@ def rules(family: str, version: int, architecture: Mapping[str, Any]) -> list[Ru
 
 
 def block_rules(
-    official: str, ours: str, names: Any, num_heads: int, qkv_bias: bool, key_bias: bool = True
+    official: str, ours: str, names: Any, num_heads: int, qkv_bias: bool, key_bias: bool = True, gated: bool = False
 ) -> list[Rule]:
     """Norms, attention and feed-forward of one block; `names` has the fields of `Names` from `attention_norm` on."""
     projections = [f"{official}{name}" for name in (names.query, names.key, names.value)]
@@ -304,6 +343,8 @@ def block_rules(
         if in_one:
             layout = stacked(layout, parts=len(biased))
             official_biases = official_biases[0] if key_bias else f"{official}{QUERIES_AND_VALUES}"
+        if in_one and not key_bias and names.biases:
+            layout, official_biases = to_heads(num_heads, parts=2), tuple(official + bias for bias in names.biases)
         result.append(Rule(official_biases, f"{ours}/attention/qkv/bias", layout))
     for norm in ("attention_norm", "mlp_norm"):
         source = f"{official}{getattr(names, norm)}"
@@ -312,7 +353,7 @@ def block_rules(
     linears = {"down": names.down, "up": names.up} | ({"gate": names.gate} if names.gate else {})
     for linear, source in linears.items():
         kernel, bias, layouts = f"{ours}/mlp/{linear}/kernel", f"{ours}/mlp/{linear}/bias", (LINEAR, IDENTITY)
-        if source.endswith(("weights_in", "w12")):  # gate and up in one matrix
+        if gated and not names.gate and linear == "up":  # gate and up in one matrix
             kernel = (f"{ours}/mlp/gate/kernel", f"{ours}/mlp/up/kernel")
             bias = (f"{ours}/mlp/gate/bias", f"{ours}/mlp/up/bias")
             layouts = (fused(LINEAR, LINEAR), fused(IDENTITY, IDENTITY))
@@ -355,8 +396,17 @@ def export_encoder(
     return masked(export_params(params, rules(family, version, architecture), carried))
 
 
+def _split_class_position(cls_token: np.ndarray, patches: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return cls_token.squeeze(0), np.concatenate([np.zeros_like(patches[0, :1]), patches[0]])
+
+
+# timm's class token, which its position is added to, `[1, 1, D]`, and the patches' positions `[1, N, D]` <-> a token
+# `[1, D]` and a table `[1 + N, D]` that begins with zeros.
+CLASS_POSITION_WITHIN = Layout(
+    _split_class_position, lambda cls_token, table: ((cls_token + table[:1])[None], table[None, 1:])
+)
+
 # DINOv3's own files have a bias of queries, keys and values, and beside it a mask of ones, but zeros for the keys.
-PERIODS = "rope_embed.periods"
 BIAS, MASK, QUERIES_AND_VALUES = "attn.qkv.bias", "attn.qkv.bias_mask", "attn.qkv.bias of queries and values"
 KEPT = "attn.qkv.bias of keys"
 MASKED = (rf"blocks\.\d+\.({re.escape(MASK)}|{KEPT})",)
@@ -395,8 +445,12 @@ def masked(tensors: Tensors) -> Tensors:
 
 
 # What stands before the names in published files, and what is beside the encoder in them.
-PREFIXES = {"siglip": "vision_model.", "mae": "vit."}
-BESIDE = {"siglip": (r"text_model\..*", r"logit_scale", r"logit_bias"), "mae": (r"decoder\..*",)}
+PREFIXES = {"siglip": "vision_model.", "mae": "vit.", "siglip_timm": "visual.trunk."}  # the last: OpenCLIP's files
+BESIDE = {
+    "siglip": (r"text_model\..*", r"logit_scale", r"logit_bias"),
+    "siglip_timm": (r"text\..*", r"logit_scale", r"logit_bias"),
+    "mae": (r"decoder\..*",),
+}
 # The last norm, which RAE replaces by one without parameters.
 LAST_NORM = {
     "siglip": "post_layernorm",
@@ -404,6 +458,9 @@ LAST_NORM = {
     "dinov3_meta": "norm",
     "dinov2_meta": "norm",
     "mae_meta": "norm",
+    "dinov2_timm": "norm",
+    "dinov3_timm": "norm",
+    "siglip_timm": "norm",
 }
 
 
@@ -429,7 +486,7 @@ def reader(kind: str) -> Callable[..., Model]:
         found = architecture(encoder, num_heads)
         unused = [*carried_names(family, version, found, prefix), *BESIDE.get(kind, ())]
         params, carried = import_params(tensors, prefixed(rules(family, version, found), prefix, ""), unused)
-        return Model(found, params, carried, {"prefix": prefix, "version": version})
+        return Model(found, params, carried, {"prefix": prefix, "version": version, "family": family})
 
     return read
 
@@ -438,7 +495,8 @@ def writer(kind: str) -> Callable[[Model], Tensors]:
     """Writes what `reader` reads; an encoder that was not imported gets the tensors that it has not and a file must."""
 
     def write(model: Model) -> Tensors:
-        family = kind + ("_swiglu" if kind != "mae" and model.architecture.get("activation") == "swiglu" else "")
+        gated = f"{kind}_swiglu" if model.architecture.get("activation") == "swiglu" else kind
+        family = model.names.get("family", gated if (gated, 4) in NAMES else kind)
         prefix = model.names.get("prefix", PREFIXES["siglip"] if kind == "siglip" else "")
         every_rule = prefixed(rules(family, model.names.get("version", 4), model.architecture), prefix, "")
         carried = model.carried if model.names else computed(kind, model, prefix)
