@@ -6,6 +6,7 @@ gedit/  geneval/  dpg/              what the judges of these benchmarks read
 samples.npz                         images from texts alone, and the texts as `prompts`
 """
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from rae_jax.evaluation.edits import write_edits
 from rae_jax.experiment.weights import Weights
 from rae_jax.files import read_json_lines
 from rae_jax.sampling import benchmarks
-from rae_jax.sampling.batches import sample_batches
+from rae_jax.sampling.batches import Program, sample_batches, sampling_program
 from rae_jax.sampling.instructed import instructed_generator, parts_beside
 from rae_jax.sampling.samples import save_png, write_samples
 from rae_jax.training.progress import RunLog
@@ -107,19 +108,10 @@ class Editing:
     def write_edit(self, file: str, instruction: str) -> Path:
         """Edits the image in `file` as told, from several noises: `edit.png`, before and after side by side.
 
-        The image is resized and cropped as images of the data are.
-
         Raises:
-          ValueError: there is no image, or no instruction; see `require_weights`.
+          ValueError: see `edited`.
         """
-        if not self._edits:
-            raise ValueError(f"mixture.task={self._config.mixture.task!r} makes images from texts alone; it edits none")
-        if not instruction.strip():
-            raise ValueError("--instruction says nothing; say what is to be done with the image")
-        self.require_weights()
-        image = self._fitted(_read(file))
-        requests = [Request(instruction, image)] * SEEDS
-        images = self._images(requests, np.arange(SEEDS))
+        image, images = self.edited(file, instruction, np.arange(SEEDS))
         path = self._workdir / "edit.png"
         if jax.process_index() == 0:
             names = ["before", *(f"noise {i}" for i in range(SEEDS))]
@@ -129,6 +121,31 @@ class Editing:
             save_png(path, sheet)
         self._log.say(f"{path}: {instruction}")
         return path
+
+    def edited(self, file: str, instruction: str, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The image in `file`, uint8 `[S, S, 3]`, and its edits as told, `[N, S, S, 3]`, of the noises `indices: [N]`.
+
+        The image is resized and cropped as images of the data are.
+
+        Raises:
+          ValueError: there is no image, or no instruction; see `require_weights`.
+        """
+        if not self._edits:
+            raise ValueError(f"mixture.task={self._config.mixture.task!r} makes images from texts alone; it edits none")
+        if not instruction.strip():
+            raise ValueError("the instruction says nothing; say what is to be done with the image")
+        self.require_weights()
+        image = self._fitted(_read(file))
+        return image, self._images([Request(instruction, image)] * len(indices), indices)
+
+    def painted(self, prompt: str, indices: np.ndarray) -> np.ndarray:
+        """Images uint8 `[N, S, S, 3]` of a prompt and of the noises `indices: [N]`.
+
+        Raises:
+          ValueError: the prompt is empty or too long, or the mixture edits; see `require_weights`.
+        """
+        self.require_weights()
+        return self._images([Request(prompt)] * len(indices), indices)
 
     def _asked(self) -> tuple[list[Request], list[Row]]:
         """What is asked for, and what a file of it says of each."""
@@ -177,15 +194,18 @@ class Editing:
     def _fitted(self, image: np.ndarray) -> np.ndarray:
         return transform("center_crop", self._config.data.image_size)(image, None)
 
+    @functools.cached_property
+    def _program(self) -> Program:
+        return sampling_program(instructed_generator(self._config), self._config.seed)
+
     def _images(self, requests: Sequence[Request], indices: np.ndarray) -> np.ndarray:
         network, asked = mixture(self._config), instruction_condition(self._config, requests)
         batches = sample_batches(
-            instructed_generator(self._config),
+            self._program,
             self._weights.load(network),
             {name: self._weights.load(part) for name, part in self._beside.items()},
             asked,
             indices,
-            seed=self._config.seed,
             batch_size=self._config.sampling.batch_size,
             mesh=self._mesh,
         )

@@ -1,6 +1,7 @@
 """What a run generates: samples by the thousand as files, and seed grids, each with its picture."""
 
 import dataclasses
+import functools
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,8 +20,8 @@ from rae_jax.evaluation import pictures
 from rae_jax.experiment.dataset import captioned, class_names
 from rae_jax.experiment.weights import Weights
 from rae_jax.files import whole_file
-from rae_jax.sampling.batches import PartialSamples, sample_batches
-from rae_jax.sampling.generator import Generator, few_step_names, flow_map_generator, generator, guiding_component
+from rae_jax.sampling.batches import PartialSamples, Program, sample_batches, sampling_program
+from rae_jax.sampling.generator import few_step_names, flow_map_generator, generator, guiding_component
 from rae_jax.sampling.prompted import prompted_generator
 from rae_jax.sampling.samples import save_png, write_png_folder, write_samples
 from rae_jax.training import sharding
@@ -38,14 +39,14 @@ class Sampled:
     Attributes:
       name: of the file.
       network: the component that is sampled.
-      beside: the other components that `generate` needs, by name.
-      generate: makes the images.
+      beside: the other components that `program` needs, by name.
+      program: makes the images.
     """
 
     name: str
     network: Component
     beside: dict[str, Component]
-    generate: Generator
+    program: Program
 
 
 class Generation:
@@ -64,18 +65,20 @@ class Generation:
         self._condition, self._class_names = condition(config), class_names(workdir)
         decoding = {"stats": stats(config), **latent_space(config).decoding}
         self._decoding = list(decoding)
-        self._files = []
+        self._files, program = [], functools.partial(sampling_program, seed=config.seed)
         if sampling.num_steps and weights.available("flow"):
             guide = guiding_component(config)
             beside = decoding | ({guide: component(config, guide)} if guide else {}) | embedding(config)[0]
-            self._files.append(Sampled("samples", component(config, "flow"), beside, generator(config, guide=guide)))
+            generate = generator(config, guide=guide)
+            self._files.append(Sampled("samples", component(config, "flow"), beside, program(generate)))
         if speaks(config) and sampling.num_steps and weights.available("text_dit"):
             beside = {name: component(config, name) for name in ("language_model", "adapters")} | decoding
-            self._files.append(Sampled("samples", component(config, "text_dit"), beside, prompted_generator(config)))
+            generate = prompted_generator(config)
+            self._files.append(Sampled("samples", component(config, "text_dit"), beside, program(generate)))
         if flow_maps := [name for name in FLOW_MAPS if weights.available(name)]:
             network = component(config, flow_maps[0])
             self._files += [
-                Sampled(f"samples{end}", network, decoding, flow_map_generator(config, times))
+                Sampled(f"samples{end}", network, decoding, program(flow_map_generator(config, times)))
                 for end, times in few_step_names(config).items()
             ]
         self._networks = "'text_dit'" if speaks(config) and config.text_dit.model else "'flow' or a flow map"
@@ -190,12 +193,11 @@ class Generation:
 
     def _images(self, file: Sampled, asked: Condition, indices: np.ndarray) -> Iterator[np.ndarray]:
         return sample_batches(
-            file.generate,
+            file.program,
             self._weights.load(file.network),
             {name: self._weights.load(part) for name, part in file.beside.items()},
             asked,
             indices,
-            seed=self._seed,
             batch_size=self._batch_size,
             mesh=self._mesh,
         )

@@ -18,9 +18,13 @@ from rae_jax.models.autoencoder import to_uint8
 from rae_jax.sampling.generator import Generator, sample_keys
 from rae_jax.training import sharding
 
+# (network's parameters, those of what its generator needs beside it, indices [B], condition [B, ...])
+# -> images [B, H, W, 3] uint8
+Program = Callable[[Params, dict[str, Params], jax.Array, Condition], jax.Array]
 
-def sampling_program(generate: Generator, seed: int) -> Callable[..., jax.Array]:
-    """The compiled function `(params, frozen, indices [B], condition [B, ...]) -> images [B, H, W, 3]` uint8."""
+
+def sampling_program(generate: Generator, seed: int) -> Program:
+    """The compiled function that samples; what keeps it does not compile it again for the same shapes."""
 
     @jax.jit
     def run(params: Params, frozen: dict[str, Params], indices: jax.Array, asked: Condition) -> jax.Array:
@@ -30,28 +34,28 @@ def sampling_program(generate: Generator, seed: int) -> Callable[..., jax.Array]
 
 
 def sample_batches(
-    generate: Generator,
+    run: Program,
     params: Params,
     frozen: dict[str, Params],
     asked: Condition,
     indices: np.ndarray,
     *,
-    seed: int,
     batch_size: int,
     mesh: jax.sharding.Mesh,
 ) -> Iterator[np.ndarray]:
     """Images uint8 `[b, H, W, 3]` of consecutive parts of `indices`, whole on every process.
 
-    Sample i is fixed by (seed, indices[i], row i of `asked`): the batch size and the mesh change nothing but rounding.
+    Sample i is fixed by (the program's seed, indices[i], row i of `asked`): the batch size and the mesh change
+    nothing but rounding.
     One compiled program samples and decodes a batch; the next one is under way while the caller looks at one.
 
     Args:
-      params, frozen: of the network that is sampled, and of what `generate` needs beside it, on the devices.
+      run: a `sampling_program`.
+      params, frozen: of the network that is sampled, and of what the program needs beside it, on the devices.
       asked: the condition of every sample, on the host.
     """
     count, shards, rows = len(indices), sharding.num_batch_shards(mesh), sharding.batch_sharding(mesh)
     batch_size = -(-max(min(batch_size, count), 1) // shards) * shards
-    run = sampling_program(generate, seed)
 
     def start(first: int) -> jax.Array:
         wanted = np.minimum(np.arange(first, first + batch_size), count - 1)

@@ -13,7 +13,7 @@ import jax, jax.numpy as jnp, numpy as np
 from configs import digits
 from rae_jax.components.catalogue import component
 from rae_jax.components.conditions import ClassCondition
-from rae_jax.sampling.batches import sample_batches
+from rae_jax.sampling.batches import sample_batches, sampling_program
 from rae_jax.training import sharding
 from rae_jax.sampling.generator import generator
 
@@ -34,7 +34,8 @@ for devices, batch_size in ((1, 64), (4, 64), (8, 64), (1, 24), (8, 24)):
     mesh = sharding.make_mesh({"data": -1, "fsdp": 1, "tensor": 1}, jax.devices()[:devices])
     with sharding.use(mesh):
         batches = sample_batches(
-            generator(config), params, frozen, labels, np.arange(64), seed=0, batch_size=batch_size, mesh=mesh
+            sampling_program(generator(config), 0), params, frozen, labels, np.arange(64),
+            batch_size=batch_size, mesh=mesh
         )
         made[f"{devices} devices, batches of {batch_size}"] = np.concatenate(list(batches)).astype(int)
 first, *others = made.values()

@@ -19,7 +19,7 @@ from rae_jax.evaluation.judge import train_judge
 from rae_jax.evaluation.metrics import JUDGED, METRICS, needed
 from rae_jax.experiment.stages import Stages, open_sources
 from rae_jax.files import whole_file
-from rae_jax.sampling.batches import sample_batches
+from rae_jax.sampling.batches import sample_batches, sampling_program
 from rae_jax.sampling.generator import generator, guiding_component
 from rae_jax.training import sharding
 from rae_jax.training.progress import RunLog
@@ -76,12 +76,11 @@ class Sweep:
         beside |= {guide: component(config, guide)} if guide else {}
         with sharding.use(mesh):
             batches = sample_batches(
-                generator(config, guide=guide),
+                sampling_program(generator(config, guide=guide), config.seed),
                 load(component(config, "flow")),
                 {name: load(part) for name, part in beside.items()},
                 labels,
                 np.arange(NUM_SAMPLES),
-                seed=config.seed,
                 batch_size=config.sampling.batch_size,
                 mesh=mesh,
             )
