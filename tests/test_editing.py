@@ -10,8 +10,10 @@ from PIL import Image
 from configs import digits_edit, rpiae_edit, rpiae_t2i
 from rae_jax.data.scenes import SceneSource, render
 from rae_jax.evaluation.edits import read_edits
+from rae_jax.evaluation.pictures import image_grid
 from rae_jax.experiment.configuration import trace
 from rae_jax.training.durations import resolve
+from tools import demo
 
 CONFIG = "configs/digits_edit.py:tiny"
 PARTS = ("encoder", "decoder", "stats", "mixture")
@@ -50,7 +52,10 @@ def test_an_image_of_any_size_is_edited_as_told_and_a_file_of_requests_one_by_on
         tmp_path / "a", *UNTRAINED, "--mode=edit", f"--image={picture}", "--instruction=remove the two"
     )
     assert status == 0, output
-    assert (tmp_path / "a" / "edit.png").exists()
+    before, after = demo.Session(tmp_path / "a").edit(str(picture), "remove the two", 2, 2.0, 1.0, seed=0)
+    names = ["before", *(f"noise {i}" for i in range(4))]  # of the page, from the same noises
+    sheet = image_grid(np.stack([before, *after]), columns=5, captions=names, title="remove the two")
+    np.testing.assert_array_equal(sheet, np.asarray(Image.open(tmp_path / "a" / "edit.png")))
     requests = tmp_path / "requests.jsonl"
     rows = [{"instruction": text, "image": "scene.png"} for text in ("make it red", "add a green one", "swap them")]
     requests.write_text("".join(json.dumps(row) + "\n" for row in rows))

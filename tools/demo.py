@@ -1,18 +1,22 @@
-"""A page in the browser that generates with what a run has trained, and answers questions about images.
+"""A page in the browser that generates and edits with what a run has trained, and answers questions about images.
 
     pip install gradio
     python -m tools.demo --workdir=runs/digits
     python -m tools.demo --workdir=runs/digits_text --port=8000
+    python -m tools.demo --workdir=runs/digits_edit
 
 A class or a prompt, the number of steps (those of the velocity network, or one and two of a flow map), guidance and a
 seed give eight images; the same ones give the same images. With a language model there is a second tab: an image and a
-question. The page is for this machine alone unless --share is given.
+question. With a mixture of transformers that edits it is another: an image and an instruction, guidance by the text and
+by the image; the image stands beside its edits from several noises, those that --mode=edit makes if the seed is 0. The
+page is for this machine alone unless --share is given.
 """
 
 import argparse
 import functools
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +24,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs import base
+from rae_jax.components.component import Component, Params
 from rae_jax.components.language import speaks
 from rae_jax.experiment.answers import Answers
 from rae_jax.experiment.configuration import resolved
 from rae_jax.experiment.dataset import class_names
+from rae_jax.experiment.editing import SEEDS, Editing
 from rae_jax.experiment.generation import Generation
 from rae_jax.experiment.weights import Weights
 from rae_jax.experiment.workdir import CONFIG
@@ -34,6 +40,8 @@ from rae_jax.training.progress import RunLog
 
 SHOWN = 8  # images at once
 GUIDANCE = (1.0, 8.0)  # ends of the slider
+MOST_STEPS = 100  # of an edit, unless the config has more
+KEPT = 4  # settings whose compiled programs are kept, the latest
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -48,7 +56,7 @@ def main(arguments: list[str] | None = None) -> None:
         shown = page(Session(options.workdir))
     except ValueError as error:
         sys.exit(f"error: {error}")
-    shown.launch(server_port=options.port, share=options.share, quiet=True)
+    launch(shown, server_port=options.port, share=options.share)
 
 
 class Session:
@@ -57,6 +65,9 @@ class Session:
     Attributes:
       config: of the run.
       names: its classes in the order of their labels; None where it has none, or is told prompts.
+      prompted: whether it is told prompts.
+      asks: whether it answers questions about images.
+      edits: whether it edits images as it is told.
       steps: the numbers of steps that there are, the most first, and the way of each.
 
     Raises:
@@ -66,36 +77,58 @@ class Session:
     def __init__(self, workdir: Path):
         self._workdir = workdir
         self.config = resolved(recalled(workdir), workdir)
-        self.prompted = speaks(self.config)
+        self.asks, self._mixes = speaks(self.config), bool(self.config.mixture.model)
+        self.prompted = self.asks or self._mixes
+        self.edits = self._mixes and self.config.mixture.task == "edit"
         self.names = None if self.prompted else class_names(workdir)
         self._mesh = sharding.make_mesh(dict.fromkeys(("data", "fsdp", "tensor"), 1))
         self._log = RunLog(workdir, active=False)
-        self._generation = functools.lru_cache(maxsize=4)(self._with_guidance)  # compiled programs among others
+        self._weights = KeptWeights(self.config, {}, workdir, self._mesh, self._log.warn)
+        self._generation = functools.lru_cache(KEPT)(self._with_guidance)  # compiled programs among others
+        self._editing = functools.lru_cache(KEPT)(self._mixture)
+        sampling = self.config.sampling
+        if self._mixes:
+            self._editing(self.config.mixture.task, sampling.num_steps, 1.0, 1.0).require_weights()
+            self.steps = {sampling.num_steps: "samples"}
+            return
         with sharding.use(self._mesh):
-            generation = self._generation(self.config.sampling.guidance_scale)
+            generation = self._generation(sampling.guidance_scale)
             generation.require_weights()
         number = lambda way: int(way.removeprefix("samples_").removesuffix("step"))  # noqa: E731
-        self.steps = {self.config.sampling.num_steps if w == "samples" else number(w): w for w in generation.ways}
+        self.steps = {sampling.num_steps if w == "samples" else number(w): w for w in generation.ways}
 
     def images(self, words: str, steps: int, guidance: float, seed: int) -> np.ndarray:
         """Eight images uint8 `[8, H, W, 3]` of what `words` ask for.
 
         Raises:
-          ValueError: there is no such class, or the prompt is too long.
+          ValueError: there is no such class, or the prompt is too long, or a mixture's empty.
         """
-        words = self._label(words)
+        indices = int(seed) * SHOWN + np.arange(SHOWN)
         with sharding.use(self._mesh):
-            generation = self._generation(float(guidance))
-            return generation.images(self.steps[int(steps)], words, int(seed) * SHOWN + np.arange(SHOWN))
+            if self._mixes:
+                return self._editing("caption", int(steps), float(guidance), 1.0).painted(words, indices)
+            return self._generation(float(guidance)).images(self.steps[int(steps)], self._label(words), indices)
 
-    def answer(self, image: np.ndarray, question: str) -> str:
-        """What the language model says to a question about an image, uint8 `[H, W, 3]`.
+    def edit(
+        self, image: str, instruction: str, steps: int, guidance: float, image_guidance: float, seed: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The image in a file, uint8 `[S, S, 3]`, as the run's images are, and its edits `[SEEDS, S, S, 3]` as told.
 
         Raises:
-          ValueError: the question is too long.
+          ValueError: the image cannot be read, or the instruction is empty or too long.
         """
         with sharding.use(self._mesh):
-            return self._answers.of_image(image, question)
+            editing = self._editing("edit", int(steps), float(guidance), float(image_guidance))
+            return editing.edited(image, instruction, int(seed) * SEEDS + np.arange(SEEDS))
+
+    def answer(self, image: str, question: str) -> str:
+        """What the language model says to a question about the image in a file.
+
+        Raises:
+          ValueError: the image cannot be read, or the question is too long.
+        """
+        with sharding.use(self._mesh):
+            return self._answers.of_file(image, question)
 
     def _label(self, words: str) -> str:
         """A class by its name or by its number; a prompt as it is."""
@@ -105,16 +138,32 @@ class Session:
 
     @functools.cached_property
     def _answers(self) -> Answers:
-        return Answers(self.config, self._weights(self.config))
-
-    def _weights(self, config: ConfigDict) -> Weights:
-        return Weights(config, {}, self._workdir, self._mesh, self._log.warn)
+        return Answers(self.config, self._weights)
 
     def _with_guidance(self, guidance: float) -> Generation:
         config = self.config.copy_and_resolve_references()
         config.sampling.guidance, config.sampling.guidance_scale = "classifier_free", guidance
         config.sampling.batch_size = SHOWN
-        return Generation(config, self._weights(config), self._mesh, self._workdir, self._log)
+        return Generation(config, self._weights, self._mesh, self._workdir, self._log)
+
+    def _mixture(self, task: str, steps: int, guidance: float, image_guidance: float) -> Editing:
+        config = self.config.copy_and_resolve_references()
+        config.mixture.task, config.sampling.num_steps = task, steps
+        config.sampling.guidance_scale, config.sampling.image_guidance_scale = guidance, image_guidance
+        return Editing(config, self._weights, self._mesh, self._workdir, self._log)
+
+
+class KeptWeights(Weights):
+    """Weights that stay on the devices once they are loaded, for the next request."""
+
+    def __init__(self, *arguments: Any):
+        super().__init__(*arguments)
+        self._loaded: dict[tuple[str, str | None], Params] = {}
+
+    def load(self, component: Component, before: str | None = None) -> Params:
+        if (component.name, before) not in self._loaded:
+            self._loaded[component.name, before] = super().load(component, before)
+        return self._loaded[component.name, before]
 
 
 def recalled(workdir: Path) -> ConfigDict:
@@ -146,20 +195,30 @@ def page(session: Session) -> Any:
     except ImportError as error:
         raise ValueError("the page needs Gradio: pip install gradio") from error
 
-    def generate(words: str, steps: int, guidance: float, seed: float) -> list[np.ndarray]:
-        try:
-            return list(session.images(words, steps, guidance, int(seed)))
-        except ValueError as error:
-            raise gradio.Error(str(error)) from None
+    def answering(make: Callable[..., Any]) -> Callable[..., Any]:
+        """`make`, of what the fields hold, with its errors shown on the page."""
 
-    def answer(image: np.ndarray | None, question: str) -> str:
-        if image is None:
-            raise gradio.Error("choose an image first")
-        try:
-            return session.answer(image, question)
-        except ValueError as error:
-            raise gradio.Error(str(error)) from None
+        def made(*given: Any) -> Any:
+            if None in given:
+                raise gradio.Error("an image or a number is missing; fill in every field")
+            try:
+                return make(*given)
+            except ValueError as error:
+                raise gradio.Error(str(error)) from None
 
+        return made
+
+    def generate(words: str, steps: int, guidance: float, seed: int) -> list[np.ndarray]:
+        return list(session.images(words, steps, guidance, seed))
+
+    def edit(*told: Any) -> list[tuple[np.ndarray, str]]:
+        before, after = session.edit(*told)
+        return [(before, "before"), *((image, "after") for image in after)]
+
+    def upload(name: str) -> gradio.Image:  # the file as it is, to be read as the command line reads it
+        return gradio.Image(label="Image", type="filepath", image_mode=None, elem_id=name)
+
+    sampling = session.config.sampling
     with gradio.Blocks(title="rae_jax", analytics_enabled=False) as blocks:
         gradio.Markdown("# rae_jax")
         with gradio.Tab("Generate"):
@@ -169,17 +228,40 @@ def page(session: Session) -> Any:
                 words = gradio.Textbox(label="Prompt" if session.prompted else "Class", elem_id="words")
             with gradio.Row():
                 steps = gradio.Radio(list(session.steps), value=next(iter(session.steps)), label="Steps")
-                guidance = gradio.Slider(*GUIDANCE, value=session.config.sampling.guidance_scale, label="Guidance")
+                guidance = gradio.Slider(*GUIDANCE, value=sampling.guidance_scale, label="Guidance")
                 seed = gradio.Number(0, label="Seed", precision=0)
             button = gradio.Button("Generate", variant="primary", elem_id="generate")
             gallery = gradio.Gallery(label="Images", columns=4, elem_id="images", format="png")
-            button.click(generate, [words, steps, guidance, seed], gallery)
-        if session.prompted:
+            button.click(answering(generate), [words, steps, guidance, seed], gallery)
+        if session.edits:
+            with gradio.Tab("Edit"):
+                with gradio.Row():
+                    source = upload("source")
+                    with gradio.Column():
+                        instruction = gradio.Textbox(label="Instruction", elem_id="instruction")
+                        most = max(MOST_STEPS, sampling.num_steps)
+                        steps = gradio.Slider(1, most, value=sampling.num_steps, step=1, label="Steps")
+                        by_text = gradio.Slider(*GUIDANCE, value=sampling.guidance_scale, label="Guidance by the text")
+                        by_image = gradio.Slider(
+                            *GUIDANCE,
+                            value=sampling.image_guidance_scale,
+                            label="Guidance by the image, beside that by the text",
+                        )
+                        seed = gradio.Number(0, label="Seed", precision=0)
+                button = gradio.Button("Edit", variant="primary", elem_id="edit")
+                gallery = gradio.Gallery(label="Before and after", columns=SEEDS + 1, elem_id="edits", format="png")
+                button.click(answering(edit), [source, instruction, steps, by_text, by_image, seed], gallery)
+        if session.asks:
             with gradio.Tab("Ask"):
-                image, question = gradio.Image(label="Image"), gradio.Textbox(label="Question")
+                image, question = upload("shown"), gradio.Textbox(label="Question")
                 asking, said = gradio.Button("Ask", variant="primary"), gradio.Textbox(label="Answer")
-                asking.click(answer, [image, question], said)
+                asking.click(answering(session.answer), [image, question], said)
     return blocks
+
+
+def launch(page: Any, **options: Any) -> None:
+    """Serves a page; what Gradio itself finds wrong, with an image say, is shown on it too."""
+    page.launch(quiet=True, show_error=True, **options)
 
 
 if __name__ == "__main__":
