@@ -83,6 +83,7 @@ def test_mistakes_end_in_a_line_each(tmp_path, picture):
     wrong = {
         "--mode=edit needs --image=FILE and --instruction=TEXT": ["--mode=edit", "--instruction=paint it"],
         "--instruction goes with --mode=edit": ["--mode=sample", "--instruction=paint it"],
+        "this mixture edits; use --mode=edit --image=FILE": ["--mode=sample", "--prompt=a red two"],
         "no.png cannot be read": ["--mode=edit", f"--image={tmp_path / 'no.png'}", "--instruction=paint it"],
         "line 1 has no image; there are ['instruction']": ["--mode=sample", f"--prompts={requests}"],
         "makes images from texts alone; it edits none": [
