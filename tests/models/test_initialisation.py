@@ -47,7 +47,12 @@ CASES = [
     ("rpiae_lightning_dit", LightningDiT(qk_norm=True, **TRANSFORMER), (Z, T, LABELS), OF_DIT),
     ("raev2_imagenet_k7", IN_CONTEXT, (Z, T, LABELS), OF_IN_CONTEXT),
     ("rae_stage1_dinov2b_december", VIT, (Z,), OF_DECODER),
-    ("rpiae_stage2", BridgeEncoder(latent_channels=16, mlp_dim=WIDTH), (np.zeros((1, 16, WIDTH), np.float32),), OF_BRIDGE),
+    (
+        "rpiae_stage2",
+        BridgeEncoder(latent_channels=16, mlp_dim=WIDTH),
+        (np.zeros((1, 16, WIDTH), np.float32),),
+        OF_BRIDGE,
+    ),
     ("rpiae_stage2", BridgeDecoder(width=WIDTH, depth=1), (np.zeros((1, 16, 16), np.float32),), OF_BRIDGE),
 ]
 NOT_SAID = {"norms": "scale 1, bias 0", "fourier": "normal(0, 1)", "positions": "sine-cosine values"}
