@@ -85,13 +85,13 @@ def test_distances_equal_pytorch(network):
 
 @pytest.fixture(scope="module")
 def photographs():
-    """Eight photographs of scikit-image and scikit-learn in [-1, 1], `[8, 32, 32, 3]`."""
+    """Eight photographs of scikit-image and scikit-learn in [-1, 1], `[8, 64, 64, 3]`."""
     data = pytest.importorskip("skimage.data")
     from sklearn.datasets import load_sample_images
 
     names = ("astronaut", "chelsea", "coffee", "rocket", "retina", "hubble_deep_field")
     images = [getattr(data, name)() for name in names] + load_sample_images().images
-    resize = [np.asarray(Image.fromarray(x).resize((32, 32), Image.Resampling.BICUBIC)) for x in images]
+    resize = [np.asarray(Image.fromarray(x).resize((64, 64), Image.Resampling.BICUBIC)) for x in images]
     return np.stack(resize).astype(np.float32) / 127.5 - 1
 
 
@@ -112,11 +112,14 @@ def test_distances_of_photographs_equal_pytorch(photographs, distance):
 
 
 def test_more_blur_and_more_noise_are_further_from_the_photograph(photographs, distance):
-    noise = np.random.default_rng(0).normal(size=photographs.shape).astype(np.float32)
-    blurred = [scipy.ndimage.gaussian_filter(photographs, (0, sigma, sigma, 0)) for sigma in (0.5, 1, 2, 4)]
-    noisy = [photographs + strength * noise for strength in (0.05, 0.1, 0.2, 0.4)]
+    four = photographs[::2]
+    noise = np.random.default_rng(0).normal(size=four.shape).astype(np.float32)
+    blurred = [scipy.ndimage.gaussian_filter(four, (0, sigma, sigma, 0)) for sigma in (0.5, 1, 2, 4)]
+    noisy = [four + strength * noise for strength in (0.05, 0.1, 0.2, 0.4)]
+    twice = np.concatenate([four, four])  # as many at a time as above, which is one program
     for rising in (blurred, noisy):
-        distances = np.stack([distance(photographs, x) for x in rising])
+        distances = [distance(twice, np.concatenate(rising[i : i + 2])) for i in (0, 2)]
+        distances = np.concatenate(distances).reshape(4, 4)
         assert (np.diff(distances, axis=0) > 0).all(), distances
         assert (distances[0] > 0).all()
 
