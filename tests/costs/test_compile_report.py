@@ -11,6 +11,7 @@ import runs
 from products import kinds_of_products
 
 from configs import digits
+from rae_jax.costs import compile_report
 from rae_jax.costs.compile_report import KernelCall, contradiction, lower_step, mesh_over, products, read_schedule
 from rae_jax.costs.model_flops import matrix_flops
 from rae_jax.training import sharding
@@ -106,7 +107,9 @@ def test_the_precision_of_every_product_is_that_which_the_traced_program_asks_fo
         ),
     ],
 )
-def test_the_precision_of_a_step_s_products_follows_the_dtypes_of_its_components(fields, kinds):
+def test_the_precision_of_a_step_s_products_follows_the_dtypes_of_its_components(fields, kinds, monkeypatch):
+    if fields:  # once is enough for the FLOPs, which take a trace of their own
+        monkeypatch.setattr(compile_report, "model_flops", lambda *arguments, **keywords: 0.0)
     config = digits.get_config("tiny")
     config.update_from_flattened_dict(fields)
     lowered, _, _ = lower_step(config, "flow", sharding.make_mesh({"data": -1, "fsdp": 1, "tensor": 1}), latents=False)

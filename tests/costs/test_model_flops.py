@@ -19,9 +19,7 @@ def test_how_blocks_are_computed_does_not_change_the_models_operations():
     config = resolve(dith_xl.get_config(), IMAGENET_TRAIN_IMAGES)
     config.flow.model.depth = 2
     flops = model_flops.model_flops(config, "flow", latents=True)
-    config.flow.model.remat, config.flow.model.fused_attention = "full", False
-    assert model_flops.model_flops(config, "flow", latents=True) == flops
-    config.flow.model.scan = True
+    config.flow.model.remat, config.flow.model.fused_attention, config.flow.model.scan = "full", False, True
     assert model_flops.model_flops(config, "flow", latents=True) == flops
 
 

@@ -39,10 +39,13 @@ def official(family: str):
 
 
 def logits(model: Model):
-    tokens = VisionTransformer(**model.architecture["encoder"]).apply(
-        {"params": model.params["encoder"]}, IMAGES, class_token=True
-    )
-    return LinearHead(**model.architecture["linear_head"]).apply({"params": model.params["linear_head"]}, tokens)
+    @jax.jit
+    def run(params):
+        encoder = VisionTransformer(**model.architecture["encoder"])
+        tokens = encoder.apply({"params": params["encoder"]}, IMAGES, class_token=True)
+        return LinearHead(**model.architecture["linear_head"]).apply({"params": params["linear_head"]}, tokens)
+
+    return run(model.params)
 
 
 def in_metas_names(model: Model) -> dict[str, dict[str, np.ndarray]]:

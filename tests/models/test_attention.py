@@ -87,7 +87,7 @@ def test_off_a_tpu_attention_is_plain_operations_whatever_was_asked_for():
 
 
 @pytest.mark.parametrize(
-    "tokens, dtype, kernels", [(256, "bfloat16", 2), (256, "float32", 0), (200, "bfloat16", 0), (2048, "bfloat16", 0)]
+    "tokens, dtype, kernels", [(256, "bfloat16", 2), (256, "float32", 0), (200, "bfloat16", 0), (1152, "bfloat16", 0)]
 )
 def test_a_tpu_runs_the_kernel_on_the_images_and_heads_that_each_chip_has(tokens, dtype, kernels):
     pytest.importorskip("libtpu")

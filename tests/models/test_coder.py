@@ -44,9 +44,10 @@ def test_the_latents_state_repeats_each_position_and_pads_with_one_half():
 @pytest.mark.parametrize("channels, scale", [(4, 8), (3, 2), (4, 1), (16, 16), (32, 16), (5, 2)])
 def test_average_pooling_gives_back_every_latent(channels, scale):
     z = np.round(64 * latents(channels)) / 64  # sums of so few digits are exact, in any order
-    state = latent_state(z, scale, 4)
+    state = jax.jit(latent_state, static_argnums=(1, 2))(z, scale, 4)
     assert state.shape == (2, 2 * scale, 3 * scale, 4)
-    np.testing.assert_array_equal(pooled_latent(state, scale, channels), z)
+    pooled = jax.jit(pooled_latent, static_argnums=(1, 2))
+    np.testing.assert_array_equal(pooled(state, scale, channels), z)
 
 
 def test_a_latent_with_more_channels_than_the_state_lies_side_by_side():
@@ -87,7 +88,7 @@ def test_a_field_that_makes_patches_gives_every_pixel_a_value_of_its_own():
     state, t = latents(4, 8, 4), np.zeros(2, np.float32)
     params = random_params(model, state, t)
     assert params["field"]["conv_in"]["kernel"].shape[2] == 4 * 4 * 4 + 1
-    v = np.asarray(model.apply({"params": params}, state, t, method="velocity"))
+    v = np.asarray(jax.jit(model.apply, static_argnames="method")({"params": params}, state, t, method="velocity"))
     assert v.shape == state.shape and len(np.unique(v[0, :2, :2].round(5))) == 16
 
 
@@ -96,10 +97,15 @@ def test_the_learned_projector_starts_as_average_pooling_and_is_learned():
         small = TINY | {"latent_channels": channels, "channels": (4,), "middle_attention": False}
         learned, pooling = RectifiedCoder(**small), RectifiedCoder(**small, learned_projector=False)
         state = RNG.normal(size=(2, 8, 8, 4)).astype(np.float32)
-        params = jax.jit(learned.init)(jax.random.key(0), state, jnp.zeros(2))["params"]
-        assert params["projector"]["kernel"].value.shape == (64, channels)
-        projected = learned.apply({"params": params}, state, method="project")
-        np.testing.assert_allclose(projected, pooling.apply({}, state, method="project"), atol=1e-5)
+
+        def both(key, learned=learned, pooling=pooling, state=state):
+            params = learned.init(key, state, jnp.zeros(2))["params"]
+            projected = learned.apply({"params": params}, state, method="project")
+            return params["projector"]["kernel"].value, projected, pooling.apply({}, state, method="project")
+
+        kernel, projected, pooled = jax.jit(both)(jax.random.key(0))
+        assert kernel.shape == (64, channels)
+        np.testing.assert_allclose(projected, pooled, atol=1e-5)
 
 
 def parameters_of_scale(name):

@@ -4,11 +4,13 @@ import functools
 import math
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden import Case, cases, nhwc
+from random_params import random_params
 
 from rae_jax.interop.dino_disc import export_heads, import_dino, import_heads
 from rae_jax.models.discriminator import DINO_S8, DinoDiscriminator, DinoFeatures, Heads, SpectralConv
@@ -64,10 +66,10 @@ def test_logits_and_the_generators_gradient_equal_the_reference(case):
         return generator_loss(logits), logits
 
     forward, backward = case.call(r"forward \(eval mode.*"), case.call("vanilla_g_loss.*")
-    logits = jax.jit(model.apply)
-    for images in ("fake", "real"):
-        case.assert_close(logits(variables, nhwc(forward.inputs[images])), forward.outputs[f"logits_{images}"])
     value_and_gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    for images in ("fake", "real"):
+        (_, logits), _ = value_and_gradient(nhwc(forward.inputs[images]), variables)
+        case.assert_close(logits, forward.outputs[f"logits_{images}"])
     (value, _), gradient = value_and_gradient(nhwc(backward.inputs["fake"]), variables)
     case.assert_close(value, backward.outputs["loss"])
     case.assert_gradient_close(gradient, nhwc(backward.outputs["grad wrt fake image"]))
@@ -79,14 +81,15 @@ def test_a_training_step_equals_the_reference_power_iteration_and_gradient_inclu
     call = case.call(r"forward \(train mode.*")
 
     def loss(heads, dino, spectral, batches):
-        new, logits = {"spectral": spectral}, []
-        for images in batches:
-            variables = {"params": {"dino": dino, "heads": heads}, **new}
-            output, new = model.apply(variables, images, True, mutable=["spectral"])
-            logits.append(output)
-        return hinge_discriminator_loss(logits[1], logits[0]), (logits, new["spectral"])
+        def judge(spectral, images):
+            variables = {"params": {"dino": dino, "heads": heads}, "spectral": spectral}
+            logits, new = model.apply(variables, images, True, mutable=["spectral"])
+            return new["spectral"], logits
 
-    batches = [nhwc(call.inputs[name]) for name in ("fake", "real")]  # the reference judges the fakes first
+        new, logits = jax.lax.scan(judge, spectral, batches)
+        return hinge_discriminator_loss(logits[1], logits[0]), (logits, new)
+
+    batches = np.stack([nhwc(call.inputs[name]) for name in ("fake", "real")])  # the reference judges the fakes first
     value_and_gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))
     (value, (logits, new)), gradient = value_and_gradient(params["heads"], params["dino"], spectral, batches)
     case.assert_close(logits[0], call.outputs["logits_fake"])
@@ -106,31 +109,47 @@ def test_a_training_step_equals_the_reference_power_iteration_and_gradient_inclu
 
 
 def test_power_iterations_find_the_largest_singular_value():
-    model, x = SpectralConv(features=5, kernel_size=3), jnp.ones((1, 4, 6))
-    variables = model.init(jax.random.key(0), x, False)
-    update = jax.jit(lambda variables: model.apply(variables, x, True, mutable=["spectral"])[1])
-    for _ in range(100):
-        variables = {"params": variables["params"], **update(variables)}
+    model, x = SpectralConv(features=5, kernel_size=3), np.ones((1, 4, 6), np.float32)
+
+    @jax.jit
+    def converged(key):
+        variables = nn.unbox(model.init(key, x, False))
+
+        def update(_, spectral):
+            changed = {"params": variables["params"], "spectral": spectral}
+            return model.apply(changed, x, True, mutable=["spectral"])[1]["spectral"]
+
+        variables["spectral"] = jax.lax.fori_loop(0, 100, update, variables["spectral"])
+        return variables, model.apply(variables, x, False)
+
+    variables, actual = converged(jax.random.key(0))
     kernel = variables["params"]["kernel"]
     largest = np.linalg.svd(np.asarray(kernel).reshape(-1, 5), compute_uv=False)[0]
     plain = SpectralConv(features=5, kernel_size=3, spectral_norm=False)
-    expected = plain.apply({"params": {**variables["params"], "kernel": kernel / largest}}, x, False)
-    np.testing.assert_allclose(model.apply(variables, x, False), expected, atol=1e-4)
+    expected = jax.jit(plain.apply, static_argnums=2)(
+        {"params": {**variables["params"], "kernel": kernel / largest}}, x, False
+    )
+    np.testing.assert_allclose(actual, expected, atol=1e-4)
 
 
 def test_without_an_update_the_power_iteration_stays():
-    model, x = Heads(kernel_size=3), [jnp.ones((1, 4, 6))]
-    variables = model.init(jax.random.key(0), x)
-    _, new = model.apply(variables, x, mutable=["spectral"])
-    jax.tree.map(np.testing.assert_array_equal, new["spectral"], variables["spectral"])
+    model, x = Heads(kernel_size=3), [np.ones((1, 4, 6), np.float32)]
+
+    @jax.jit
+    def before_and_after(key):
+        variables = model.init(key, x)
+        return variables["spectral"], model.apply(variables, x, mutable=["spectral"])[1]["spectral"]
+
+    before, after = before_and_after(jax.random.key(0))
+    jax.tree.map(np.testing.assert_array_equal, after, before)
 
 
 def test_convolution_is_circular_over_the_tokens():
     conv = SpectralConv(features=2, kernel_size=3, spectral_norm=False)
-    x = jax.random.normal(jax.random.key(0), (1, 5, 3))
-    params = conv.init(jax.random.key(1), x, False)
-    rolled = conv.apply(params, jnp.roll(x, 2, axis=1), False)
-    np.testing.assert_allclose(rolled, jnp.roll(conv.apply(params, x, False), 2, axis=1), atol=1e-5)
+    x = np.random.default_rng(0).normal(size=(1, 5, 3)).astype(np.float32)
+    params, apply = random_params(conv, x, False), jax.jit(conv.apply, static_argnums=2)
+    rolled, plain = (apply({"params": params}, each, False) for each in (np.roll(x, 2, axis=1), x))
+    np.testing.assert_allclose(rolled, np.roll(plain, 2, axis=1), atol=1e-5)
 
 
 @cases("dino_disc")

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.core import meta
 from random_params import random_params
 
 from rae_jax.components.component import Component
@@ -33,7 +34,9 @@ def given(batch=2):
 def model_of(semantic, **options):
     told = {"semantic_channels": 5, "semantic_capacity": 2} if semantic else {}
     model = MixtureOfTransformers(**SIZES, latent_channels=3, latent_capacity=3, **told, **options)
-    return model, random_params(model, *whole(semantic, jnp.zeros((2, 4, 3)), jnp.zeros(2)), std=0.3)
+    z, t = np.zeros((2, 4, 3), np.float32), np.zeros(2, np.float32)
+    arguments = jax.jit(functools.partial(whole, semantic))(z, t)
+    return model, random_params(model, *arguments, std=0.3)
 
 
 def whole(semantic, z, t, rows=None):
@@ -52,7 +55,7 @@ def whole(semantic, z, t, rows=None):
 def test_with_semantic_tokens_and_either_head_what_is_remembered_changes_nothing(options):
     model, params = model_of(True, **options)
     ids, length, source, semantic = given()
-    z, t = rng(2).normal(size=(2, 4, 3)).astype(np.float32), jnp.array([0.3, 0.8])
+    z, t = rng(2).normal(size=(2, 4, 3)).astype(np.float32), np.float32([0.3, 0.8])
     part = Component("mixture", model, None, "float32", "", "", "this test")
 
     @jax.jit
@@ -69,25 +72,25 @@ def test_with_semantic_tokens_and_either_head_what_is_remembered_changes_nothing
 
 def test_the_wide_head_sees_its_own_image_and_starts_at_nothing():
     model, params = model_of(False, **HEAD)
-    z, t = rng(2).normal(size=(2, 4, 3)).astype(np.float32), jnp.array([0.3, 0.8])
-    run = jax.jit(lambda z, t: model.apply({"params": params}, *whole(False, z, t))[0])
-    v, other = run(z, t), run(z.at[1].add(1.0) if hasattr(z, "at") else z + np.array([0.0, 1.0])[:, None, None], t)
+    z, t = rng(2).normal(size=(2, 4, 3)).astype(np.float32), np.float32([0.3, 0.8])
+    run = jax.jit(lambda params, z, t: model.apply({"params": params}, *whole(False, z, t))[0])
+    v, other = run(params, z, t), run(params, z + np.float32([0, 1])[:, None, None], t)
     np.testing.assert_allclose(v[0], other[0], atol=1e-6)
     assert np.abs(v[1] - other[1]).max() > 1e-3
     assert v.shape == z.shape and v.dtype == jnp.float32
     assert "to_latent" not in params and "head_of_velocity" in params
-    fresh = jax.jit(model.init)(jax.random.key(0), *whole(False, jnp.asarray(z), t))["params"]
-    assert not np.any(jax.jit(model.apply)({"params": fresh}, *whole(False, jnp.asarray(z), t))[0])
+    fresh = jax.jit(lambda key, z, t: meta.unbox(model.init(key, *whole(False, z, t))["params"]))
+    assert not np.any(run(fresh(jax.random.key(0), z, t), z, t))
 
 
 def test_frozen_understanding_gets_no_gradient():
-    z, t = rng(2).normal(size=(2, 4, 3)).astype(np.float32), jnp.array([0.3, 0.8])
+    z, t = rng(2).normal(size=(2, 4, 3)).astype(np.float32), np.float32([0.3, 0.8])
     gradients = {}
     for frozen in (False, True):
         model, params = model_of(False, freeze_understanding=frozen)
         loss = lambda p, model=model: jnp.sum(model.apply({"params": p}, *whole(False, z, t))[0] ** 2)  # noqa: E731
-        gradients[frozen] = jax.jit(jax.grad(loss))(params)["decoder"]["blocks_0"]
-    norm = lambda tree: float(sum(jnp.sum(x**2) for x in jax.tree.leaves(tree)))  # noqa: E731
+        gradients[frozen] = jax.jit(lambda p, loss=loss: jax.grad(loss)(p)["decoder"]["blocks_0"])(params)
+    norm = lambda tree: float(sum(np.sum(np.square(x)) for x in jax.tree.leaves(tree)))  # noqa: E731
     assert norm(gradients[True]["understanding"]) == 0 < norm(gradients[True]["generation"])
     assert norm(gradients[False]["understanding"]) > 0  # through attention
 
@@ -95,4 +98,4 @@ def test_frozen_understanding_gets_no_gradient():
 def test_without_a_language_head_there_are_no_scores():
     model, params = model_of(False)
     with pytest.raises(ValueError, match="without a language head"):
-        model.apply({"params": params}, jnp.zeros((1, 16)), method="logits")
+        model.apply({"params": params}, np.zeros((1, 16), np.float32), method="logits")

@@ -63,7 +63,7 @@ def test_dinov2_with_registers_equals_hugging_face(swiglu):
     reference = randomised(transformers.Dinov2WithRegistersModel(config))
     model, apply, params = ours_of(reference)
     assert model.activation == ("swiglu" if swiglu else "gelu")
-    for size in SIZES:
+    for size in SIZES[-1:] if swiglu else SIZES:  # positions do not depend on it
         images = images_of(*size)
         expected = reference(torch.tensor(images).permute(0, 3, 1, 2)).last_hidden_state[:, 4:]
         np.testing.assert_allclose(
@@ -122,6 +122,8 @@ def test_masked_and_unmasked_mae_equal_hugging_face():
         noise = np.random.default_rng(1).uniform(size=(2, num_patches)).astype(np.float32)
         order = np.argsort(noise, axis=1)
         for mask_ratio, keep in ((0.0, order), (0.5, order[:, : num_patches // 2 + num_patches % 2])):
+            if mask_ratio and not num_patches % 2:  # the harder half of an odd number
+                continue
             reference.config.mask_ratio = mask_ratio
             reference.embeddings.config.mask_ratio = mask_ratio
             expected = reference(pixels, noise=torch.tensor(noise), interpolate_pos_encoding=True).last_hidden_state
@@ -134,8 +136,12 @@ def test_keeping_all_patches_in_another_order_permutes_the_tokens():
     model, images = VisionTransformer(**EVERYTHING), images_of(12, 12)
     params = random_params(model, images)
     order = np.stack([np.random.default_rng(i).permutation(9) for i in range(2)])
-    tokens = np.asarray(model.apply({"params": params}, images))
-    permuted = model.apply({"params": params}, images, keep=order)
+
+    @jax.jit
+    def both(params):
+        return model.apply({"params": params}, images), model.apply({"params": params}, images, keep=order)
+
+    tokens, permuted = map(np.asarray, both(params))
     np.testing.assert_allclose(permuted, np.take_along_axis(tokens, order[:, :, None], axis=1), atol=1e-5)
 
 
@@ -159,8 +165,9 @@ def test_scanned_and_rematerialised_blocks_compute_what_unrolled_blocks_do():
 def test_bfloat16_stays_finite_and_near_float32_and_returns_float32():
     images = images_of(12, 12)
     params = random_params(VisionTransformer(**EVERYTHING), images)
-    exact = VisionTransformer(**EVERYTHING).apply({"params": params}, images)
-    rounded = VisionTransformer(**EVERYTHING, dtype=jnp.bfloat16).apply({"params": params}, images)
+    apply = jax.jit(lambda model, params: model.apply({"params": params}, images), static_argnums=0)
+    exact = apply(VisionTransformer(**EVERYTHING), params)
+    rounded = apply(VisionTransformer(**EVERYTHING, dtype=jnp.bfloat16), params)
     assert rounded.dtype == jnp.float32
     assert np.isfinite(rounded).all()
     assert np.abs(exact - rounded).max() < 0.15
@@ -169,13 +176,15 @@ def test_bfloat16_stays_finite_and_near_float32_and_returns_float32():
 
 def test_fixed_positions_start_at_the_sine_cosine_table_and_get_no_gradient():
     model, images = VisionTransformer(**TINY, positions="sincos"), images_of(12, 12)
-    params = nn.unbox(jax.jit(model.init)(jax.random.key(0), images))["params"]
-    table = params["embedding"]["position_embedding"]
+    # What is not returned is not compiled.
+    start = jax.jit(lambda key: nn.unbox(model.init(key, images))["params"]["embedding"]["position_embedding"])
+    table, params = np.asarray(start(jax.random.key(0))), random_params(model, images)
     np.testing.assert_array_equal(table, sincos_table(3, 16, class_token=True))
     assert not table[0].any()
     # Patch (row 1, column 2), first frequency: columns come first, sines before cosines.
     np.testing.assert_allclose(table[1 + 5, [0, 4, 8, 12]], [np.sin(2), np.cos(2), np.sin(1), np.cos(1)], rtol=1e-6)
-    gradient = jax.jit(jax.grad(lambda p: jnp.sum(jnp.sin(model.apply({"params": p}, images)))))(params)["embedding"]
+    gradient = jax.grad(lambda p: jnp.sum(jnp.sin(model.apply({"params": p}, images))))
+    gradient = jax.jit(lambda p: gradient(p)["embedding"])(params)
     assert not gradient["position_embedding"].any()
     assert gradient["patch"]["kernel"].any()
 
@@ -183,13 +192,13 @@ def test_fixed_positions_start_at_the_sine_cosine_table_and_get_no_gradient():
 @pytest.mark.parametrize("images", [images_of(12, 13), images_of(10, 12)])
 def test_images_that_do_not_divide_into_patches_are_an_error(images):
     with pytest.raises(ValueError, match="multiple of 4"):
-        VisionTransformer(**TINY).init(jax.random.key(0), images)
+        jax.eval_shape(VisionTransformer(**TINY).init, jax.random.key(0), images)
 
 
 @pytest.mark.parametrize("field", ["activation", "positions"])
 def test_an_unknown_choice_is_an_error_that_names_the_field(field):
     with pytest.raises(ValueError, match=f"{field}='other'"):
-        VisionTransformer(**TINY, **{field: "other"}).init(jax.random.key(0), images_of(12, 12))
+        jax.eval_shape(VisionTransformer(**TINY, **{field: "other"}).init, jax.random.key(0), images_of(12, 12))
 
 
 @pytest.mark.parametrize(

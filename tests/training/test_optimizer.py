@@ -25,15 +25,15 @@ def test_learning_rates_equal_the_released_schedules(case):
             warmup_from_zero=scheduler["warmup_from_zero"],
         )
         (expected,) = call.outputs.values()
-        case.assert_close(jax.vmap(schedule)(jnp.arange(call.inputs["steps"])), expected)
+        case.assert_close(jax.jit(jax.vmap(schedule))(np.arange(call.inputs["steps"])), expected)
 
 
 @cases("schedule")
 def test_ema_equals_the_released_update(case):
     call = case.call("update_ema")
-    ema, averages = call.inputs["start"], []
+    ema, averages, update = call.inputs["start"], [], jax.jit(update_ema)
     for params in call.inputs["params per step"]:
-        ema = update_ema(ema, params, call.inputs["decay"])
+        ema = update(ema, params, call.inputs["decay"])
         averages.append(ema)
     case.assert_close(np.stack(averages), call.outputs["ema per step"], atol=case.noted("for the rest"))
 
@@ -44,19 +44,26 @@ def test_parameters_of_a_group_have_its_optimizer_and_are_clipped_with_the_other
         warmup_from_zero=False, clip_norm=1.0, beta1=0.9, beta2=0.999, epsilon=1e-8, weight_decay=0.0,
     )  # fmt: skip
     main, head = ConfigDict(fields), ConfigDict(fields | {"learning_rate": 1.0, "beta2": 0.95})
-    params = {"a": {"kernel": jnp.ones(3)}, "b": {"kernel": jnp.ones(3), "bias": jnp.zeros(2)}}
+    ones, zeros = np.ones(3, np.float32), np.zeros(2, np.float32)
+    params = {"a": {"kernel": ones}, "b": {"kernel": ones, "bias": zeros}}
     optimizer, schedule = make_optimizer(main, {"head": head}, lambda path: "head" if path[0] == "b" else "")
-    state = optimizer.init(params)
     alone = {"a": make_optimizer(main)[0], "b": make_optimizer(head)[0]}
-    states = {name: alone[name].init(params[name]) for name in params}
-    for i in range(3):
-        gradients = jax.tree.map(lambda x, i=i: jnp.full_like(x, 3.0 + i), params)
-        updates, state = optimizer.update(gradients, state, params)
-        norm = float(optax.tree.norm(gradients))
-        clipped = jax.tree.map(lambda g, norm=norm: g / norm, gradients)
-        for name in params:
-            expected, states[name] = alone[name].update(clipped[name], states[name], params[name])
-            jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5), updates[name], expected)
+
+    @jax.jit
+    def updates_of(gradients, clipped):
+        state, states, found = optimizer.init(params), {name: alone[name].init(params[name]) for name in params}, []
+        for each, ours in zip(gradients, clipped, strict=True):
+            updates, state = optimizer.update(each, state, params)
+            expected = {}
+            for name in params:
+                expected[name], states[name] = alone[name].update(ours[name], states[name], params[name])
+            found.append((updates, expected))
+        return found
+
+    gradients = [jax.tree.map(lambda x, i=i: np.full_like(x, 3 + i), params) for i in range(3)]
+    clipped = [jax.tree.map(lambda g, i=i: g / np.float32((3 + i) * 8**0.5), each) for i, each in enumerate(gradients)]
+    for updates, expected in updates_of(gradients, clipped):
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5), updates, expected)
     assert float(schedule(0)) == pytest.approx(0.1)
 
 
@@ -73,12 +80,17 @@ def test_adamw_with_clipping_equals_torch(case):
             )
         )
     )  # fmt: skip
-    params = {"kernel": jnp.asarray(call.inputs["start"])}
-    state, path, norms = optimizer.init(params), [], []
-    for gradient in call.inputs["gradients per step"]:
-        norms.append(optax.tree.norm(gradient))
+    params = {"kernel": call.inputs["start"]}
+
+    @jax.jit
+    def step(gradient, state, params):
         updates, state = optimizer.update({"kernel": gradient}, state, params)
-        params = optax.apply_updates(params, updates)
+        return optax.apply_updates(params, updates), state, optax.tree.norm(gradient)
+
+    state, path, norms = jax.jit(optimizer.init)(params), [], []
+    for gradient in call.inputs["gradients per step"]:
+        params, state, norm = step(gradient, state, params)
+        norms.append(norm)
         path.append(params["kernel"])
     for actual, expected in ((norms, "norm before clipping"), (path, "params per step")):
         case.assert_close(np.stack(actual), call.outputs[expected], atol=case.noted("for the rest"))
@@ -95,11 +107,11 @@ def test_weight_decay_acts_on_kernels_alone(boxed):
             )
         )
     )  # fmt: skip
-    params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones((3, 2))}  # of three layers, scanned
+    params = {"kernel": np.ones((2, 2), np.float32), "bias": np.ones((3, 2), np.float32)}  # of three layers, scanned
     if boxed:
         params = jax.tree.map(lambda x: nn.LogicallyPartitioned(x, (None, None)), params)
-    updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
-    updates = unbox(updates)
+    update = jax.jit(lambda p: optimizer.update(jax.tree.map(jnp.zeros_like, p), optimizer.init(p), p)[0])
+    updates = unbox(update(params))
     np.testing.assert_allclose(updates["kernel"], np.full((2, 2), -0.05), rtol=1e-6)
     np.testing.assert_array_equal(updates["bias"], np.zeros((3, 2)))
 

@@ -59,11 +59,13 @@ from rae_jax.models.decoder import ViTDecoder
 from rae_jax.models.vit import VisionTransformer
 from rae_jax.training import sharding
 
-size = dict(width=64, depth=2, num_heads=4)
+size = dict(width=64, num_heads=4)
 models = {
-    "encoder": (VisionTransformer(image_size=32, patch_size=8, mlp_dim=256, **size), (32, 32, 3)),
-    "scanned encoder": (VisionTransformer(image_size=32, patch_size=8, mlp_dim=256, scan=True, **size), (32, 32, 3)),
-    "decoder": (ViTDecoder(grid_size=4, patch_size=8, mlp_dim=256, **size), (16, 64)),
+    "encoder": (VisionTransformer(image_size=32, patch_size=8, mlp_dim=256, depth=1, **size), (32, 32, 3)),
+    "scanned encoder": (
+        VisionTransformer(image_size=32, patch_size=8, mlp_dim=256, depth=2, scan=True, **size), (32, 32, 3)
+    ),
+    "decoder": (ViTDecoder(grid_size=4, patch_size=8, mlp_dim=256, depth=1, **size), (16, 64)),
 }
 flops = {name: [] for name in models}
 for name, (model, shape) in models.items():
