@@ -7,16 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from random_params import random_params, random_weights
+from random_params import random_params, random_state
 
 from configs import digits_text
-from rae_jax.components.catalogue import component
 from rae_jax.components.language import adapters, language_model
 from rae_jax.experiment.stages import open_batches
 from rae_jax.models.language_model import LanguageModel, token_losses
 from rae_jax.models.text_to_image import Adapters, Reader
 from rae_jax.objectives import text_to_image
-from rae_jax.training import sharding
 
 
 def config_of(variant="tiny-understanding"):
@@ -34,12 +32,7 @@ def batch_of(config):
 def prepared(config):
     """`batch -> ` the metrics of one step from random parameters, and the parameters after it."""
     objective = text_to_image.make(config, "text_to_image")
-    shapes = sharding.unbox(jax.eval_shape(objective.init, jax.random.key(1), None))
-    state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes).starting_at(
-        {name: random_weights(component(config, name)) for name in shapes.params}
-    )
-    state = state.replace(frozen={name: random_weights(part, seed=7) for name, part in objective.frozen.items()})
-    return functools.partial(jax.jit(objective.train_step), state)
+    return functools.partial(jax.jit(objective.train_step), random_state(objective))
 
 
 @functools.cache
