@@ -152,13 +152,16 @@ def test_trained_together_the_loss_is_the_sum_of_both_and_reaches_both_but_for_w
     config = changed(**SHORT)
     teacher_key, coder_key = jax.random.split(KEY)
     loss = loss_of(joint_coder, config, "joint_coder", monkeypatch)
-    of_teacher, of_coder = autoencoder_loss(config), coder_loss(config)
+    of_teacher, of_coder = (jax.value_and_grad(autoencoder_loss(config), has_aux=True),
+                            jax.value_and_grad(coder_loss(config), (0, 1), has_aux=True))  # fmt: skip
 
     @jax.jit
     def together_and_apart(params, batch, images):
         of_both = jax.value_and_grad(loss, has_aux=True)(params, {}, batch, KEY)
         own = jax.value_and_grad(of_teacher, has_aux=True)(params["teacher"], images, teacher_key)
-        coding = jax.value_and_grad(of_coder, (0, 1), has_aux=True)(params["coder"], params["teacher"], images, coder_key)
+        coding = jax.value_and_grad(of_coder, (0, 1), has_aux=True)(
+            params["coder"], params["teacher"], images, coder_key
+        )
         return of_both, own, coding
 
     ((value, terms), gradients), own, ((coding, coder_terms), (to_coder, to_teacher)) = together_and_apart(
