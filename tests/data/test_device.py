@@ -17,13 +17,13 @@ from rae_jax.data.device import DeviceBatches, batch_rows, part
 from rae_jax.data.digits import ArraySource
 from rae_jax.data.transforms import Transform, transform
 from rae_jax.training.sharding import batch_sharding
+from tests.data.bad_images import drawn, failing, sleeping
 
 BATCH = 8
 
 
 def source(count: int = 20) -> ArraySource:
-    images = np.random.default_rng(0).integers(0, 256, (count, 2, 2, 3), dtype=np.uint8)
-    return ArraySource(images, np.arange(count, dtype=np.int32), [str(i) for i in range(count)])
+    return ArraySource(drawn(count), np.arange(count, dtype=np.int32), [str(i) for i in range(count)])
 
 
 def training(images=None, transform=transform("none", 2), **arguments):  # noqa: B008
@@ -109,12 +109,6 @@ def test_an_epoch_ends_and_can_be_restored(on_devices):
     assert [int(batch["mask"].sum()) for batch in batches] == [4]
 
 
-def failing(image: np.ndarray) -> np.ndarray:
-    if (image == source().images[10]).all():
-        raise RuntimeError("image 10 is bad")
-    return image
-
-
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_error_of_the_reader_is_raised_by_the_next_that_wanted_the_batch(on_devices, workers):
     epoch = evaluation_batches(source(), batch_size=BATCH, transform=Transform((failing,)), num_workers=workers)
@@ -124,12 +118,6 @@ def test_an_error_of_the_reader_is_raised_by_the_next_that_wanted_the_batch(on_d
         with pytest.raises(RuntimeError, match="image 10 is bad"):
             next(batches)
     assert batches.state() == {"position": BATCH}
-
-
-def sleeping(image: np.ndarray) -> np.ndarray:
-    if (image == source().images[10]).all():
-        time.sleep(30)
-    return image
 
 
 def test_closing_does_not_wait_for_a_worker_that_reads(sharding):

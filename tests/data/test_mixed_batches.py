@@ -35,7 +35,7 @@ def values(batches, count: int) -> np.ndarray:
 
 
 def test_each_batch_is_of_one_source_drawn_by_weight():
-    seen = values(mixed(), 500)
+    seen = values(mixed(rows=(0, 3)), 500)  # a shuffle of so few elements takes milliseconds for each
     of = seen // 80
     assert (of == of[:, :1]).all()
     shares = np.bincount(of[:, 0]) / len(of)

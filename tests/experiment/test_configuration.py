@@ -98,6 +98,8 @@ BAD = [
 def test_a_config_that_cannot_run_is_refused_by_file_and_field(fields, num_devices, texts):
     of_generators = all(name.startswith(("flow__", "guide__", "sampling__")) for name in fields)
     config = generators_alone(**fields) if of_generators else changed(**fields)
+    if not any(name.startswith(("sampling__", "guide__", "flow__label_", "flow__train__evalu")) for name in fields):
+        config.sampling.num_steps = 0  # no samples, whose generation would be traced
     with pytest.raises(ConfigError) as refused:
         check(config, file="configs/x.py", num_devices=num_devices)
     for text in ["configs/x.py", *texts]:
@@ -117,7 +119,7 @@ def test_a_guiding_network_of_other_classes_latents_or_width_is_refused_before_a
     def weak(config):
         return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), component(config, "guide").structure())
 
-    config = generators_alone(guide__weights=str(tmp_path / "weak"), **GUIDED)
+    config = generators_alone(guide__weights=str(tmp_path / "weak"), sampling__num_steps=0, **GUIDED)
     for other, text in (
         ({"flow__num_classes": 7}, "label_embedding"),
         ({"encoder__model__width": 24}, "(24,"),
@@ -145,7 +147,7 @@ def test_an_experiment_s_batches_divide_among_the_devices_that_its_own_mesh_take
 
 
 def test_what_a_run_costs_can_be_asked_without_the_weights_that_it_needs():
-    config = changed(stages=("flow",))
+    config = changed(stages=("flow",), sampling__num_steps=0)
     with pytest.raises(ConfigError, match="stage 'flow' needs trained weights of 'encoder'"):
         check(config, file="configs/x.py", num_devices=1)
     config.decoder.weights = "/nowhere"
@@ -307,7 +309,7 @@ def test_mf_raes_stages_need_the_teacher(name):
     ],
 )
 def test_a_flow_map_without_its_teacher_names_the_stage_that_makes_one(stage, initial, flow, missing):
-    config = generators_alone(stage, flow__weights=flow)
+    config = generators_alone(stage, flow__weights=flow, sampling__num_steps=0)
     config[stage].initial = initial
     with pytest.raises(ConfigError) as refused:
         check(config, file="configs/x.py", num_devices=1)
@@ -327,6 +329,7 @@ def test_components_come_from_the_last_stage_before_that_trains_them():
 def test_a_bridge_before_the_encoder_and_decoder_that_it_joins_says_which_stage_is_missing():
     config = digits_rpiae.get_config("tiny")
     config.encoder.weights, config.feature_stats.weights = "random", "identity"
+    config.sampling.num_steps = 0
     config.stages = ("bridge",)
     with pytest.raises(ConfigError, match=r"'bridge' needs trained weights of 'decoder': put 'decoder' before it"):
         check(config, file="x", num_devices=1)
@@ -337,7 +340,7 @@ def test_a_bridge_before_the_encoder_and_decoder_that_it_joins_says_which_stage_
 
 def test_statistics_that_a_run_measured_of_another_encoder_are_refused(tmp_path):
     """Of the same width: nothing in the shapes would tell."""
-    config = generators_alone(stats__weights=str(tmp_path / "stats"))
+    config = generators_alone(stats__weights=str(tmp_path / "stats"), sampling__num_steps=0)
     params = jax.tree.map(lambda x: np.ones(x.shape, np.float32), component(config, "stats").structure())
 
     def measured_by(other):

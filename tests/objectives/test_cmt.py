@@ -29,14 +29,18 @@ def test_trajectory_targets_losses_and_gradients_are_the_references(case):
     def velocity(z, t):
         return teacher.apply({"params": teacher.params}, z, t, labels)
 
-    states = samplers.euler(velocity, tokens(inputs["noise"]), times, trajectory=True)
-    case.assert_close(states, tokens(expected["teacher_trajectory"]))
+    @jax.jit
+    def trajectories(noise):
+        states = samplers.euler(velocity, noise, times, trajectory=True)
+        pairs = cmt.draw_pairs(jax.random.key(0), len(labels), len(times), 0)
+        return states, pairs, cmt.pairs_of(states, labelled, pairs)
 
-    pairs = cmt.draw_pairs(jax.random.key(0), len(labels), len(times), 0)
+    states, pairs, (z, r, t, target) = trajectories(tokens(inputs["noise"]))
+    case.assert_close(states, tokens(expected["teacher_trajectory"]))
     # The reference numbers all examples pair by pair; here those of a trajectory follow each other.
     pair, trajectory = np.divmod(inputs["pair_index"], len(labels))
     rows = trajectory * pairs.shape[1] + pair
-    z, r, t, target = cmt.pairs_of(states, labelled, pairs)
+    z, r, t, target = (np.asarray(x) for x in (z, r, t, target))
     case.assert_close(z[rows], tokens(expected["x"]))
     case.assert_close(r[rows], expected["r"], part=0.01)
     case.assert_close(t[rows], expected["t"], part=0.01)
@@ -74,12 +78,16 @@ def test_a_straight_trajectory_has_its_velocity_as_every_target_by_true_times(sh
     noise = np.random.default_rng(0).normal(size=(3, 2, 2)).astype(np.float32)
     constant = 2 * noise + 1
     times = sampling_times(5, shift=shift)
-    states = samplers.euler(lambda z, t: jnp.asarray(constant), jnp.asarray(noise), times, trajectory=True)
-    pairs = cmt.draw_pairs(jax.random.key(0), 3, 6, 0)
-    _, r, t, target = cmt.pairs_of(states, cmt.label_times(times, "true"), pairs)
+
+    @jax.jit
+    def with_labels(labelled):
+        states = samplers.euler(lambda z, t: constant, noise, times, trajectory=True)
+        return cmt.pairs_of(states, labelled, cmt.draw_pairs(jax.random.key(0), 3, 6, 0))
+
+    _, r, t, target = with_labels(cmt.label_times(times, "true"))
     np.testing.assert_allclose(target, np.repeat(constant, 15, axis=0), atol=1e-4)
     assert np.all(np.asarray(r) < np.asarray(t)) and float(r.min()) == 0 and float(t.max()) == 1
-    _, _, _, released = cmt.pairs_of(states, cmt.label_times(times, "released"), pairs)
+    _, _, _, released = with_labels(cmt.label_times(times, "released"))
     assert np.allclose(released, target, atol=1e-4) == (shift == 1.0)
 
 
@@ -106,5 +114,5 @@ def test_nothing_goes_back_into_the_trajectory():
         states = samplers.euler(lambda z, t: jnp.sin(z), noise, times, trajectory=True)
         return jnp.sum(cmt.errors(lambda z, r, t, y: weight * z, states, times, pairs, labels))
 
-    of_weight, of_noise = jax.grad(loss, argnums=(0, 1))(0.5, noise)
+    of_weight, of_noise = jax.jit(jax.grad(loss, argnums=(0, 1)))(0.5, noise)
     assert of_weight != 0 and not np.any(of_noise)

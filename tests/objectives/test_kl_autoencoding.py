@@ -23,10 +23,13 @@ def test_the_loss_is_the_absolute_error_of_a_decoded_sample_plus_the_weighted_di
     params = random_params(model, images, std=0.3)
     loss, metrics = loss_of(kl_autoencoding, config, "teacher", monkeypatch)(params, {}, batch, key)
 
-    posterior = model.apply({"params": params}, images, method="encode")
+    encode, decode = (
+        jax.jit(lambda x, m=m: model.apply({"params": params}, x, method=m)) for m in ("encode", "decode")
+    )
+    posterior = encode(images)
     mean, logvar = np.asarray(posterior.mean, np.float64), np.asarray(posterior.logvar, np.float64)
     drawn = mean + np.exp(logvar / 2) * np.asarray(jax.random.normal(key, mean.shape))
-    decoded = np.asarray(model.apply({"params": params}, drawn.astype(np.float32), method="decode"))
+    decoded = np.asarray(decode(drawn.astype(np.float32)))
     error, divergence = np.abs(decoded - images).mean(), (mean**2 + np.exp(logvar) - 1 - logvar).mean()
     assert divergence > 0.01 and error > 0.01
     np.testing.assert_allclose(metrics["reconstruction"], error, rtol=1e-5)

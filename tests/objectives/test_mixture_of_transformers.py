@@ -28,10 +28,16 @@ def test_losses_and_gradients_are_the_official_ones(case):
     inputs = call.inputs
     patch = case.constructor["latent_patch_size"]
     z = patches_of(inputs["padded_latent"], inputs["patchified_vae_latent_shapes"], patch)
-    t = shift_times(jax.nn.sigmoid(inputs["packed_timesteps"]), case.constructor["timestep_shift"])
-    pack = official_pack(case, inputs, interpolate(z, inputs["noise"], t), t)
-    target = velocity_target(z, inputs["noise"])[pack.noised_at][None]
-    counted = shares(jnp.ones(target.shape[:2]))
+
+    @jax.jit
+    def line(z, noise, times):
+        t = shift_times(jax.nn.sigmoid(times), case.constructor["timestep_shift"])
+        return interpolate(z, noise, t), t, velocity_target(z, noise)
+
+    z_t, t, v = jax.device_get(line(z, inputs["noise"], inputs["packed_timesteps"]))
+    pack = official_pack(case, inputs, z_t, t)
+    target = v[pack.noised_at][None]
+    counted = shares(np.ones(target.shape[:2], np.float32))
     labels = np.full(pack.texts.ids.shape, NO_LABEL)
     weights = np.zeros(labels.shape, np.float32)
     told = [c.inputs for c in case.calls("loss as in the training script")]

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from random_params import random_weights
+from random_params import random_state, random_values
 from whole_autoencoder import autoencoder
 
 from configs import digits_rpiae
@@ -17,7 +17,6 @@ from rae_jax.models.autoencoder import LatentStatistics, noise_augmentation
 from rae_jax.objectives.catalogue import OBJECTIVES
 from rae_jax.objectives.objective import stage_key
 from rae_jax.objectives.pivot import last_layer
-from rae_jax.training import sharding
 
 JOINT = (("pivot.trains", ("encoder", "decoder", "bridge_encoder", "bridge_decoder")),)
 LATE = 200  # a step at which the pivot's weight is adaptive
@@ -25,13 +24,7 @@ LATE = 200  # a step at which the pivot's weight is adaptive
 
 def a_batch():
     rng = np.random.default_rng(0)
-    return {"image": jnp.asarray(rng.integers(0, 256, (4, 32, 32, 3), dtype=np.uint8))}
-
-
-def randomise(params, seed):
-    """Parameters around their initial values, so that no layer is without effect."""
-    rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda x: np.asarray(x) + 0.1 * rng.normal(size=x.shape).astype(np.float32), params)
+    return {"image": rng.integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)}
 
 
 @functools.cache
@@ -41,10 +34,7 @@ def prepared(stage, *changes):
     config.encoder.model.layer_scale, config.pivot.pivot_balance_layer = True, "scale"
     config.update_from_flattened_dict(dict(changes))
     objective = OBJECTIVES[config[stage].objective](config, stage)
-    trained = sharding.unbox(jax.jit(objective.init)(jax.random.key(1), a_batch()))
-    frozen = {name: random_weights(part, i) for i, (name, part) in enumerate(objective.frozen.items())}
-    state = trained.replace(params=randomise(trained.params, seed=9), frozen=frozen)
-    return config, objective, state, jax.jit(objective.train_step)
+    return config, objective, random_state(objective), jax.jit(objective.train_step)
 
 
 def gradient_of(config, stage, state, step):
@@ -83,8 +73,8 @@ def norm(tree):
 )
 def test_stage_one_is_the_gradient_of_reconstruction_and_weighted_pivot_distance(changes):
     config, _, state, step = prepared("pivot", *changes)
-    state = state.replace(step=jnp.asarray(LATE, jnp.int32))
-    images, joint = a_batch()["image"] / 255.0, changes == JOINT
+    state = state.replace(step=np.int32(LATE))
+    images, joint = a_batch()["image"] / np.float32(255), changes == JOINT
     key = jax.random.split(jax.random.fold_in(stage_key(config.seed, "pivot"), LATE))[0]
     noise_key, latent_key, _ = jax.random.split(key, 3)
     whole = autoencoder(config)
@@ -125,7 +115,7 @@ def test_stage_one_is_the_gradient_of_reconstruction_and_weighted_pivot_distance
 
 def test_stage_two_is_the_gradient_of_features_divergence_and_pixels():
     config, _, state, step = prepared("bridge")
-    images, key = a_batch()["image"] / 255.0, jax.random.fold_in(stage_key(config.seed, "bridge"), 0)
+    images, key = a_batch()["image"] / np.float32(255), jax.random.fold_in(stage_key(config.seed, "bridge"), 0)
     noise_key, latent_key = jax.random.split(key)
     whole, statistics = autoencoder(config), LatentStatistics(**state.frozen["feature_stats"])
     parts = {name: state.frozen[name] for name in ("encoder", "decoder")}
@@ -151,7 +141,7 @@ def test_stage_two_is_the_gradient_of_features_divergence_and_pixels():
 
 def test_stage_three_is_the_gradient_of_the_reconstruction_from_the_posteriors_mode():
     config, _, state, step = prepared("specialisation")
-    images, space = a_batch()["image"] / 255.0, latent_space(config)
+    images, space = a_batch()["image"] / np.float32(255), latent_space(config)
 
     def expected(decoder):
         z = space.encode(state.frozen, images)
@@ -164,9 +154,9 @@ def test_stage_three_is_the_gradient_of_the_reconstruction_from_the_posteriors_m
 def test_the_pivots_weight_is_fixed_at_first():
     config, _, state, step = prepared("pivot")
     assert step(state, a_batch())[1]["pivot_weight"] == pytest.approx(0.75)
-    last_fixed = state.replace(step=jnp.asarray(config.pivot.pivot_fixed_steps - 1, jnp.int32))
+    last_fixed = state.replace(step=np.int32(config.pivot.pivot_fixed_steps - 1))
     assert step(last_fixed, a_batch())[1]["pivot_weight"] == pytest.approx(0.75)
-    first_adaptive = state.replace(step=jnp.asarray(config.pivot.pivot_fixed_steps, jnp.int32))
+    first_adaptive = state.replace(step=np.int32(config.pivot.pivot_fixed_steps))
     assert step(first_adaptive, a_batch())[1]["pivot_weight"] != pytest.approx(0.75)
 
 
@@ -207,7 +197,7 @@ def test_the_optimizer_holds_two_numbers_for_a_trained_parameter_and_none_for_a_
 def test_stage_one_starts_from_the_pretrained_encoder_and_leaves_encoder_and_decoder():
     _, objective, state, _ = prepared("pivot")
     assert objective.initial.keys() == {"encoder"}
-    pretrained = randomise(state.params["encoder"], seed=4)
+    pretrained = random_values(state.params["encoder"], seed=4)
     begun = jax.jit(objective.first_state)(jax.random.key(1), a_batch(), {"encoder": pretrained})
     for params in (begun.params, begun.ema_params):
         jax.tree.map(np.testing.assert_array_equal, params["encoder"], pretrained)

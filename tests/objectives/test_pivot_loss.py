@@ -33,6 +33,7 @@ def test_loss_weight_and_gradients_of_the_whole_stage_equal_the_reference(case):
     case.assert_close(pivot_term, call.outputs["pivot_mse"])
 
     # Under their official names; a layout is linear, so it carries gradients.
+    gradients = jax.device_get(gradients)
     of_l1, of_pivot = (export_rpiae(jax.tree.map(lambda g: g[i], gradients), architecture) for i in range(2))  # noqa: B023
     adaptive = case.description["adaptive_layer"]
     case.assert_gradient_close(of_l1[adaptive], call.outputs["grad of l1 wrt adaptive layer"])

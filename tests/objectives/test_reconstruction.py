@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from random_params import random_state, random_values
 from whole_autoencoder import autoencoder
 
 from configs import digits
@@ -48,23 +49,22 @@ def tiny(**changes):
 
 def a_batch():
     rng = np.random.default_rng(0)
-    return {"image": jnp.asarray(rng.integers(0, 256, (BATCH, 32, 32, 3), dtype=np.uint8))}
+    return {"image": rng.integers(0, 256, (BATCH, 32, 32, 3), dtype=np.uint8)}
 
 
 @functools.cache
 def prepared(*changes):
     config = tiny(**dict(changes))
     objective = reconstruction.make(config, "decoder")
-    frozen = {
-        name: sharding.unbox(jax.jit(part.init)(jax.random.key(i)))
-        for i, (name, part) in enumerate(objective.frozen.items())
-    }
-    state = sharding.unbox(jax.jit(objective.init)(jax.random.key(1), a_batch())).replace(frozen=frozen)
+    state = random_state(objective)
+    if state.discriminator:
+        drawn = random_values({name: state.discriminator[name] for name in ("heads", "spectral")})
+        state = state.replace(discriminator=state.discriminator | drawn)
     return config, objective, state, jax.jit(objective.train_step)
 
 
 def at_step(state, step):
-    return state.replace(step=jnp.asarray(step, jnp.int32))
+    return state.replace(step=np.int32(step))
 
 
 def same(a, b):
@@ -83,7 +83,7 @@ PIXELS = (("decoder.loss.adaptive_weight", "pixels"), ("decoder.loss.discriminat
 def test_a_step_is_the_gradient_of_the_weighted_sum_and_then_the_discriminator_learns_from_what_was_decoded(changes):
     config, _, state, step = prepared(*changes)
     state, batch = at_step(state, GAN_FROM), a_batch()
-    images, loss = batch["image"] / 255.0, config.decoder.loss
+    images, loss = batch["image"] / np.float32(255), config.decoder.loss
     decoder_key, discriminator_key = jax.random.split(jax.random.fold_in(stage_key(config.seed, "decoder"), GAN_FROM))
     noise_key, augment_key = jax.random.split(decoder_key)
     whole, lpips = autoencoder(config), component(config, "lpips").module
@@ -108,8 +108,8 @@ def test_a_step_is_the_gradient_of_the_weighted_sum_and_then_the_discriminator_l
     def expected(params):
         tokens = whole.apply({"params": {"encoder": frozen["encoder"]}}, images, method="tokens")
         noisy = noise_augmentation(noise_key, tokens, config.decoder.noise_tau)
-        of_reconstruction, of_gan = (
-            jax.grad(lambda p, f=f: f(decode(p, noisy)))(params) for f in (reconstruction_loss, gan_loss)
+        (reconstructed, of_reconstruction), (gan, of_gan) = (
+            jax.value_and_grad(lambda p, f=f: f(decode(p, noisy)))(params) for f in (reconstruction_loss, gan_loss)
         )
         if changes == LAST_LAYER:
             norms = [jnp.linalg.norm(g["pixels"]["kernel"]) for g in (of_reconstruction, of_gan)]
@@ -117,9 +117,8 @@ def test_a_step_is_the_gradient_of_the_weighted_sum_and_then_the_discriminator_l
             norms = [jnp.linalg.norm(jax.grad(f)(decode(params, noisy))) for f in (reconstruction_loss, gan_loss)]
         weight = norms[0] / (norms[1] + 1e-6)
         gradient = jax.tree.map(lambda a, b: a + 0.75 * weight * b, of_reconstruction, of_gan)
-        decoded = decode(params, noisy)
-        total = reconstruction_loss(decoded) + 0.75 * weight * gan_loss(decoded)
-        return weight, optax.tree.norm(gradient), total, decoded, tokens
+        total = reconstructed + 0.75 * weight * gan
+        return weight, optax.tree.norm(gradient), total, decode(params, noisy), tokens
 
     weight, norm, total, decoded, tokens = expected(state.params)
     new, metrics = step(state, batch)
@@ -128,7 +127,7 @@ def test_a_step_is_the_gradient_of_the_weighted_sum_and_then_the_discriminator_l
     assert metrics["loss"] == pytest.approx(float(total), rel=1e-4)
 
     fakes = jax.jit(decode)(new.params, tokens) if changes == LAST_LAYER else decoded
-    fakes = jnp.round(jnp.clip(fakes, 0, 1) * 255) / 127.5 - 1
+    fakes = np.round(np.clip(fakes, 0, 1) * np.float32(255)) / np.float32(127.5) - 1
     fake_key, real_key = jax.random.split(discriminator_key)
 
     def discriminator_loss(heads):
@@ -161,10 +160,11 @@ def test_discriminators_apart_each_learn_from_their_own_part_of_the_batch_as_one
     alone = ImageLoss(config, config.decoder.loss)
     config = tiny(**{"discriminator.apart": 2})
     apart = ImageLoss(config, config.decoder.loss)
-    first, second = (alone.init_discriminator(jax.random.key(seed)) for seed in (3, 4))
-    both = jax.tree.map(lambda *x: jnp.stack(x), first, second)
-    shapes = jax.tree.map(jnp.shape, apart.init_discriminator(jax.random.key(3)))
-    assert shapes == jax.tree.map(jnp.shape, both)
+    start = jax.jit(alone.init_discriminator)
+    first, second = (jax.device_get(start(jax.random.key(seed))) for seed in (3, 4))
+    both = jax.tree.map(lambda *x: np.stack(x), first, second)
+    shapes = jax.tree.map(jnp.shape, jax.eval_shape(apart.init_discriminator, jax.random.key(3)))
+    assert shapes == jax.tree.map(np.shape, both)
     images, fakes = np.random.default_rng(0).random((2, BATCH, 32, 32, 3)).astype(np.float32)
     key, half = jax.random.key(9), BATCH // 2
 
@@ -173,17 +173,18 @@ def test_discriminators_apart_each_learn_from_their_own_part_of_the_batch_as_one
         after, metrics = apart.train_discriminator(state, images, lambda: fakes, key)
         return after, metrics["discriminator_loss"], apart._gan_loss(fakes, state, key)
 
-    @functools.partial(jax.jit, static_argnums=1)
-    def one(state, part, key):
-        rows = slice(part * half, (part + 1) * half)
-        after, metrics = alone.train_discriminator(state, images[rows], lambda: fakes[rows], key)
-        return after, metrics["discriminator_loss"], alone._gan_loss(fakes[rows], state, key)
+    @jax.jit
+    def one(state, images, fakes, key):
+        after, metrics = alone.train_discriminator(state, images, lambda: fakes, key)
+        return after, metrics["discriminator_loss"], alone._gan_loss(fakes, state, key)
 
     state = at_step(state, GAN_FROM)
-    after, *values = together(state.replace(discriminator=both))
+    after, *values = jax.device_get(together(state.replace(discriminator=both)))
     expected = [
-        one(state.replace(discriminator=its), part, part_key)
-        for part, (its, part_key) in enumerate(zip((first, second), jax.random.split(key, 2), strict=True))
+        jax.device_get(one(state.replace(discriminator=its), images[rows], fakes[rows], part_key))
+        for its, rows, part_key in zip(
+            (first, second), (slice(half), slice(half, None)), jax.random.split(key, 2), strict=True
+        )
     ]
     for value, *ours in zip(values, *(each[1:] for each in expected), strict=True):
         np.testing.assert_allclose(value, np.mean(ours), rtol=1e-4)
@@ -196,7 +197,7 @@ def test_discriminators_apart_each_learn_from_their_own_part_of_the_batch_as_one
                 ours,
                 its[name],
             )
-    assert max(float(jnp.abs(x).max()) for x in jax.tree.leaves(after["opt_state"]) if x.dtype == jnp.float32) > 1e-3
+    assert max(float(np.abs(x).max()) for x in jax.tree.leaves(after["opt_state"]) if x.dtype == np.float32) > 1e-3
     assert not same(after["heads"], both["heads"])
     with pytest.raises(ValueError, match=r"3 images do not divide into discriminator\.apart=2 equal parts"):
         apart._gan_loss(fakes[:3], state.replace(discriminator=both), key)
@@ -248,29 +249,28 @@ def test_coordinates_are_stretched_in_each_block_of_a_training_step_and_in_nothi
     config.decoder.loss.update(lpips_weight=0.0, gan_weight=0.0)
     config.encoder.model.positions, config.encoder.model.depth = "rotary", 2
     objective = reconstruction.make(config, "decoder")
-    rng = np.random.default_rng(0)
+    rng, batch = np.random.default_rng(0), a_batch()
     params, encoder = (
         jax.tree.map(lambda x: 0.7 * rng.normal(size=x.shape).astype(np.float32), component(config, name).structure())
         for name in ("decoder", "encoder")
     )
-    batch = a_batch()
-    state = sharding.unbox(jax.jit(objective.init)(jax.random.key(0), batch))
-    state = state.starting_at(params).replace(frozen={"encoder": encoder})
-    _, metrics = jax.jit(objective.train_step)(state, batch)
+    state = random_state(objective).starting_at(params).replace(frozen={"encoder": encoder})
+    metrics, shown = jax.jit(lambda *given: (objective.train_step(*given)[1], objective.pictures(*given)))(state, batch)
 
     model_key, _ = jax.random.split(jax.random.fold_in(stage_key(config.seed, "decoder"), 0))
-    even = np.asarray(jax.random.uniform(jax.random.fold_in(model_key, 1), (2,), minval=-1.0))
-    whole, images = autoencoder(config), batch["image"] / 255.0
-    variables = {"params": {"encoder": encoder, "decoder": params}}
+    even = jax.random.uniform(jax.random.fold_in(model_key, 1), (2,), minval=-1.0)
+    whole, images = autoencoder(config), batch["image"] / np.float32(255)
 
-    def loss(**scaling):
+    def loss(variables, **scaling):
         tokens = whole.apply(variables, images, **scaling, method="tokens")
-        return float(np.abs(whole.apply(variables, tokens, method="decode") - images).mean())
+        return jnp.abs(whole.apply(variables, tokens, method="decode") - images).mean()
 
-    assert float(metrics["loss"]) == pytest.approx(loss(coordinate_scales=2.0**even), rel=1e-5)
-    assert loss() != pytest.approx(float(metrics["loss"]), rel=1e-4)
-    shown = objective.pictures(state, batch)["reconstruction"]
-    assert float(np.abs(shown - images).mean()) == pytest.approx(loss(), rel=1e-5)
+    stretched, plain = jax.jit(lambda variables, even: (loss(variables, coordinate_scales=2.0**even), loss(variables)))(
+        {"params": {"encoder": encoder, "decoder": params}}, even
+    )
+    assert float(metrics["loss"]) == pytest.approx(float(stretched), rel=1e-5)
+    assert float(plain) != pytest.approx(float(metrics["loss"]), rel=1e-4)
+    assert float(np.abs(shown["reconstruction"] - images).mean()) == pytest.approx(float(plain), rel=1e-5)
     for changes in ({"decoder.coordinate_stretch": 0.5}, {"decoder.coordinate_stretch": 2.0}):
         with pytest.raises(ValueError, match=r"decoder\.coordinate_stretch=.*positions='rotary'"):
             reconstruction.make(tiny(**changes), "decoder")

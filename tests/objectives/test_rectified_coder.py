@@ -44,17 +44,38 @@ def prepared():
     return config, teacher, coder, params, images
 
 
-def loss_and_terms(**changes):
-    config, _, _, params, images = prepared()
-    config = config.copy_and_resolve_references()
+def changed(**changes):
+    config = prepared()[0].copy_and_resolve_references()
     config.coder.update(changes)
+    return config
+
+
+def loss_and_terms(**changes):
+    _, _, _, params, images = prepared()
+    config = changed(**changes)
     return jax.jit(coder_loss(config))(params["coder"], params["teacher"], images, KEY)
+
+
+@functools.cache
+def networks():
+    """`encode(images)`, `decode(tokens)`, `field(s, t)`, and the field's derivative along `(ds, dt)`."""
+    _, teacher, coder, params, _ = prepared()
+
+    def field(s, t):
+        return coder.apply({"params": params["coder"]}, s, t, method="velocity")
+
+    return (
+        jax.jit(lambda x: teacher.apply({"params": params["teacher"]}, x, method="encode").mean),
+        jax.jit(lambda x: teacher.apply({"params": params["teacher"]}, x, method="decode")),
+        jax.jit(field),
+        jax.jit(lambda s, t, ds, dt: jax.jvp(field, (s, t), (ds, dt))[1]),
+    )
 
 
 def written_out(through_the_latent=True, middle_time=0.5, noise=0.0):
     """The terms in NumPy; only the two networks are the code's."""
-    _, teacher, coder, params, images = prepared()
-    field = jax.jit(lambda s, t: coder.apply({"params": params["coder"]}, s, t, method="velocity"))
+    _, _, _, params, images = prepared()
+    encode, decode, field, derivative_along = networks()
     down, up, again_noise = (
         noise * np.asarray(jax.random.normal(key, (2, 2, 8, 8, 4))) for key in jax.random.split(KEY, 4)[1:]
     )
@@ -73,17 +94,17 @@ def written_out(through_the_latent=True, middle_time=0.5, noise=0.0):
         middle = step(state, 0.0, middle_time, noise[0])
         return middle, step(middle, middle_time, 1 - middle_time, noise[1])
 
-    z = np.asarray(teacher.apply({"params": params["teacher"]}, images, method="encode").mean).reshape(2, 4, 4, 3)
+    z = np.asarray(encode(images)).reshape(2, 4, 4, 3)
     first = enlarged(z)
     last = np.pad(2 * images - 1, ((0, 0),) * 3 + ((0, 1),), constant_values=0.5)
     middle, end = walk(first, down)
     encoded = step(step(last, middle_time, middle_time - 1, up[0]), 0.0, -middle_time, up[1])
     projector = params["coder"]["projector"]
     latent = np.asarray(fold(encoded, 2)) @ projector["kernel"] + projector.get("bias", 0)
-    decoded = teacher.apply({"params": params["teacher"]}, latent.reshape(2, 16, 3), method="decode")
+    decoded = np.asarray(decode(latent.reshape(2, 16, 3).astype(np.float32)))
     _, again = walk(enlarged(latent) if through_the_latent else encoded, again_noise)
     t = np.full(2, middle_time, np.float32)
-    _, derivative = jax.jvp(field, (middle.astype(np.float32), t), ((last - first).astype(np.float32), np.ones_like(t)))
+    derivative = derivative_along(middle.astype(np.float32), t, (last - first).astype(np.float32), np.ones_like(t))
     velocities = [v(first, 0.0), v(middle, middle_time) + middle_time * np.asarray(derivative)]
     return {
         "reconstruction": np.mean((end - last) ** 2),
@@ -122,15 +143,28 @@ def test_noise_joins_the_state_before_each_step_and_times_are_drawn_between_0_an
         np.testing.assert_allclose(terms[name], value, rtol=1e-4, err_msg=name)
 
 
+# One step, and of the weighted terms those alone that the teacher can learn from: their gradients compile sooner.
+SHORT = {"num_steps": 1, "path_weight": 0.0, "round_trip_weight": 0.0, "mean_velocity_weight": 0.0}
+
+
 def test_trained_together_the_loss_is_the_sum_of_both_and_reaches_both_but_for_what_the_coder_aims_at(monkeypatch):
-    config, _, _, params, images = prepared()
+    _, _, _, params, images = prepared()
+    config = changed(**SHORT)
     teacher_key, coder_key = jax.random.split(KEY)
     loss = loss_of(joint_coder, config, "joint_coder", monkeypatch)
-    (value, terms), gradients = jax.value_and_grad(loss, has_aux=True)(params, {}, images_of(2, 8), KEY)
     of_teacher, of_coder = autoencoder_loss(config), coder_loss(config)
-    own = jax.jit(jax.value_and_grad(of_teacher, has_aux=True))(params["teacher"], images, teacher_key)
-    (coding, coder_terms), (to_coder, to_teacher) = jax.jit(jax.value_and_grad(of_coder, (0, 1), has_aux=True))(
-        params["coder"], params["teacher"], images, coder_key
+
+    @jax.jit
+    def together_and_apart(params, batch, images):
+        of_both = jax.value_and_grad(loss, has_aux=True)(params, {}, batch, KEY)
+        own = jax.value_and_grad(of_teacher, has_aux=True)(params["teacher"], images, teacher_key)
+        coding = jax.value_and_grad(of_coder, (0, 1), has_aux=True)(
+            params["coder"], params["teacher"], images, coder_key
+        )
+        return of_both, own, coding
+
+    ((value, terms), gradients), own, ((coding, coder_terms), (to_coder, to_teacher)) = together_and_apart(
+        params, images_of(2, 8), images
     )
     np.testing.assert_allclose(value, own[0][0] + coding, rtol=1e-5)
     assert terms.keys() == {"reconstruction", "kl"} | {f"coder_{name}" for name in coder_terms}
@@ -140,21 +174,18 @@ def test_trained_together_the_loss_is_the_sum_of_both_and_reaches_both_but_for_w
 
 
 def test_the_teachers_latent_does_not_come_to_the_coders():
-    config = prepared()[0].copy_and_resolve_references()
     _, _, _, params, images = prepared()
-    config.coder.update(path_weight=0.0, pixel_weight=0.0, round_trip_weight=0.0, mean_velocity_weight=0.0)
-    gradients = {}
-    for weight in (0.0, 3.0):
-        config.coder.latent_weight = weight
-        loss = coder_loss(config)
-        gradients[weight] = jax.jit(jax.grad(lambda p, loss=loss: loss(params["coder"], p, images, KEY)[0]))(
-            params["teacher"]
-        )
-    assert_same_gradients(gradients[3.0], gradients[0.0])
+    without, weighted = (coder_loss(changed(**SHORT | {"pixel_weight": 0.0, "latent_weight": w})) for w in (0.0, 3.0))
+
+    @jax.jit
+    def gradients(teacher):
+        return [jax.grad(lambda p, f=f: f(params["coder"], p, images, KEY)[0])(teacher) for f in (without, weighted)]
+
+    assert_same_gradients(*gradients(params["teacher"]))
 
 
 def test_trained_together_are_these_two_and_no_others():
-    config = prepared()[0].copy_and_resolve_references()
+    config = changed()
     config.joint_coder.trains = ("coder",)
     with pytest.raises(ValueError, match=r"joint_coder\.trains=\('coder',\) is not teacher and coder"):
         joint_coder.make(config, "joint_coder")

@@ -1,12 +1,13 @@
 """The joint objective of text and images: what its loss is a mean over, and who is trained how."""
 
 import contextlib
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from random_params import random_params
+from random_params import random_params, random_state
 
 from configs import digits_text
 from rae_jax.components.language import adapters, language_model
@@ -14,7 +15,6 @@ from rae_jax.experiment.stages import open_batches
 from rae_jax.models.language_model import LanguageModel, token_losses
 from rae_jax.models.text_to_image import Adapters, Reader
 from rae_jax.objectives import text_to_image
-from rae_jax.training import sharding
 
 
 def config_of(variant="tiny-understanding"):
@@ -26,25 +26,35 @@ def config_of(variant="tiny-understanding"):
 def batch_of(config):
     objective = text_to_image.make(config, "text_to_image")
     with contextlib.closing(open_batches(config, "text_to_image", objective, None)) as batches:
-        return jax.tree.map(jnp.asarray, next(batches))
+        return next(batches)
 
 
-def stepped(config, batch):
-    """The metrics of one step from random parameters, and the parameters after it."""
+def prepared(config):
+    """`batch -> ` the metrics of one step from random parameters, and the parameters after it."""
     objective = text_to_image.make(config, "text_to_image")
-    frozen = {name: part.init(jax.random.key(7)) for name, part in objective.frozen.items()}
-    state = sharding.unbox(jax.jit(objective.init)(jax.random.key(1), batch)).replace(frozen=sharding.unbox(frozen))
-    return jax.jit(objective.train_step)(state, batch)
+    return functools.partial(jax.jit(objective.train_step), random_state(objective))
+
+
+@functools.cache
+def of_text_and_images():
+    """The same for both losses."""
+    return prepared(config_of("tiny"))
 
 
 def test_losses_of_positions_do_not_depend_on_how_many_are_computed_at_a_time():
     model = LanguageModel(vocabulary=11, width=8, depth=1, num_heads=2, num_kv_heads=1, head_dim=4, hidden=8)
     params = {"language_model": random_params(model, jnp.zeros((1, 2), jnp.int32), std=0.5)}
-    read, hidden = Reader(model, Adapters(2, 8, 4, 8)), jax.random.normal(jax.random.key(0), (3, 12, 8))
-    labels = jax.random.randint(jax.random.key(1), (3, 12), 0, 11).at[1, 4:].set(-100)
-    expected = token_losses(read.logits(params, hidden), labels)
-    for chunk in (3, 12):
-        found = text_to_image.chunked_losses(read, params, hidden, labels, chunk)
+    read, rng = Reader(model, Adapters(2, 8, 4, 8)), np.random.default_rng(0)
+    hidden, labels = rng.normal(size=(3, 12, 8)).astype(np.float32), rng.integers(0, 11, (3, 12))
+    labels[1, 4:] = -100
+
+    @jax.jit
+    def losses(params, hidden, labels):
+        in_chunks = [text_to_image.chunked_losses(read, params, hidden, labels, chunk) for chunk in (3, 12)]
+        return in_chunks, token_losses(read.logits(params, hidden), labels)
+
+    in_chunks, expected = losses(params, hidden, labels)
+    for found in in_chunks:
         np.testing.assert_allclose(found[:, :-1], expected, rtol=1e-5, atol=1e-6)
         assert not np.any(found[:, -1])
 
@@ -52,11 +62,12 @@ def test_losses_of_positions_do_not_depend_on_how_many_are_computed_at_a_time():
 def test_every_label_counts_the_same_whatever_part_of_the_batch_it_is_in():
     config = config_of()
     batch = batch_of(config)
-    few = batch["labels"].at[::2, 20:].set(-100)  # parts of very different numbers of labels
+    few = np.array(batch["labels"])
+    few[::2, 20:] = -100  # parts of very different numbers of labels
     batch = batch | {"labels": few}
-    whole, metrics = stepped(config, batch)
+    whole, metrics = prepared(config)(batch)
     config.text_to_image.train.gradient_accumulation = 2
-    parts, metrics_of_parts = stepped(config, batch)
+    parts, metrics_of_parts = prepared(config)(batch)
     np.testing.assert_allclose(metrics_of_parts["loss"], metrics["loss"], rtol=1e-5)
     for a, b in zip(jax.tree.leaves(whole.opt_state), jax.tree.leaves(parts.opt_state), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6)
@@ -67,19 +78,18 @@ def test_without_an_answer_that_is_an_image_there_is_no_image_loss():
     config.text_to_image.question_share = 1.0
     batch = batch_of(config)
     assert not np.any(batch["answer_img_mask"])
-    _, metrics = stepped(config, batch)
+    _, metrics = of_text_and_images()(batch)
     assert metrics["image_loss"] == 0 and metrics["loss"] == metrics["language_loss"]
 
 
 def test_the_image_loss_is_weighed_and_answers_alone_count():
-    config = config_of("tiny")
-    batch = batch_of(config)
+    batch = batch_of(config_of("tiny"))
     mask = batch["answer_img_mask"]
     assert 0 < np.sum(mask) < len(mask)
-    _, metrics = stepped(config, batch)
+    _, metrics = of_text_and_images()(batch)
     np.testing.assert_allclose(metrics["loss"], metrics["language_loss"] + 2 * metrics["image_loss"], rtol=1e-6)
-    others = jnp.where(mask[..., None, None, None] == 1, batch["image"], 255 - batch["image"])
-    _, changed = stepped(config, batch | {"image": others})
+    others = np.where(np.asarray(mask)[..., None, None, None] == 1, batch["image"], 255 - batch["image"])
+    _, changed = of_text_and_images()(batch | {"image": others})
     np.testing.assert_allclose(changed["image_loss"], metrics["image_loss"], rtol=1e-5)
     assert changed["language_loss"] != metrics["language_loss"]  # questions see their images
 

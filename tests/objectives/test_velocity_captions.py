@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from random_params import random_state
 
 from configs import digits_text, raev2_t2i
 from rae_jax.components.catalogue import component
@@ -17,7 +18,6 @@ from rae_jax.data.conversations import CaptionLayout, UnusableError, caption_ids
 from rae_jax.experiment.configuration import example_batch
 from rae_jax.objectives import velocity
 from rae_jax.sampling.generator import generator, sample_keys
-from rae_jax.training import sharding
 
 CAPTIONS = ["a red two at the top left", "a blue five", ""]
 
@@ -39,7 +39,7 @@ def rows(config):
         row([image], request(text), rng, tokenizer(config), layout(config), lambda image, rng: image, 32)
         for image, text in zip(images, CAPTIONS, strict=True)
     ]
-    return {name: jnp.asarray(np.stack([each[name] for each in made])) for name in made[0]}
+    return {name: np.stack([each[name] for each in made]) for name in made[0]}
 
 
 @functools.cache
@@ -74,9 +74,7 @@ def test_a_step_trains_the_generator_and_leaves_the_language_model():
     objective = velocity.make(config, "flow")
     assert objective.reads_conversations and set(objective.frozen) == {"encoder", "stats", "language_model"}
     batch = rows(config)
-    state = sharding.unbox(jax.jit(objective.init)(jax.random.key(0), batch))
-    state = state.starting_at(weights()["flow"])  # whose output is not zero
-    state = state.replace(frozen={name: weights()[name] for name in objective.frozen})
+    state = random_state(objective)
     new, metrics = jax.jit(objective.train_step)(state, batch)
     assert np.isfinite(metrics["loss"]) and np.isfinite(metrics["base"])
     jax.tree.map(np.testing.assert_array_equal, new.frozen, state.frozen)
@@ -85,12 +83,13 @@ def test_a_step_trains_the_generator_and_leaves_the_language_model():
 
 def test_words_decide_a_sample_and_the_null_is_the_empty_text():
     config = a_config(num_steps=2)
-    told, keys = condition(config), sample_keys(0, jnp.zeros(3, jnp.int32))  # the same noise
+    told, keys = condition(config), sample_keys(0, np.zeros(3, np.int32))  # the same noise
     asked = jax.tree.map(jnp.asarray, told.asked(CAPTIONS))
-    plain = np.asarray(jax.jit(generator(config))(weights()["flow"], weights(), keys, asked))
+    unguided, with_guidance = generator(config), generator(a_config(num_steps=2, guidance_scale=3.0))
+    plain, guided = jax.device_get(
+        jax.jit(lambda *given: (unguided(*given), with_guidance(*given)))(weights()["flow"], weights(), keys, asked)
+    )
     assert np.abs(plain[0] - plain[1]).max() > 1e-3
-    config.sampling.guidance_scale = 3.0
-    guided = np.asarray(jax.jit(generator(config))(weights()["flow"], weights(), keys, asked))
     assert np.abs(guided[0] - plain[0]).max() > 1e-3
     np.testing.assert_allclose(guided[2], plain[2], atol=1e-4)  # pushed away from itself
     null = told.null(asked)

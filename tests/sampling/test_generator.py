@@ -1,5 +1,6 @@
 """Generation with guidance, against loops written out here."""
 
+import functools
 import itertools
 
 import jax
@@ -42,9 +43,14 @@ def images(config, weights, *, guide=None, network="flow"):
     return jax.jit(generator(config, network, guide=guide))(weights[network], weights, keys, LABELS)
 
 
-def decoded(config, weights, z):
-    decode = latent_space(config).decode
-    return jax.jit(lambda weights, z: decode(weights, LatentStatistics(**weights["stats"]).denormalise(z)))(weights, z)
+@functools.cache
+def decoder():
+    decode = latent_space(configured()).decode
+    return jax.jit(lambda weights, z: decode(weights, LatentStatistics(**weights["stats"]).denormalise(z)))
+
+
+def decoded(weights, z):
+    return decoder()({name: weights[name] for name in ("stats", "decoder")}, np.asarray(z, np.float32))
 
 
 def test_autoguidance_is_a_walk_along_the_guided_velocity(weights):
@@ -66,7 +72,7 @@ def test_autoguidance_is_a_walk_along_the_guided_velocity(weights):
             v_weak = np.asarray(weak({"params": weights["guide"]}, z, now, LABELS))
             v = v_weak + SCALE * (v - v_weak)
         z = z - (t - t_next).astype(np.float32) * v
-    expected = decoded(config, weights, z)
+    expected = decoded(weights, z)
     np.testing.assert_allclose(images(config, weights, guide="guide"), expected, atol=1e-4)
 
 
@@ -103,6 +109,21 @@ def in_context(**sampling):
     return config
 
 
+@functools.cache
+def in_context_networks():
+    """Random parameters of every component, and both networks compiled, which do not depend on the guidance."""
+    config, rng = in_context(), np.random.default_rng(1)
+    drawn = {
+        name: jax.tree.map(
+            lambda x: 0.3 * rng.normal(size=x.shape).astype(np.float32), component(config, name).structure()
+        )
+        for name in ("flow", "guide", "decoder")
+    }
+    shape = latent_space(config).shape
+    drawn |= {"stats": {"mean": np.zeros(shape, np.float32), "variance": np.ones(shape, np.float32)}}
+    return drawn, {name: jax.jit(component(config, name).outputs) for name in ("flow", "guide")}
+
+
 @pytest.mark.parametrize("guidance", ["alone", "classifier_free", "autoguidance"])
 def test_internal_guidance_goes_first_and_composes_with_the_others(guidance):
     own, own_interval, null_scale = 1.7, (0.4, 1.0), 1.3
@@ -111,24 +132,15 @@ def test_internal_guidance_goes_first_and_composes_with_the_others(guidance):
     )
     config.sampling.guidance = "classifier_free" if guidance == "alone" else guidance
     config.sampling.guidance_scale = 1.0 if guidance == "alone" else SCALE
-    rng = np.random.default_rng(1)
-    weights = {
-        name: jax.tree.map(
-            lambda x: 0.3 * rng.normal(size=x.shape).astype(np.float32), component(config, name).structure()
-        )
-        for name in ("flow", "guide", "decoder")
-    }
-    shape = latent_space(config).shape
-    weights |= {"stats": {"mean": jnp.zeros(shape), "variance": jnp.ones(shape)}}
+    weights, outputs = in_context_networks()
     guide = "guide" if guidance == "autoguidance" else None
-    outputs = {name: jax.jit(component(config, name).outputs) for name in ("flow", "guide")}
 
     def guided(network, z, t, labels, scale):
         full, base, _ = map(np.asarray, outputs[network](weights[network], z, np.full(len(z), t, np.float32), labels))
         return base + scale * (full - base) if own_interval[0] <= t <= own_interval[1] else full
 
     z = np.stack(
-        [jax.random.normal(jax.random.split(key)[0], shape)
+        [jax.random.normal(jax.random.split(key)[0], latent_space(config).shape)
          for key in sample_keys(config.seed, jnp.arange(len(LABELS)))]
     )  # fmt: skip
     times = np.linspace(1, 0, config.sampling.num_steps + 1)
@@ -144,7 +156,7 @@ def test_internal_guidance_goes_first_and_composes_with_the_others(guidance):
             )
             v = weak + SCALE * (v - weak)
         z = z - (t - t_next).astype(np.float32) * v
-    expected = decoded(config, weights, z)
+    expected = decoded(weights, z)
     np.testing.assert_allclose(images(config, weights, guide=guide), expected, atol=1e-4)
 
 
@@ -188,7 +200,7 @@ def test_a_guided_flow_map_is_told_scale_and_interval_in_one_evaluation_a_jump(w
     for t, r in ((1.0, 0.5), (0.5, 0.0)):
         now, end = (np.full(len(LABELS), x, np.float32) for x in (t, r))
         z = z - (t - r) * np.asarray(u({"params": params}, z, now, LABELS, end, told))
-    expected = latent_space(config).decode(weights, LatentStatistics(**weights["stats"]).denormalise(z))
+    expected = decoded(weights, z)
     generate = jax.jit(flow_map_generator(config, (1.0, 0.5, 0.0)))
     np.testing.assert_allclose(generate(params, weights, keys, LABELS), expected, atol=1e-4)
 

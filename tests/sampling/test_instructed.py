@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from random_params import random_params
+from random_params import random_params, random_weights
 
 from configs import digits_edit
 from rae_jax.components.mixtures import Request, given_arguments, instruction_condition, mixture, tokenizer
@@ -17,7 +17,6 @@ from rae_jax.models.mixture_of_transformers import Images, Texts
 from rae_jax.models.pack import Places
 from rae_jax.sampling.instructed import instructed_generator, parts_beside
 from rae_jax.sampling.remembered import remembering, rows_of
-from rae_jax.training.sharding import unbox
 
 
 def config_of(task):
@@ -74,11 +73,11 @@ def test_images_follow_the_text_and_the_source_whatever_the_batch_is():
     config = config_of("edit")
     config.sampling.num_steps, config.sampling.guidance_scale, config.sampling.image_guidance_scale = 2, 3.0, 1.5
     part, generate = mixture(config), instructed_generator(config)
-    params = unbox(part.init(jax.random.key(0)))
-    params = jax.tree.map(
-        lambda x: x + 0.1 * np.random.default_rng(x.size).normal(size=x.shape).astype(np.float32), params
+    rng = np.random.default_rng(0)
+    params = jax.tree_util.tree_map_with_path(
+        lambda path, x: rng.normal(path[-1].key == "scale", 0.1, x.shape).astype(np.float32), part.structure()
     )
-    frozen = {name: unbox(each.init(jax.random.key(1))) for name, each in parts_beside(config).items()}
+    frozen = {name: random_weights(each, seed=1) for name, each in parts_beside(config).items()}
     scenes = ToldScenes(SceneSource("test"), "edit")
     shown = [scenes.image(scenes.edit(i, 0)[0]) for i in range(2)]
     texts = ("make the red two blue", "remove the five")

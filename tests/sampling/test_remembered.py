@@ -89,12 +89,6 @@ def packs_of(case, key):
     return [whole_pack(case, samples, **less) for less in ({}, {"text": False}, {"image": False})]
 
 
-def velocities(case, packs):
-    """The velocity functions after each of the packs."""
-    model, params, _ = mixture(case)
-    return [remembering(component(model), params, *halves(packed)) for packed in packs]
-
-
 def guidance_of(inputs, **changes):
     told = {
         "text_scale": inputs["cfg_text_scale"],
@@ -148,9 +142,24 @@ def compiled(case, told):
         parts = [part for part in (given.texts, given.semantic, given.clean) if part is not None]
         order = np.argsort(np.concatenate([part.places.order[0] for part in parts]))
         keys = memory["cache"]["decoder"]["blocks_0"]["key"][0][order]
-        return [velocity(z, t) for velocity in velocities(case, packs)], keys
+        return [remembering(component(model), params, *halves(packed))(z, t) for packed in packs], keys
 
-    return jax.jit(run)
+    noised = packs[0].position[packs[0].indexes("noised")]
+    z, t = (jax.ShapeDtypeStruct(shape, np.float32) for shape in ((1, len(noised), model.latent_channels), (1,)))
+    return jax.jit(run).lower(z, t).compile()
+
+
+def guided(case, inputs, **changes):
+    """The guided velocity function of a call, whose parts are one program also where nothing else is compiled."""
+
+    def part(number):
+        def velocity(z, t):
+            with jax.disable_jit(False):
+                return compiled(case, Told(inputs))(z, t)[0][number]
+
+        return velocity
+
+    return guided_velocity(*map(part, range(3)), guidance_of(inputs, **changes))
 
 
 @cases("bagel_edit", "bagel_t2i_sampling")
@@ -161,9 +170,7 @@ def test_velocities_and_their_guidance_are_the_official_ones(case):
         inputs, told = call.inputs, Told(call.inputs)
         z, t = row(inputs["noise"]), jnp.full(1, inputs["timestep"])
         found, keys = compiled(case, told)(z, t)
-        functions = [lambda z, t, v=v: v for v in found]
         ours = {
-            "velocity": guided_velocity(*functions, guidance_of(inputs))(z, t)[0],
             "conditional velocity": found[0][0],
             "velocity without the instruction": found[1][0],
             "velocity without the source image": found[2][0],
@@ -172,11 +179,10 @@ def test_velocities_and_their_guidance_are_the_official_ones(case):
                 int(packed.places.rotary[packed.indexes("noised")][0]) for packed in packs_of(case, told)
             ],
         }
-        if "use_vit" in inputs:
-            ours |= {
-                name: guided_velocity(*functions, guidance_of(inputs, **changes))(z, t)[0]
-                for name, changes in VARIANTS.items()
-            }
+        with jax.disable_jit():
+            ours["velocity"] = guided(case, inputs)(z, t)[0]
+            if "use_vit" in inputs:
+                ours |= {name: guided(case, inputs, **changes)(z, t)[0] for name, changes in VARIANTS.items()}
         for name, expected in call.outputs.items():
             case.assert_close(ours[name], expected)
 
@@ -188,14 +194,11 @@ def test_runs_are_the_official_ones(case):
     for call in calls:
         inputs, outputs = call.inputs, call.outputs
         times = sampling_times(inputs["num_timesteps"] - 1, shift=inputs["timestep_shift"])
-        packs, guidance = packs_of(case, Told(inputs)), guidance_of(inputs)
-
-        @jax.jit
-        def run(noise, packs=packs, guidance=guidance, times=times):
-            return euler(guided_velocity(*velocities(case, packs), guidance), noise, times, trajectory=True)[:, 0]
-
-        states = np.asarray(run(row(inputs["noise"])))
-        first, wanted = packs[0], packs[0].places.noise >= 0
+        with jax.disable_jit():  # a loop over the compiled velocities
+            noise, velocity = jnp.asarray(row(inputs["noise"])), guided(case, inputs)
+            states = np.asarray(euler(velocity, noise, times, trajectory=True)[:, 0])
+        first = packs_of(case, Told(inputs))[0]
+        wanted = first.places.noise >= 0
         ours = {
             "times of the model calls": times[:-1],
             "trajectory": states,
@@ -262,15 +265,14 @@ def test_rows_for_the_samplers_stand_as_the_pack_does(case):
     z, t = rng.normal(size=(1, 4, model.latent_channels)).astype(np.float32), jnp.full(1, 0.6)
     padded = jnp.array([[told.text_start, *ids, told.text_end, 0, 0]])
     latents = source[None] if editing else None
-    for text, image in ((True, True), (False, True), (True, False)):
+
+    @functools.partial(jax.jit, static_argnames="image")
+    def of_rows(length, image):
+        rows = rows_of(padded, length, grid=grid, capacity=capacity_, markers=told, source=latents, shown=image)
+        return remembering(component(model), params, *rows)(z, t)
+
+    for text, image in ((True, True), (False, True), *([(True, False)] if editing else [])):
         packed = whole_pack(case, [(given, ids, (grid, grid))], text=text, image=image)
-
-        @jax.jit
-        def both(there, packed=packed, image=image):
-            expected = remembering(component(model), params, *halves(packed))(z, t)
-            rows = rows_of(padded, there, grid=grid, capacity=capacity_, markers=told, source=latents, shown=image)
-            return remembering(component(model), params, *rows)(z, t), expected
-
-        ours, expected = both(jnp.array([5 if text else 0]))
+        expected = jax.jit(lambda z, t, p=packed: remembering(component(model), params, *halves(p))(z, t))(z, t)
         assert np.isfinite(expected).all()
-        np.testing.assert_allclose(ours, expected, atol=3e-6)
+        np.testing.assert_allclose(of_rows(jnp.array([5 if text else 0]), image), expected, atol=3e-6)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import runs
-from random_params import random_weights
+from random_params import random_state, random_weights
 from whole_autoencoder import autoencoder
 
 from configs import digits
@@ -26,7 +26,6 @@ from rae_jax.experiment.stages import open_batches, open_sources
 from rae_jax.experiment.workdir import ConfigError
 from rae_jax.interop.weights import save_weights
 from rae_jax.objectives.catalogue import OBJECTIVES
-from rae_jax.training import sharding
 
 FILE = "configs/digits.py:tiny"
 SHARD_BYTES = 300_000  # five shards of digits
@@ -51,6 +50,7 @@ def config_for(encoder, cache="", **fields):
     config.flow_map.initial = "flow"
     config.flow.train.transform = config.flow_map.train.transform = "center_crop_flip"
     config.data.latents = str(cache)
+    config.sampling.num_steps = 0  # no samples, whose generation a check would trace
     config.update_from_flattened_dict({name.replace("__", "."): value for name, value in fields.items()})
     return config
 
@@ -92,7 +92,7 @@ def test_a_step_on_a_batch_of_the_cache_is_the_step_on_the_images_and_needs_no_e
         assert ("encoder" in objective.frozen) == (not where)
         batch = next(open_batches(config, stage, objective, open_sources(config)["train"]))
         assert set(batch) == {"latent" if where else "image", "label"}
-        state = state or sharding.unbox(jax.jit(objective.init)(jax.random.key(1), batch))  # whatever it learns from
+        state = state or random_state(objective)  # whatever it learns from
         state = state.replace(frozen={name: frozen[name] for name in objective.frozen})
         name = "mean_squared_error" if stage == "flow_map" else "loss"
         losses[bool(where)] = float(jax.jit(lambda *a, o=objective, n=name: o.train_step(*a)[1][n])(state, batch))

@@ -120,10 +120,8 @@ def test_fdr_and_mind_look_through_timms_files(sets, tmp_path, monkeypatch):
     save_file(tensors, networks / "vit_large_patch16_224.mae.safetensors")
     found = evaluated(folder, "a.npz", "b.npz", "fdr_mae_l,mind_mae_l", f"--networks={networks}")
     params = {"mae_l": space.load(networks / "vit_large_patch16_224.mae.safetensors")}
-    a, b = (
-        np.asarray(space.of_images("mae_l")(params, read_samples(folder / f"{name}.npz").images)["vector"])
-        for name in ("a", "b")
-    )
+    vectors = jax.jit(space.of_images("mae_l"))
+    a, b = (np.asarray(vectors(params, read_samples(folder / f"{n}.npz").images)["vector"]) for n in ("a", "b"))
     cov_a, cov_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
     distance = np.sum((a.mean(0) - b.mean(0)) ** 2) + np.trace(cov_a + cov_b - 2 * sqrtm(cov_a @ cov_b).real)
     assert found["fdr_mae_l_45"] == pytest.approx(distance / 0.04, rel=1e-3)
