@@ -512,7 +512,14 @@ def words_of(variant: str, *groups: Iterable[str], file: str) -> list[str]:
 
 
 def use_pretrained_encoder(config: ConfigDict, name: str) -> None:
-    """Fills in `config.encoder` for a published encoder, `name` of `models/vit.py: PRETRAINED`; weights stay empty."""
+    """Fills in `config.encoder` for a published encoder, `name` of `models/vit.py: PRETRAINED`; weights stay empty.
+
+    Raises:
+      ValueError: there is none of that name.
+    """
+    if name not in PRETRAINED:
+        known = list(PRETRAINED)
+        raise ValueError(f"there is no published encoder {name!r}{nearest_names(name, known)}; there are {known}")
     published = PRETRAINED[name]
     config.encoder.model = architectures.vision_transformer(**published.architecture)
     config.encoder.input_size = published.input_size

@@ -38,7 +38,7 @@ from rae_jax.training.checkpoint_weights import DECAY
 from rae_jax.training.sharding import BATCH_AXES, mesh_shape
 from rae_jax.training.state import TrainState
 
-PACKAGE = str(Path(__file__).parents[2])
+PACKAGE = Path(__file__).parents[1]
 
 
 def nearest(name: str, known: list[str]) -> str:
@@ -123,10 +123,29 @@ def check(config: ConfigDict, *, file: str, num_devices: int, weights: bool = Tr
         _check(config, file=file, num_devices=num_devices, weights=weights)
     except ConfigError:
         raise
+    except AttributeError as error:
+        if not isinstance(error.obj, ConfigDict):
+            raise
+        raise ConfigError(
+            f"{file}: {_path(config, error.obj) or 'a section'} has no field {error.name!r}, which is read in "
+            f"{_place(error)}; add it in configs/base.py, or in configs/architectures.py if it is a model's"
+        ) from error
     except (ArithmeticError, TypeError, FlaxError) as error:  # a value that a model's own code stumbled over
-        places = [frame for frame in traceback.extract_tb(error.__traceback__) if PACKAGE in frame.filename]
-        where = f"{Path(places[-1].filename).relative_to(PACKAGE)}, line {places[-1].lineno}: {places[-1].line}"
-        raise ConfigError(f"{file}: a value cannot work: {type(error).__name__}: {error} ({where})") from error
+        raise ConfigError(f"{file}: a value cannot work: {type(error).__name__}: {error} ({_place(error)})") from error
+
+
+def _path(config: ConfigDict, section: ConfigDict, above: str = "config") -> str:
+    """Where `section` itself, not one that equals it, is in `config`; empty if it is not there."""
+    if config is section:
+        return above
+    below = ((f"{above}.{name}", value) for name, value in config.items() if isinstance(value, ConfigDict))
+    return next((found for path, value in below if (found := _path(value, section, path))), "")
+
+
+def _place(error: Exception) -> str:
+    """The last line of this package that led to `error`."""
+    places = [frame for frame in traceback.extract_tb(error.__traceback__) if PACKAGE in Path(frame.filename).parents]
+    return f"{Path(places[-1].filename).relative_to(PACKAGE.parent)}, line {places[-1].lineno}: {places[-1].line}"
 
 
 def _check(config: ConfigDict, *, file: str, num_devices: int, weights: bool) -> None:

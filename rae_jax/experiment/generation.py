@@ -146,7 +146,8 @@ class Generation:
                 with whole_file(made) as written:
                     written.write((json.dumps(request, indent=2) + "\n").encode())
                 if self._png:
-                    write_png_folder(self._workdir / file.name, partial.images, **arrays)
+                    known = {name: arrays[name] for name in ("labels", "prompts") if name in arrays}
+                    write_png_folder(self._workdir / file.name, partial.images, **known)
                 save_png(path.with_suffix(".png"), self._picture(partial.images, asked))
                 partial.remove()
             self._log.say(f"{file.name}: {self._count} in {path}, some of them in {path.with_suffix('.png')}")

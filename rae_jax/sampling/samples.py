@@ -51,25 +51,26 @@ class Samples:
     labels: np.ndarray | None = None
 
 
-def write_samples(
-    path: str | Path, images: np.ndarray, labels: np.ndarray | None = None, prompts: np.ndarray | None = None
-) -> None:
-    """Writes `arr_0` (uint8 `[N, H, W, 3]`), and `labels` or `prompts` (`[N]`) if given, to the `.npz` at `path`.
+def write_samples(path: str | Path, images: np.ndarray, labels: np.ndarray | None = None, **others: np.ndarray) -> None:
+    """Writes `arr_0` (uint8 `[N, H, W, 3]`), `labels` (`[N]`) if given, and `others` (`[N, ...]`) to an `.npz`.
 
-    Atomically.
+    Atomically, at `path`.
 
-    `images` may be a memory map, for sets larger than memory.
+    `images` may be a memory map, for sets larger than memory. `others` are what else the samples were asked for, by
+    name, such as `prompts`.
+
+    Raises:
+      ValueError: an array is not of one row for each image; it is named.
     """
     images = np.asanyarray(images)
     check_images(images, f"samples for {path}")
-    arrays = {"arr_0": images}
+    arrays = {"arr_0": images} | {name: np.asarray(values) for name, values in others.items()}
+    for name, values in arrays.items():
+        if values.shape[:1] != images.shape[:1]:
+            raise ValueError(f"{name} for {path} have shape {values.shape}; there are {len(images)} images")
     if labels is not None:
         arrays["labels"] = np.asarray(labels)
         check_labels(arrays["labels"], len(images), f"labels for {path}")
-    if prompts is not None:
-        arrays["prompts"] = np.asarray(prompts)
-        if arrays["prompts"].shape != (len(images),):
-            raise ValueError(f"prompts for {path} have shape {arrays['prompts'].shape}; there are {len(images)} images")
     with whole_file(path) as file:
         np.savez(file, **arrays)
 

@@ -115,6 +115,24 @@ def test_an_autoencoder_without_an_architecture_is_told_what_makes_one(name, fun
         check(config, file="configs/x.py", num_devices=1)
 
 
+@pytest.mark.parametrize(("section", "field"), [("config.decoder.model", "grid_size"), ("config.decoder", "noise_tau")])
+def test_a_section_without_a_field_that_is_read_is_named_and_so_is_who_reads_it(section, field):
+    config = digits.get_config("tiny")
+    config.stages = ("decoder",)
+    with config.unlocked():
+        part = config.decoder.model if section.endswith("model") else config.decoder
+        del part[field]
+    with pytest.raises(ConfigError) as refused:
+        check(config, file="configs/x.py", num_devices=1)
+    read = rf"read in rae_jax/\w+/\w+\.py, line \d+: .*\.{field}"
+    assert re.search(rf"configs/x\.py: {section} has no field '{field}', which is {read}.*; add it", str(refused.value))
+
+
+def test_an_unknown_published_encoder_is_refused_with_those_that_there_are():
+    with pytest.raises(ValueError, match=r"no published encoder 'dinov2_bb'; nearest: dinov2_b; there are .*'mae_b'"):
+        base.use_pretrained_encoder(base.get_config(), "dinov2_bb")
+
+
 def test_a_guiding_network_of_other_classes_latents_or_width_is_refused_before_any_work(tmp_path):
     def weak(config):
         return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), component(config, "guide").structure())

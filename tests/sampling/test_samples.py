@@ -26,6 +26,17 @@ def test_images_are_under_the_name_that_adms_evaluator_reads(tmp_path):
     assert read_samples(tmp_path / "samples.npz").labels is None
 
 
+def test_whatever_else_samples_were_asked_for_is_stored_under_its_name_if_there_is_one_for_each(tmp_path):
+    colours = np.random.default_rng(1).random((5, 3), dtype=np.float32)
+    write_samples(tmp_path / "samples.npz", IMAGES, LABELS, colours=colours)
+    with np.load(tmp_path / "samples.npz") as archive:
+        assert set(archive) == {"arr_0", "labels", "colours"}
+        np.testing.assert_array_equal(archive["colours"], colours)
+    with pytest.raises(ValueError, match=r"colours for .*few\.npz have shape \(4, 3\); there are 5 images"):
+        write_samples(tmp_path / "few.npz", IMAGES, colours=colours[:4])
+    assert not (tmp_path / "few.npz").exists()
+
+
 def test_labels_of_adms_own_sampler_are_read(tmp_path):
     np.savez(tmp_path / "adm.npz", IMAGES, LABELS)
     np.testing.assert_array_equal(read_samples(tmp_path / "adm.npz").labels, LABELS)
