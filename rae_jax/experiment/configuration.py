@@ -152,6 +152,9 @@ def _check(config: ConfigDict, *, file: str, num_devices: int, weights: bool) ->
     def refuse(text: str) -> None:
         raise ConfigError(f"{file}: {text}")
 
+    if missing := [name for name in CATALOGUE if name not in config]:
+        refuse(f"there is no section {missing[0]!r} for the component of that name in rae_jax/components/catalogue.py; "
+               "add it in configs/base.py, with weights and dtype")  # fmt: skip
     sections = _sections(config)
     for stage in config.stages:
         if stage not in sections:
@@ -161,6 +164,9 @@ def _check(config: ConfigDict, *, file: str, num_devices: int, weights: bool) ->
         if name not in OBJECTIVES:
             refuse(f"{stage}.objective={name!r} is unknown{nearest(name, list(OBJECTIVES))}; "
                    f"there are {sorted(OBJECTIVES)}")  # fmt: skip
+        if unknown := [part for part in trained_components(config, stage) if part not in CATALOGUE]:
+            refuse(f"stage {stage!r} trains {unknown[0]!r}, which is none of the components; set {stage}.trains to "
+                   f"some of them: {list(CATALOGUE)}")  # fmt: skip
     if not 0 <= config.seed < 2**32:
         refuse(f"seed={config.seed}; random numbers are drawn from seeds of 0 to {2**32 - 1}")
     if config.dtype not in PRECISIONS:

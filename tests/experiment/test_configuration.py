@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from configs import architectures, base, digits, digits_rpiae, dith_xl
-from rae_jax.components.catalogue import component, trained_by
+from rae_jax.components.catalogue import CATALOGUE, component, trained_by
 from rae_jax.components.latent_spaces import latent_space
 from rae_jax.experiment.configuration import check, resolved
 from rae_jax.experiment.flags import read_config, shipped
@@ -53,6 +53,7 @@ BAD = [
     ({"flow__time_distribution": "unifrom"}, 1, ["flow:", "unifrom", "uniform"]),
     ({"flow__prediction": "z"}, 1, ["flow.prediction='z'", "'x'"]),
     ({"flow__prediction": "x"}, 1, ["flow.t_eps=0.0", "0.05"]),
+    ({"flow__model__num_heads": 0}, 1, ["a value cannot work: ZeroDivisionError", "(rae_jax/models/", ".py, line "]),
     ({"flow__largest_time": 1.5}, 1, ["largest_time=1.5"]),
     ({"sampling__internal_guidance_scale": 1.5}, 1, ["internal_guidance_scale=1.5", "no early output"]),
     ({"decoder__noise_distribution": "gauss"}, 1, ["decoder:", "gauss", "half_normal"]),
@@ -126,6 +127,20 @@ def test_a_section_without_a_field_that_is_read_is_named_and_so_is_who_reads_it(
         check(config, file="configs/x.py", num_devices=1)
     read = rf"read in rae_jax/\w+/\w+\.py, line \d+: .*\.{field}"
     assert re.search(rf"configs/x\.py: {section} has no field '{field}', which is {read}.*; add it", str(refused.value))
+
+
+def test_a_component_without_a_section_and_a_stage_without_components_are_told_what_to_add(monkeypatch):
+    config = digits.get_config("tiny")
+    with config.unlocked():
+        config.polish = config.flow.copy_and_resolve_references()
+    config.stages = ("polish",)
+    with pytest.raises(
+        ConfigError, match=r"stage 'polish' trains 'polish', which is none of .*; set polish\.trains to"
+    ):
+        check(config, file="configs/x.py", num_devices=1)
+    monkeypatch.setitem(CATALOGUE, "polisher", lambda config: None)
+    with pytest.raises(ConfigError, match=r"no section 'polisher' for the component .*; add it in configs/base\.py"):
+        check(config, file="configs/x.py", num_devices=1)
 
 
 def test_an_unknown_published_encoder_is_refused_with_those_that_there_are():
