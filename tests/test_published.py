@@ -69,7 +69,7 @@ def test_a_published_generator_makes_images_of_its_size(variant):
 
 
 def test_an_unknown_variant_is_an_error_that_lists_them():
-    with pytest.raises(ValueError, match=r"no 'dit_xl'; there are dit_dh_xl_256, .*mae_b_512"):
+    with pytest.raises(ValueError, match=r"no variant 'dit_xl'; there are dit_dh_xl_256, .*mae_b_512"):
         published.get_config("dit_xl")
 
 
