@@ -65,8 +65,9 @@ class Names:
     biases: tuple[str, ...] = ()
     mark: str = ""  # a tensor that tells the kind from another with the same names
     class_position_within: bool = False  # the class token's position is part of the token
-    # Tensors that RAE has no use for: masking, norms replaced by ones without parameters, pooling.
-    carried: tuple[str, ...] = (r"layernorm\.(weight|bias)",)
+    last_norm: str = "layernorm"  # which RAE replaces by one without parameters
+    # Further tensors that RAE has no use for: masking, pooling.
+    carried: tuple[str, ...] = ()
 
 
 _DINOV2 = Names(
@@ -82,7 +83,7 @@ _DINOV2 = Names(
     mlp_norm="norm2",
     up="mlp.fc1",
     down="mlp.fc2",
-    carried=(r"layernorm\.(weight|bias)", r"embeddings\.mask_token"),
+    carried=(r"embeddings\.mask_token",),
 )
 _MAE = dataclasses.replace(
     _DINOV2,
@@ -90,7 +91,7 @@ _MAE = dataclasses.replace(
     mlp_norm="layernorm_after",
     up="intermediate.dense",
     down="output.dense",
-    carried=(r"layernorm\.(weight|bias)",),
+    carried=(),
 )
 _SIGLIP = Names(
     patch="embeddings.patch_embedding",
@@ -105,8 +106,8 @@ _SIGLIP = Names(
     mlp_norm="layer_norm2",
     up="mlp.fc1",
     down="mlp.fc2",
+    last_norm="post_layernorm",
     carried=(
-        r"post_layernorm\.(weight|bias)",
         r"head\.probe",
         r"head\.attention\.(in_proj_|out_proj\.)(weight|bias)",
         r"head\.(layernorm|mlp\.fc1|mlp\.fc2)\.(weight|bias)",
@@ -126,7 +127,8 @@ _DINOV3 = Names(
     mlp_norm="norm2",
     up="mlp.up_proj",
     down="mlp.down_proj",
-    carried=(r"norm\.(weight|bias)", r"embeddings\.mask_token"),
+    last_norm="norm",
+    carried=(r"embeddings\.mask_token",),
 )
 # Meta's own files: queries, keys and values in one matrix.
 _META = Names(
@@ -145,7 +147,8 @@ _META = Names(
     cls_token="cls_token",
     registers="register_tokens",
     scales=("ls1.gamma", "ls2.gamma"),
-    carried=(r"norm\.(weight|bias)", "mask_token"),
+    last_norm="norm",
+    carried=("mask_token",),
 )
 # timm's.
 _DINOV2_TIMM = dataclasses.replace(_META, registers="reg_token", mark="reg_token", class_position_within=True)
@@ -156,11 +159,11 @@ _DINOV3_TIMM = dataclasses.replace(
     scales=("gamma_1", "gamma_2"),
     biases=("attn.q_bias", "attn.v_bias"),
 )
-_SIGLIP_TIMM = dataclasses.replace(_META, mark="attn_pool.latent", carried=(r"norm\.(weight|bias)", r"attn_pool\..*"))
+_SIGLIP_TIMM = dataclasses.replace(_META, mark="attn_pool.latent", carried=(r"attn_pool\..*",))
 _META_SWIGLU = dict(up="mlp.w12", down="mlp.w3")
 _DINOV3_META_SWIGLU = dict(gate="mlp.w1", up="mlp.w2", down="mlp.w3")
 _DINOV3_META = dataclasses.replace(_META, position="", registers="storage_tokens", mark=PERIODS)
-_MAE_META = dataclasses.replace(_META, carried=(r"norm\.(weight|bias)", "mask_token", r"decoder_.*"))
+_MAE_META = dataclasses.replace(_META, carried=("mask_token", r"decoder_.*"))
 _PROJECTIONS_5 = {
     "query": "attention.q_proj",
     "key": "attention.k_proj",
@@ -193,19 +196,15 @@ NAMES = {
     ("mae", 4): _MAE,
     ("mae", 5): dataclasses.replace(_MAE, **_PROJECTIONS_5, block="layers.{}.", up="mlp.fc1", down="mlp.fc2"),
 }
+_ROTARY = {"layer_scale": True, "positions": "rotary", "norm_epsilon": 1e-5}
+# By family, gated or not.
 _OPTIONS = {
     "dinov2": {"layer_scale": True},
-    "dinov2_swiglu": {"layer_scale": True, "activation": "swiglu"},
-    "dinov3": {"layer_scale": True, "positions": "rotary", "norm_epsilon": 1e-5},
-    "dinov3_swiglu": {"layer_scale": True, "positions": "rotary", "norm_epsilon": 1e-5, "activation": "swiglu"},
+    "dinov3": _ROTARY,
     "dinov2_meta": {"layer_scale": True},
-    "dinov2_meta_swiglu": {"layer_scale": True, "activation": "swiglu"},
-    "dinov3_meta": {"layer_scale": True, "positions": "rotary", "norm_epsilon": 1e-5, "stored_periods": True},
-    "dinov3_meta_swiglu": {"layer_scale": True, "positions": "rotary", "norm_epsilon": 1e-5, "stored_periods": True}
-    | {"activation": "swiglu"},
+    "dinov3_meta": _ROTARY | {"stored_periods": True},
     "dinov2_timm": {"layer_scale": True},
-    "dinov3_timm": {"layer_scale": True, "positions": "rotary", "norm_epsilon": 1e-5},
-    "dinov3_timm_swiglu": {"layer_scale": True, "positions": "rotary", "norm_epsilon": 1e-5, "activation": "swiglu"},
+    "dinov3_timm": _ROTARY,
     "siglip": {"cls_token": False, "activation": "gelu_tanh"},
     "siglip_timm": {"cls_token": False, "activation": "gelu_tanh"},
     "mae": {"positions": "sincos", "norm_epsilon": 1e-12},
@@ -230,7 +229,7 @@ def identify(names: Iterable[str]) -> tuple[str, int]:
     for key, candidate in NAMES.items():
         parts = (candidate.query, candidate.down, candidate.attention_norm, *filter(None, [candidate.gate]))
         signs = {f"{candidate.block}{part}.weight" for part in parts} | set(filter(None, [candidate.mark]))
-        if _OPTIONS[key[0]].get("layer_scale"):
+        if _options(key[0]).get("layer_scale"):
             signs.add(candidate.block + candidate.scales[0])
         if signs <= anywhere:
             return key
@@ -239,6 +238,10 @@ def identify(names: Iterable[str]) -> tuple[str, int]:
         "but SigLIP with Meta's, without prefix); "
         f"the first names are {sorted(names)[:5]}"
     )
+
+
+def _options(family: str) -> dict[str, Any]:
+    return _OPTIONS[family.removesuffix("_swiglu")]
 
 
 def architecture(tensors: Mapping[str, np.ndarray], num_heads: int | None = None) -> dict[str, Any]:
@@ -257,7 +260,7 @@ def architecture(tensors: Mapping[str, np.ndarray], num_heads: int | None = None
     if num_heads is None:
         raise ValueError(f"no published encoder has width {width}; give num_heads")
     registers = tensors.get(names.registers)
-    options = _OPTIONS[family]
+    options = _options(family)
     image_size = 0
     if names.position:
         class_position = options.get("cls_token", True) and not names.class_position_within
@@ -274,7 +277,7 @@ def architecture(tensors: Mapping[str, np.ndarray], num_heads: int | None = None
     query_biases = (f"{names.query}.bias", QUERIES_AND_VALUES, *names.biases[:1])
     qkv_bias = any(first + bias in tensors for bias in query_biases)
     up, down = (tensors[f"{first}{part}.weight"].shape for part in (names.up, names.down))
-    if up[0] == 2 * down[1]:  # gate and up in one matrix, which the names may not say
+    if names.gate or up[0] == 2 * down[1]:  # the gate may be in one matrix with up, which the names need not say
         options = {**options, "activation": "swiglu"}
     return {
         "image_size": image_size,
@@ -379,7 +382,8 @@ def import_encoder(
 
 def carried_names(family: str, version: int, architecture: Mapping[str, Any], prefix: str = "") -> list[str]:
     """Patterns of the tensors of such an encoder, named after `prefix`, that are no parameters here."""
-    patterns = [*NAMES[family, version].carried, *MASKED]
+    names = NAMES[family, version]
+    patterns = [rf"{names.last_norm}\.(weight|bias)", *names.carried, *MASKED]
     if not architecture["num_registers"]:
         patterns.append(r"embeddings\.register_tokens")  # DINOv3 without registers holds an empty tensor of them
     return [re.escape(prefix) + f"(?:{pattern})" for pattern in patterns]
@@ -451,17 +455,6 @@ BESIDE = {
     "siglip_timm": (r"text\..*", r"logit_scale", r"logit_bias"),
     "mae": (r"decoder\..*",),
 }
-# The last norm, which RAE replaces by one without parameters.
-LAST_NORM = {
-    "siglip": "post_layernorm",
-    "dinov3": "norm",
-    "dinov3_meta": "norm",
-    "dinov2_meta": "norm",
-    "mae_meta": "norm",
-    "dinov2_timm": "norm",
-    "dinov3_timm": "norm",
-    "siglip_timm": "norm",
-}
 
 
 def kind_of(architecture: Mapping[str, Any]) -> str:
@@ -508,7 +501,7 @@ def writer(kind: str) -> Callable[[Model], Tensors]:
 def computed(kind: str, model: Model, prefix: str) -> Tensors:
     """What a file of `kind` holds beside the parameters of an encoder: a unit norm, a mask token of zeros."""
     width = model.architecture["width"]
-    norm = prefix + LAST_NORM.get(kind, "layernorm")
+    norm = prefix + NAMES[kind, 4].last_norm
     tensors = {f"{norm}.weight": np.ones(width, np.float32), f"{norm}.bias": np.zeros(width, np.float32)}
     if kind in ("dinov2", "dinov3"):
         tensors["embeddings.mask_token"] = np.zeros((1,) * (kind == "dinov3") + (1, width), np.float32)
