@@ -78,8 +78,8 @@ def test_velocity_is_that_of_the_equations_in_pytorch_under_every_option(flags):
 
 
 def test_scanned_stacks_have_the_value_and_gradient_of_the_unrolled_ones():
-    arguments = inputs()
-    deep = TINY | {"head_depth": 2}
+    arguments = inputs(flow_map=True)
+    deep = TINY | {"head_depth": 2, "flow_map": True}
     unrolled, scanned = DiTDH(**deep), DiTDH(**deep, scan=True, remat="dots")
     params = random_params(unrolled, *arguments)
     structure = meta.unbox(jax.eval_shape(scanned.init, jax.random.key(0), *arguments)["params"])
