@@ -189,7 +189,7 @@ def dit_dh(
         rms_norm=True,
         absolute_positions=True,
         trained_tables=False,  # True: positions and Fourier frequencies are parameters, as in RAE's trainer of December
-        fused_attention=True,  # one kernel, where the program is for a TPU; plain operations elsewhere
+        fused_attention=True,  # one kernel on TPUs, cuDNN's on GPUs that have it; plain operations elsewhere
         scan=False,
         remat="none",
     )
@@ -217,7 +217,7 @@ def dit_in_context(
         alignment_depth=0,  # blocks before the tokens that REPA aligns (8)
         alignment_features=0,  # width of the encoder's tokens, which those are to be after a projection; 0: no REPA
         trained_frequencies=True,  # the Fourier frequencies of times are parameters like others, as released
-        fused_attention=True,  # one kernel, where the program is for a TPU; plain operations elsewhere
+        fused_attention=True,  # one kernel on TPUs, cuDNN's on GPUs that have it; plain operations elsewhere
         scan=False,
         remat="none",
     )
@@ -238,7 +238,7 @@ def lightning_dit(*, width: int, depth: int, num_heads: int, **changes: object) 
         rope=True,
         learn_sigma=False,
         trained_tables=False,  # as in dit_dh
-        fused_attention=True,  # one kernel, where the program is for a TPU; plain operations elsewhere
+        fused_attention=True,  # one kernel on TPUs, cuDNN's on GPUs that have it; plain operations elsewhere
         scan=False,
         remat="none",
     )

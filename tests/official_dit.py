@@ -43,8 +43,8 @@ def block(w: Tensors, name: str, x: torch.Tensor, c: torch.Tensor, num_heads: in
     if rope is not None:
         cos, sin = w[f"{rope}.freqs_cos"], w[f"{rope}.freqs_sin"]
         q, k = (x * cos + torch.stack([-x[..., 1::2], x[..., ::2]], -1).flatten(-2) * sin for x in (q, k))
-    weights = (q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])).softmax(-1)
-    x = x + gate * linear(w, f"{name}.attn.proj", (weights @ v).transpose(1, 2).reshape(batch, tokens, width))
+    attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, tokens, width)
+    x = x + gate * linear(w, f"{name}.attn.proj", attended)
 
     y = norm(w, f"{name}.norm2", x) * (1 + mlp_scale) + mlp_shift
     if f"{name}.mlp.w12.weight" in w:

@@ -1,4 +1,4 @@
-"""Self-attention of all tokens on all, or on those seen: plain operations, and one TPU kernel each way for all.
+"""Self-attention of all tokens on all, or on those seen: plain operations, a TPU kernel each way, cuDNN's on GPUs.
 
 Queries, keys and values lie as `[B, K, 3, E, N]`, tokens last: a TPU pads the last axis of an array to 128, of which an
 E of 64 or 72 would waste half, and the product that makes them writes them like that at no cost.
@@ -10,6 +10,7 @@ is those passes that make attention slow where the products are cheap. The backw
 
 import functools
 import math
+import re
 from typing import Any
 
 import flax.linen as nn
@@ -49,25 +50,40 @@ def attend(qkv: jax.Array, rotary: Rotary | None = None, visible: jax.Array | No
       qkv: queries, keys and values of K heads of width E.
       rotary: turns queries and keys by their positions; `(cos, sin)`, each `[N, E / 2]`.
       visible: `[B, N]` booleans, which tokens are attended to, or `[B, N, N]`, by which; all by all by default.
-      fused: where the program is compiled for a TPU, bfloat16 goes through the kernel if all are visible and N is a
-        multiple of 128 up to 1024. The kernel has no forward-mode derivative (`jax.jvp`), and so neither has the
-        function there.
+      fused: bfloat16, if all are visible, goes through a kernel where the program is compiled for a TPU and N is a
+        multiple of 128 up to 1024, and through cuDNN's where it is compiled for GPUs that have it. Neither has a
+        forward-mode derivative (`jax.jvp`), and so neither has the function there.
     """
     rotary = None if rotary is None else (rotary[0].T, rotary[1].T)
-    in_kernel = fused and visible is None and qkv.dtype == jnp.bfloat16
-    if in_kernel and qkv.shape[-1] in range(128, LONGEST + 1, 128):
-        return jax.lax.platform_dependent(qkv, rotary, tpu=fused_attention, default=plain_attention)
+    kernels = {}
+    if fused and visible is None and qkv.dtype == jnp.bfloat16:
+        if qkv.shape[-1] in range(128, LONGEST + 1, 128):
+            kernels["tpu"] = fused_attention
+        if cudnn_attends(*qkv.shape[-2:]):
+            kernels["cuda"] = functools.partial(plain_attention, implementation="cudnn")
+    if kernels:
+        return jax.lax.platform_dependent(qkv, rotary, **kernels, default=plain_attention)
     return plain_attention(qkv, rotary, visible)
 
 
-def plain_attention(qkv: jax.Array, rotary: Rotary | None, visible: jax.Array | None = None) -> jax.Array:
-    """`attend` by plain operations; `rotary` is `[E / 2, N]` twice."""
+def cudnn_attends(head_dim: int, tokens: int) -> bool:
+    """Whether every GPU of this process has cuDNN's attention, from Ampere on, for an even number of such tokens."""
+    gpus = [device for device in jax.local_devices() if device.platform == "gpu"]
+    capable = all(re.fullmatch(r"([89]|\d\d+)\.\d+", str(getattr(gpu, "compute_capability", ""))) for gpu in gpus)
+    return bool(gpus) and capable and head_dim % 8 == 0 and head_dim <= 128 and tokens % 2 == 0
+
+
+def plain_attention(
+    qkv: jax.Array, rotary: Rotary | None, visible: jax.Array | None = None, implementation: str = "xla"
+) -> jax.Array:
+    """`attend` by `jax.nn.dot_product_attention`; `rotary` is `[E / 2, N]` twice."""
     query, key, value = (qkv[:, :, i] for i in range(3))
     if rotary is not None:
         query, key = (rotate(x, rotary).astype(qkv.dtype) for x in (query, key))
     query, key, value = (jnp.moveaxis(x, -1, 1) for x in (query, key, value))  # [B, N, K, E]
     mask = visible if visible is None else visible[:, None] if visible.ndim == 3 else visible[:, None, None]
-    return jnp.moveaxis(jax.nn.dot_product_attention(query, key, value, mask=mask), 1, -1)
+    attended = jax.nn.dot_product_attention(query, key, value, mask=mask, implementation=implementation)
+    return jnp.moveaxis(attended, 1, -1)
 
 
 @jax.custom_vjp

@@ -85,8 +85,26 @@ class Dense(nn.Module):
         kernel = self.param("kernel", named(self.start.kernel, *self.axes), (fan_in, self.features))
         bias = self.param("bias", named(self.start.bias(fan_in), None), (self.features,)) if self.use_bias else None
         x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
-        y = jnp.matmul(x, collected(kernel, self.axes) if self.collect else kernel, precision=self.precision)
+        y = product(x, collected(kernel, self.axes) if self.collect else kernel, self.precision)
         return y if bias is None else y + bias
+
+
+def product(x: jax.Array, kernel: jax.Array, precision: Any = None) -> jax.Array:
+    """`x @ kernel`, `[..., in] -> [..., out]`; on GPUs, bfloat16 of odd widths is filled up with zeros for it.
+
+    They read matrices in pieces of 16 bytes. A product with a side that is no multiple of that, like the 5,461 of
+    DiT^DH's head, takes three times as long (docs/performance.md).
+    """
+    plain = functools.partial(jnp.matmul, precision=precision)
+    missing = [-side % 128 if side > 128 and side % 8 else 0 for side in kernel.shape]
+    if x.dtype != jnp.bfloat16 or not any(missing):
+        return plain(x, kernel)
+
+    def filled_up(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, missing[0])])
+        return plain(x, jnp.pad(kernel, [(0, n) for n in missing]))[..., : kernel.shape[1]]
+
+    return jax.lax.platform_dependent(x, kernel, cuda=filled_up, default=plain)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))

@@ -2,12 +2,14 @@
 
 import functools
 import re
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from jax._src.cudnn import fused_attention_stablehlo
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -114,3 +116,26 @@ def test_on_a_tpu_only_plain_operations_have_a_forward_mode_derivative():
     with pytest.raises(TypeError, match="custom_vjp"):
         derivative[True].lower(lowering_platforms=("tpu",))
     np.testing.assert_allclose(derivative[True].lower().compile()(qkv), 1.0)  # of equal keys: of the values alone
+
+
+@pytest.mark.parametrize(
+    "capability, tokens, dtype, calls",
+    [
+        ("9.0", 256, "bfloat16", 2),
+        ("8.0", 100, "bfloat16", 2),
+        ("7.5", 256, "bfloat16", 0),
+        ("gfx90a", 256, "bfloat16", 0),
+        ("9.0", 197, "bfloat16", 0),
+        ("9.0", 256, "float32", 0),
+    ],
+)
+def test_gpus_that_have_cudnns_attention_get_it(monkeypatch, capability, tokens, dtype, calls):
+    gpu = types.SimpleNamespace(platform="gpu", compute_capability=capability)
+    monkeypatch.setattr(jax, "local_devices", lambda: [gpu])
+    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91200)
+    monkeypatch.setattr(fused_attention_stablehlo, "check_compute_capability", lambda _: True)
+    monkeypatch.setattr(fused_attention_stablehlo, "is_cuda_compute_capability_equal", lambda _: False)
+    qkv = jnp.ones((1, 2, 3, 72, tokens), dtype)
+    gradient = jax.jit(jax.grad(lambda x: jnp.sum(attend(x, None, fused=True).astype(jnp.float32)))).trace(qkv)
+    assert gradient.lower(lowering_platforms=("cuda",)).as_text().count("stablehlo.custom_call @__cudnn$fmha") == calls
+    assert "cudnn" not in gradient.lower(lowering_platforms=("cpu",)).as_text()
