@@ -214,3 +214,12 @@ def test_an_error_that_comes_from_a_collective_with_a_process_that_is_gone_is_to
     for lost in (gone, untyped):
         assert main.lost_another(error(lost)) is main.lost_another(lost) is lost
     assert not any(map(main.lost_another, (error(full), full, error(ValueError("bad")), ValueError("bad"))))
+
+
+@pytest.mark.slow
+def test_the_quick_look_draws_digits_that_the_judge_can_read(tmp_path):
+    status, output = runs.run(tmp_path / "quick", config="configs/digits.py:quick")
+    assert status == 0, output
+    results = json.loads((tmp_path / "quick/summary.json").read_text())["results"]
+    assert results["label_agreement"] > 0.75
+    assert (tmp_path / "quick/report.html").exists()

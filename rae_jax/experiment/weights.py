@@ -138,7 +138,8 @@ class Weights:
         self._warn(f"{name}: untrained, random weights, as config.{name}.weights={RANDOM!r} asks")
         key = stage_key(self._config.seed, f"{name}/{RANDOM}")
         places = sharding.shardings_of(jax.eval_shape(component.init, key), self._mesh)
-        return jax.jit(lambda key: sharding.unbox(component.init(key)), out_shardings=places)(key)
+        draw = sharding.jit_for_one_call(lambda key: sharding.unbox(component.init(key)), self._mesh, places)
+        return draw(key)
 
     def save(self, stage: str, params: Params, finished: dict[str, Any]) -> None:
         """Keeps what `stage` has trained, by component if it trains several, and then that it has `finished`."""

@@ -105,7 +105,9 @@ def fit(
             seen = f", after {data_position['position']:,} images" if "position" in data_position else ""
             log.say(f"{stage}: continuing from step {int(state.step)} of {total_steps}{seen}")
         else:
-            first = jax.jit(lambda k, initial: objective.first_state(k, example, initial), out_shardings=layout)
+            first = sharding.jit_for_one_call(
+                lambda k, initial: objective.first_state(k, example, initial), mesh, layout
+            )
             state = first(key, load_initial())
         step = int(state.step)
         log.say(f"{stage}: {parameter_overview.count_parameters(state.params):,} parameters")

@@ -6,7 +6,7 @@ devices. Changing `config.mesh` moves the same run from one CPU to a pod.
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -31,6 +31,10 @@ RULES = (
     ("tokens", None),
     ("layers", None),
 )
+
+
+# What a CPU's compiler is asked to leave out of a program that runs for less time than optimising it takes.
+UNOPTIMISED = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 def mesh_shape(sizes: dict[str, int], num_devices: int) -> dict[str, int]:
@@ -188,3 +192,9 @@ def to_host(tree: Any) -> Any:
     from jax.experimental import multihost_utils
 
     return multihost_utils.process_allgather(tree, tiled=True)
+
+
+def jit_for_one_call(function: Callable[..., Any], mesh: Mesh, out_shardings: Any) -> Callable[..., Any]:
+    """`jax.jit` for a program that runs once, like that which draws the first weights: compiled in half the time."""
+    options = UNOPTIMISED if mesh.devices.flat[0].platform == "cpu" else None
+    return jax.jit(function, out_shardings=out_shardings, compiler_options=options)

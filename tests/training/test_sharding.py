@@ -5,9 +5,10 @@ import sys
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 import runs
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from rae_jax.training import sharding
 
@@ -91,3 +92,16 @@ def test_dividing_the_weights_gives_no_device_the_rows_of_another():
     assert done.returncode == 0, done.stderr
     for name, (whole_weights, divided_weights) in json.loads(done.stdout.splitlines()[-1]).items():
         assert divided_weights < 1.2 * whole_weights, name
+
+
+def test_a_program_for_one_call_gives_what_an_optimised_one_gives_where_it_is_asked_to():
+    mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
+    where = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+    def draw(key):
+        return jax.random.normal(key, (16, 8)), jax.random.truncated_normal(key, -2, 2, (16, 8))
+
+    drawn = sharding.jit_for_one_call(draw, mesh, where)(jax.random.key(0))
+    for found, expected in zip(drawn, jax.jit(draw)(jax.random.key(0)), strict=True):
+        assert found.sharding == where
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
