@@ -12,7 +12,7 @@ Nothing of it has been run with this code yet.
 
 from ml_collections import ConfigDict
 
-from configs import architectures, base
+from configs import architectures, base, released, variants
 from configs.dith_xl import rae_schedule
 from rae_jax.models import dit_dh, lightning_dit
 from rae_jax.models.kl_vae import STABLE_DIFFUSION
@@ -29,7 +29,7 @@ def get_config(variant: str = "sd_vae-dit") -> ConfigDict:
     space, _, network = variant.partition("-")
     if space not in SPACES or network not in NETWORKS:
         known = [f"{space}-{network}" for space in SPACES for network in NETWORKS]
-        raise base.no_variant("configs/baselines.py", variant, known)
+        raise variants.no_variant("configs/baselines.py", variant, known)
     config = base.get_config()
     config.stages = ("flow",)
     config.dtype = "bfloat16"
@@ -49,6 +49,6 @@ def get_config(variant: str = "sd_vae-dit") -> ConfigDict:
         flow.model = architectures.lightning_dit(**lightning_dit.SIZES["XL"], patch_size=patch_size, scan=True)
         flow.train.ema_decay = 0.9999
         flow.train.optimizer.shape = "constant"
-    base.use_released_sampling(config, points=50)
+    released.use_released_sampling(config, points=50)
     config.mesh.fsdp = 8
     return config

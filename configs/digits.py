@@ -10,7 +10,7 @@ judged. README.md has the numbers it reaches and how long it takes.
 
 from ml_collections import ConfigDict
 
-from configs import architectures, base
+from configs import architectures, base, variants
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -19,7 +19,7 @@ def get_config(variant: str = "") -> ConfigDict:
     `configs/digits.py:quick` trains smaller networks up to the flow: with three seeds 93, 86 and 85 of 100 digits were
     those asked for. `configs/digits.py:tiny` is the whole pipeline in seconds, for tests: nothing is learnt.
     """
-    words = base.words_of(variant, ("quick", "tiny"), file="configs/digits.py")
+    words = variants.words_of(variant, ("quick", "tiny"), file="configs/digits.py")
     config = base.get_config()
     config.stages = ("encoder", "decoder", "stats", "flow", "mid_training", "flow_map")
 

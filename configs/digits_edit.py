@@ -9,7 +9,7 @@ learns to recolour, replace, remove, add, move and swap digits as it is told, an
 
 from ml_collections import ConfigDict
 
-from configs import architectures, base, digits, digits_text
+from configs import architectures, digits, digits_text, variants
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -17,7 +17,7 @@ def get_config(variant: str = "") -> ConfigDict:
 
     `caption` paints the prompts of `configs/digits_text.py` instead, from texts alone; with `tiny`, `tiny-caption`.
     """
-    words = base.words_of(variant, ("tiny",), ("caption",), file="configs/digits_edit.py")
+    words = variants.words_of(variant, ("tiny",), ("caption",), file="configs/digits_edit.py")
     config = digits_text.get_config("tiny" if "tiny" in words else "")
     config.stages = ("encoder", "decoder", "stats", "mixture")
     config.language_model.model = ConfigDict()

@@ -10,7 +10,7 @@ long, is there for the Fréchet distance.
 
 from ml_collections import ConfigDict
 
-from configs import architectures, base, digits
+from configs import architectures, digits, variants
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -18,7 +18,7 @@ def get_config(variant: str = "") -> ConfigDict:
 
     With `joint` KL-VAE and coder are trained together (RAC, Table 4).
     """
-    words = base.words_of(variant, ("tiny",), ("joint",), file="configs/digits_rac.py")
+    words = variants.words_of(variant, ("tiny",), ("joint",), file="configs/digits_rac.py")
     config = digits.get_config()
     config.stages = ("encoder", *(("joint_coder",) if "joint" in words else ("teacher", "coder")), "stats", "flow")
     config.autoencoder = "rac"

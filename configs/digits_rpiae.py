@@ -10,15 +10,15 @@ judged as in `configs/digits.py`; `reconstructions.npz` has held-out digits thro
 
 from ml_collections import ConfigDict
 
-from configs import base, digits
+from configs import digits, released, variants
 
 
 def get_config(variant: str = "") -> ConfigDict:
     """The experiment; `configs/digits_rpiae.py:tiny` takes seconds, for tests: nothing is learnt."""
-    words = base.words_of(variant, ("tiny",), file="configs/digits_rpiae.py")
+    words = variants.words_of(variant, ("tiny",), file="configs/digits_rpiae.py")
     config = digits.get_config(variant)
     config.stages = ("encoder", "feature_stats", "pivot", "bridge", "specialisation", "stats", "flow")
-    base.use_bridge(config, latent_channels=16, depth=2)
+    released.use_bridge(config, latent_channels=16, depth=2)
     config.feature_stats.train = config.stats.train
 
     config.pivot.noise_tau = 0.5
@@ -33,7 +33,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.flow.shift_base = 64  # a shift of 2, as for the encoder's tokens
 
     if "tiny" in words:
-        base.use_bridge(config, latent_channels=4, depth=1)
+        released.use_bridge(config, latent_channels=4, depth=1)
         for name in ("pivot", "bridge", "specialisation"):
             digits.shorten(config[name].train)
         config.specialisation.train.optimizer.shape = "constant"

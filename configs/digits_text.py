@@ -10,7 +10,7 @@ less often, on questions.
 
 from ml_collections import ConfigDict
 
-from configs import architectures, base
+from configs import architectures, base, variants
 from configs.digits import shorten, shrink_autoencoder, stage
 
 
@@ -21,7 +21,7 @@ def get_config(variant: str = "") -> ConfigDict:
     "understanding", without generation; "kl", in the latents of a KL-VAE, which is trained first;
     "unguided"; "unshifted".
     """
-    words = base.words_of(
+    words = variants.words_of(
         variant,
         ("tiny",),
         ("understanding", "features"),

@@ -16,7 +16,7 @@ released DiT^DH, of which the paper does not speak. Nothing of it has been run w
 
 from ml_collections import ConfigDict
 
-from configs import architectures, base
+from configs import architectures, base, released, variants
 from rae_jax.models.lightning_dit import SIZES
 
 ENCODERS = ("dinov2_b", "dinov2_s", "dinov2_l", "siglip2_b", "mae_b")
@@ -28,11 +28,11 @@ def get_config(variant: str = "dinov2_b") -> ConfigDict:
     Raises:
       ValueError: a word of `variant` is unknown, or two encoders are named.
     """
-    words = base.words_of(variant, ENCODERS, ["800"], file="configs/dit_xl.py")
+    words = variants.words_of(variant, ENCODERS, ["800"], file="configs/dit_xl.py")
     config = base.get_config()
     config.stages = ("flow",)
     config.dtype = "bfloat16"
-    base.use_rae(config, next((word for word in words if word in ENCODERS), "dinov2_b"), 256)
+    released.use_rae(config, next((word for word in words if word in ENCODERS), "dinov2_b"), 256)
     config.flow.family = "lightning_dit"
     config.flow.model = architectures.lightning_dit(**SIZES["XL"], scan=True)
     config.flow.time_distribution = "logit_normal"
@@ -41,6 +41,6 @@ def get_config(variant: str = "dinov2_b") -> ConfigDict:
     train.batch_size = 1024
     train.ema_decay = 0.9999
     train.optimizer.learning_rate = 2e-4
-    base.use_released_sampling(config, points=50)
+    released.use_released_sampling(config, points=50)
     config.mesh.fsdp = 8
     return config

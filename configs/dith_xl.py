@@ -21,7 +21,7 @@ matrix products are float32 with TF32, the first release's bfloat16, as here: `-
 
 from ml_collections import ConfigDict
 
-from configs import architectures, base
+from configs import architectures, base, released, variants
 from rae_jax.models.dit_dh import SIZES
 
 GUIDANCE = {256: (14, 1.42), 512: (20, 1.5)}  # epochs of the guide, and the scale
@@ -33,14 +33,14 @@ def get_config(variant: str = "XL") -> ConfigDict:
     Raises:
       ValueError: a word of `variant` is unknown, or two backbones are named.
     """
-    words = base.words_of(variant, SIZES, ["80"], ["512"], ["october"], file="configs/dith_xl.py")
+    words = variants.words_of(variant, SIZES, ["80"], ["512"], ["october"], file="configs/dith_xl.py")
     backbone = next((word for word in words if word in SIZES), "XL")
     image_size = 512 if "512" in words else 256
     guided = backbone == "XL" and "80" not in words
     config = base.get_config()
     config.stages = ("guide", "flow") if guided else ("flow",)
     config.dtype = "bfloat16"
-    base.use_rae(config, "dinov2_b", image_size)
+    released.use_rae(config, "dinov2_b", image_size)
 
     epochs = 80 if not guided else 400 if image_size == 512 else 800
     guide_epochs, scale = GUIDANCE[image_size]
@@ -49,7 +49,7 @@ def get_config(variant: str = "XL") -> ConfigDict:
         section.model = architectures.dit_dh(**SIZES[size])  # unrolled: the TPU compiler then makes a faster step
         section.time_distribution = "uniform" if "october" in words else "logit_normal"
         rae_schedule(section.train, epochs=for_epochs)
-    base.use_released_sampling(config, points=50)
+    released.use_released_sampling(config, points=50)
     if guided:
         config.sampling.guidance = "autoguidance"
         config.sampling.guidance_scale = scale

@@ -20,14 +20,14 @@ Words after the colon, joined by hyphens, change it (`configs/finetune.py:decode
 
 from ml_collections import ConfigDict
 
-from configs import architectures, base, digits, published
+from configs import architectures, base, digits, published, variants
 from rae_jax.models.dit_dh import SIZES
 
 BACKBONES = {name.lower(): name for name in SIZES}
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    words = base.words_of(variant, ["decoder", "flow"], BACKBONES, ["tiny"], file="configs/finetune.py")
+    words = variants.words_of(variant, ["decoder", "flow"], BACKBONES, ["tiny"], file="configs/finetune.py")
     backbone = next((word for word in words if word in BACKBONES), "b")
 
     config = published.get_config("dinov2_b_256")

@@ -19,7 +19,7 @@ MeanFlow paper, whose guidance is fixed, 3.43 (XL/2). Nothing of it has been run
 
 from ml_collections import ConfigDict
 
-from configs import architectures, base
+from configs import architectures, base, variants
 from rae_jax.models.kl_vae import STABLE_DIFFUSION
 from rae_jax.models.lightning_dit import SIZES
 
@@ -30,7 +30,7 @@ def get_config(variant: str = "imf") -> ConfigDict:
     Raises:
       ValueError: a word of `variant` is unknown, or two exclude each other.
     """
-    words = base.words_of(variant, ("imf", "meanflow"), ("B", "L", "XL"), file="configs/meanflow_sd_vae.py")
+    words = variants.words_of(variant, ("imf", "meanflow"), ("B", "L", "XL"), file="configs/meanflow_sd_vae.py")
     config = base.get_config()
     config.stages = ("flow_map",)
     config.dtype = "bfloat16_3x"  # as MF-RAE: a derivative makes rounding larger

@@ -11,7 +11,7 @@ of the paper's equation. The number of steps is ours; the paper says 2.1 H100 da
 
 from ml_collections import ConfigDict
 
-from configs import architectures, base
+from configs import architectures, base, released, variants
 from rae_jax.models.dit_dh import SIZES
 
 FEW_STEPS_512 = ((1.0, 0.0), (1.0, 0.5, 0.0), (1.0, 2 / 3, 1 / 3, 0.0), (1.0, 0.75, 0.5, 0.25, 0.0))  # times
@@ -27,7 +27,7 @@ def mid_training(image_size: int, variant: str, *, file: str) -> ConfigDict:
     Raises:
       ValueError: `variant` is unknown; `file` is named.
     """
-    words = base.words_of(variant, ("paper",), file=file)
+    words = variants.words_of(variant, ("paper",), file=file)
     config = flow_map_of_dit_dh_xl(image_size)
     config.stages = ("mid_training",)
     section = config.mid_training
@@ -50,7 +50,7 @@ def flow_map_of_dit_dh_xl(image_size: int) -> ConfigDict:
     # Nearest to the release's float32 with TF32. In bfloat16 the difference quotient, which divides rounding by 2 dt,
     # would be wrong by a sixth.
     config.dtype = "bfloat16_3x"
-    base.use_rae(config, "dinov2_b", image_size)
+    released.use_rae(config, "dinov2_b", image_size)
     config.flow.model = architectures.dit_dh(**SIZES["XL"])
     config.sampling.num_steps = 0  # the teacher has been sampled where it was trained
     if image_size == 512:  # where the paper goes on to three and four steps

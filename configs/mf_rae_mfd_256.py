@@ -11,7 +11,7 @@ H100 days. Nothing of it has been run yet.
 
 from ml_collections import ConfigDict
 
-from configs import base
+from configs import variants
 from configs.mf_rae_cmt_256 import flow_map_of_dit_dh_xl
 
 
@@ -25,7 +25,7 @@ def meanflow(image_size: int, variant: str, *, file: str) -> ConfigDict:
     Raises:
       ValueError: `variant` is unknown; `file` is named.
     """
-    words = base.words_of(variant, ("jvp",), file=file)
+    words = variants.words_of(variant, ("jvp",), file=file)
     config = flow_map_of_dit_dh_xl(image_size)
     config.stages = ("flow_map",)
     if "jvp" in words:

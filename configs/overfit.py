@@ -14,7 +14,7 @@ blocks has that width. `python -m tools.reproduce rae_width` runs these and says
 
 from ml_collections import ConfigDict
 
-from configs import architectures, base
+from configs import architectures, base, released
 
 USAGE = "is neither a width, a multiple of 64, and a depth, as 768-12, nor laptop-TOKENS-WIDTH-DEPTH[-HEAD]"
 
@@ -50,7 +50,7 @@ def get_config(variant: str = "768-12") -> ConfigDict:
         use_small(config, *numbers)
         return config
     width, depth = numbers
-    base.use_rae(config, "dinov2_b", 256)
+    released.use_rae(config, "dinov2_b", 256)
     config.flow.family = "lightning_dit"
     config.flow.model = architectures.lightning_dit(width=width, depth=depth, num_heads=width // 64, scan=True)
     train.transform = "center_crop"

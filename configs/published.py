@@ -33,7 +33,7 @@ pixels from the same latents, is `--config.decoder.model.patch_size=32 --config.
 
 from ml_collections import ConfigDict
 
-from configs import architectures, base, raev2_dinov3l
+from configs import architectures, base, raev2_dinov3l, released, variants
 from configs.mf_rae_cmt_256 import FEW_STEPS_512
 from rae_jax.models.dit_dh import SIZES as DIT_DH
 from rae_jax.models.lightning_dit import SIZES as LIGHTNING_DIT
@@ -61,18 +61,18 @@ def get_config(variant: str = "dit_dh_xl_256") -> ConfigDict:
         return config
     if variant in GENERATORS:
         return GENERATORS[variant]()
-    raise base.no_variant("configs/published.py", variant, [*GENERATORS, *autoencoders])
+    raise variants.no_variant("configs/published.py", variant, [*GENERATORS, *autoencoders])
 
 
 def autoencoder(encoder: str, size: int) -> ConfigDict:
     """The latent space of a released decoder; what is sampled needs no weights of the encoder."""
     config = base.get_config()
-    base.use_rae(config, encoder, size)
+    released.use_rae(config, encoder, size)
     config.encoder.model.scan = config.decoder.model.scan = True
     decoder, statistics = AUTOENCODERS[encoder, size]
     config.decoder.weights = decoder and f"models/decoders/{decoder}/model.pt"
     config.stats.weights = statistics and f"models/stats/{statistics}/stat.pt"
-    base.use_released_sampling(config, points=50)
+    released.use_released_sampling(config, points=50)
     return config
 
 
@@ -111,7 +111,7 @@ def mf_rae(size: int) -> ConfigDict:
 def rpiae() -> ConfigDict:
     """LightningDiT-XL after 800 epochs on RPiAE's latent, guided by itself after 20; nothing is normalised."""
     config = autoencoder("dinov2_b", 256)
-    base.use_bridge(config, latent_channels=64)
+    released.use_bridge(config, latent_channels=64)
     config.decoder.weights = config.bridge_decoder.weights = "models/RPiAE/rpiae_stage3_1_c64_ema.pt"
     config.feature_stats.weights = config.stats.weights = "identity"
     for section, epoch in ((config.flow, 800), (config.guide, 20)):
@@ -121,7 +121,7 @@ def rpiae() -> ConfigDict:
     config.flow.time_distribution = "logit_normal"
     config.sampling.guidance = "autoguidance"
     config.sampling.guidance_scale = 2.05
-    base.use_released_sampling(config, points=250)
+    released.use_released_sampling(config, points=250)
     return config
 
 

@@ -27,7 +27,7 @@ numbers of steps and the batch sizes are chosen here: the paper's are not known.
 
 from ml_collections import ConfigDict
 
-from configs import architectures, base
+from configs import architectures, base, released, variants
 from rae_jax.models.coder import SCALES
 from rae_jax.models.kl_vae import STABLE_DIFFUSION
 from rae_jax.models.lightning_dit import SIZES
@@ -38,7 +38,7 @@ GENERATORS = ("sit", "tuning", "scratch")
 ENDS = tuple(f"_{scale}" for scale in SCALES)
 
 
-def variants() -> list[str]:
+def every_variant() -> list[str]:
     """Every variant's name."""
     coders = [f"{kind}_{scale}" for kind in ("coder", "joint", "state") for scale in SCALES]
     return [
@@ -49,8 +49,8 @@ def variants() -> list[str]:
 
 
 def get_config(variant: str = "coder_0.1x") -> ConfigDict:
-    if variant not in variants():
-        raise base.no_variant("configs/rac_256.py", variant, variants())
+    if variant not in every_variant():
+        raise variants.no_variant("configs/rac_256.py", variant, every_variant())
     kind, _, size = variant.partition("_")
     size, _, scale = size.partition("_") if kind in GENERATORS else (size, "", size)
     config = base.get_config()
@@ -75,7 +75,7 @@ def get_config(variant: str = "coder_0.1x") -> ConfigDict:
 
 
 def _generator(config: ConfigDict, kind: str, size: str) -> None:
-    base.use_pretrained_encoder(config, "dinov2_b")
+    released.use_pretrained_encoder(config, "dinov2_b")
     config.flow.family = "lightning_dit"
     config.flow.model = architectures.sit(**SIZES[size])
     config.flow.objective = "aligned_velocity"

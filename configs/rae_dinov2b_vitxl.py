@@ -30,7 +30,7 @@ decoder's position table, which `decoder.model.trained_tables` does here too if 
 
 from ml_collections import ConfigDict
 
-from configs import architectures, base
+from configs import architectures, base, released, variants
 from rae_jax.models.decoder import SIZES
 
 DECODERS = {"vitb": "b", "vitl": "l"}
@@ -47,10 +47,10 @@ def stage1(encoder: str, variant: str, *, file: str) -> ConfigDict:
     Raises:
       ValueError: a word of `variant` is unknown, or two contradict each other; `file` is named.
     """
-    words = base.words_of(variant, DECODERS, PRESETS, RESOLUTIONS, file=file)
+    words = variants.words_of(variant, DECODERS, PRESETS, RESOLUTIONS, file=file)
     config = base.get_config()
     config.stages = ("decoder", "stats")
-    base.use_rae(config, encoder, 512 if "512" in words else 256)
+    released.use_rae(config, encoder, 512 if "512" in words else 256)
     config.encoder.model.scan = True
     size = next((SIZES[DECODERS[word]] for word in words if word in DECODERS), SIZES["xl"])
     config.decoder.model = architectures.vit_decoder(patch_size=16, **size, scan=True)

@@ -28,7 +28,7 @@ does not. Muon's products are float32; `--config.flow.train.optimizer.muon_produ
 
 from ml_collections import ConfigDict
 
-from configs import architectures, base
+from configs import architectures, base, released, variants
 from configs.rae_dinov2b_vitxl import adversarial_stage
 from rae_jax.models.decoder import SIZES as DECODERS
 from rae_jax.models.dit_in_context import SIZES
@@ -50,7 +50,7 @@ def get_config(variant: str = "k7") -> ConfigDict:
     Raises:
       ValueError: there is no such variant.
     """
-    words = base.words_of(variant, LAYERS, ["general"], file="configs/raev2_dinov3l.py")
+    words = variants.words_of(variant, LAYERS, ["general"], file="configs/raev2_dinov3l.py")
     config = base.get_config()
     config.stages = ("decoder", "stats", "flow")
     config.dtype = "bfloat16"
@@ -88,7 +88,7 @@ def in_steps(section: ConfigDict, epoch: int) -> None:
 
 def latents(config: ConfigDict, layers: tuple[int, ...]) -> None:
     """Makes the latent space that of RAEv2: means of DINOv3-L's `layers`, and the decoder of plain pixels."""
-    base.use_pretrained_encoder(config, "dinov3_l")
+    released.use_pretrained_encoder(config, "dinov3_l")
     config.encoder.model.stored_periods = True
     config.encoder.model.layers = layers
     config.decoder.model = architectures.vit_decoder(patch_size=16, **DECODERS["xl"], trained_tables=True, scan=True)

@@ -13,7 +13,7 @@ joined by hyphens, are the stages: `cmt`, `mfd`; both without a word. Nothing of
 
 from ml_collections import ConfigDict
 
-from configs import base, raev2_dinov3l
+from configs import base, raev2_dinov3l, variants
 from configs.mf_rae_cmt_256 import mid_training
 from configs.mf_rae_mfd_256 import meanflow
 
@@ -26,7 +26,7 @@ def get_config(variant: str = "") -> ConfigDict:
     Raises:
       ValueError: a word of `variant` is unknown.
     """
-    words = base.words_of(variant, ["cmt"], ["mfd"], file="configs/raev2_one_step.py") or list(STAGES)
+    words = variants.words_of(variant, ["cmt"], ["mfd"], file="configs/raev2_one_step.py") or list(STAGES)
     config = base.get_config()
     config.stages = tuple(stage for word, stage in STAGES.items() if word in words)
     config.dtype = "bfloat16_3x"  # a difference quotient divides its rounding by a small number

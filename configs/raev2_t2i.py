@@ -14,7 +14,7 @@ with this code.
 
 from ml_collections import ConfigDict
 
-from configs import architectures, base, raev2_dinov3l
+from configs import architectures, raev2_dinov3l, variants
 from rae_jax.models.language_model import SIZES as LANGUAGE_MODELS
 
 WORDS = 256
@@ -26,7 +26,7 @@ def get_config(variant: str = "k7") -> ConfigDict:
     Raises:
       ValueError: there is no such variant.
     """
-    words = base.words_of(variant, raev2_dinov3l.LAYERS, file="configs/raev2_t2i.py")
+    words = variants.words_of(variant, raev2_dinov3l.LAYERS, file="configs/raev2_t2i.py")
     config = raev2_dinov3l.get_config(words[0] if words else "k7")
     config.stages = ("flow",)
     told = LANGUAGE_MODELS["qwen3-0.6b"]

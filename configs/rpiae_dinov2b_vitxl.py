@@ -22,7 +22,7 @@ stage I leaves it: 84.56 and 84.18 %. Nothing of it has been run at full size wi
 
 from ml_collections import ConfigDict
 
-from configs import architectures, base
+from configs import architectures, base, released, variants
 from configs.rae_dinov2b_vitxl import adversarial_stage, reconstruction_stage
 from rae_jax.models.decoder import SIZES
 from rae_jax.models.kl_vae import RPIAE_CONV_DECODER
@@ -32,11 +32,13 @@ WORDS = (*WIDTHS, "conv", "joint", "frozen", "paper")
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    words = base.words_of(variant, *([word] for word in WORDS), file="configs/rpiae_dinov2b_vitxl.py")
+    words = variants.words_of(variant, *([word] for word in WORDS), file="configs/rpiae_dinov2b_vitxl.py")
     config = base.get_config()
     config.dtype = "bfloat16"
-    base.use_pretrained_encoder(config, "dinov2_b")  # not scanned: the pivot is balanced by its last block's gradient
-    base.use_bridge(config, latent_channels=next((WIDTHS[word] for word in words if word in WIDTHS), 64))
+    released.use_pretrained_encoder(
+        config, "dinov2_b"
+    )  # not scanned: the pivot is balanced by its last block's gradient
+    released.use_bridge(config, latent_channels=next((WIDTHS[word] for word in words if word in WIDTHS), 64))
     use_decoder(config, convolutional="conv" in words)
     config.linear_head.model = ConfigDict(dict(num_classes=1000))
 

@@ -18,7 +18,7 @@ tokens: the paper's 192,000 to 200,000. Reported on GEdit-Bench-EN: 5.23 / 8.34 
 
 from ml_collections import ConfigDict
 
-from configs import base, rpiae_t2i
+from configs import rpiae_t2i, variants
 
 WORDS = ("head", "rae", "semantic")
 
@@ -29,7 +29,7 @@ def get_config(variant: str = "") -> ConfigDict:
     Raises:
       ValueError: a word of `variant` is unknown.
     """
-    words = base.words_of(variant, *([word] for word in WORDS), file="configs/rpiae_edit.py")
+    words = variants.words_of(variant, *([word] for word in WORDS), file="configs/rpiae_edit.py")
     config = rpiae_t2i.get_config("-".join(word for word in words if word != "semantic"))
     config.data.source = "edits"
     config.mixture.initial = ""  # its weights are those of text to image

@@ -18,7 +18,7 @@ this code yet.
 
 from ml_collections import ConfigDict
 
-from configs import architectures, base
+from configs import architectures, base, released, variants
 from configs.rpiae_dinov2b_vitxl import use_decoder
 from rae_jax.models.language_model import SIZES
 
@@ -32,13 +32,13 @@ def get_config(variant: str = "") -> ConfigDict:
     Raises:
       ValueError: a word of `variant` is unknown.
     """
-    words = base.words_of(variant, *([word] for word in WORDS), file="configs/rpiae_t2i.py")
+    words = variants.words_of(variant, *([word] for word in WORDS), file="configs/rpiae_t2i.py")
     config = base.get_config()
     config.stages = ("mixture",)
     config.dtype = "bfloat16"
-    base.use_pretrained_encoder(config, "dinov2_b")
+    released.use_pretrained_encoder(config, "dinov2_b")
     config.encoder.model.scan = True
-    base.use_bridge(config, latent_channels=64)
+    released.use_bridge(config, latent_channels=64)
     if "rae" in words:
         config.autoencoder = "rae"
         config.stages = ("stats", "mixture")

@@ -20,7 +20,7 @@ the paper, without and with guidance: gFID 2.46 and 2.06 after 60 epochs, 2.25 a
 
 from ml_collections import ConfigDict
 
-from configs import architectures, base, dith_xl
+from configs import architectures, base, dith_xl, released, variants
 from configs.rpiae_dinov2b_vitxl import use_decoder
 from rae_jax.models.lightning_dit import SIZES
 
@@ -33,7 +33,7 @@ def get_config(variant: str = "80") -> ConfigDict:
     Raises:
       ValueError: a word of `variant` is unknown, or two contradict each other.
     """
-    words = base.words_of(variant, (*EPOCHS, "dith"), ["50", "250"], ["conv"], file="configs/rpiae_xl.py")
+    words = variants.words_of(variant, (*EPOCHS, "dith"), ["50", "250"], ["conv"], file="configs/rpiae_xl.py")
     if "conv" in words and "dith" not in words:
         raise ValueError("configs/rpiae_xl.py: conv is for dith; the bridge has a transformer decoder")
     if "dith" in words:
@@ -42,7 +42,7 @@ def get_config(variant: str = "80") -> ConfigDict:
         use_decoder(config, convolutional="conv" in words)
     else:
         config = lightning_dit_xl(int(next((word for word in words if word in EPOCHS), "80")))
-    base.use_released_sampling(config, points=50 if "50" in words else 250)
+    released.use_released_sampling(config, points=50 if "50" in words else 250)
     return config
 
 
@@ -51,9 +51,9 @@ def lightning_dit_xl(epochs: int) -> ConfigDict:
     config = base.get_config()
     config.stages = ("flow",)
     config.dtype = "bfloat16"
-    base.use_pretrained_encoder(config, "dinov2_b")
+    released.use_pretrained_encoder(config, "dinov2_b")
     config.encoder.model.scan = True
-    base.use_bridge(config, latent_channels=64)
+    released.use_bridge(config, latent_channels=64)
     use_decoder(config, convolutional=False)
     config.stats.weights = config.feature_stats.weights = "identity"
 

@@ -21,7 +21,7 @@ run at full size with this code.
 
 from ml_collections import ConfigDict
 
-from configs import architectures, base
+from configs import architectures, base, released, variants
 from rae_jax.models.language_model import SIZES as LANGUAGE_MODELS
 from rae_jax.models.text_to_image import SIZES as DITS
 
@@ -40,7 +40,7 @@ def text_to_image(language_model: str, dit: str, variant: str, *, file: str) -> 
     Raises:
       ValueError: a word of `variant` is unknown, or two contradict each other; `file` is named.
     """
-    words = base.words_of(variant, ("stage2", "paper"), ("webssl", "vae"), ("understanding",), file=file)
+    words = variants.words_of(variant, ("stage2", "paper"), ("webssl", "vae"), ("understanding",), file=file)
     config = base.get_config()
     config.stages = ("text_to_image",)
     # A TPU multiplies float32 in one bfloat16 pass unless told otherwise, as it does for the scripts.
@@ -48,7 +48,7 @@ def text_to_image(language_model: str, dit: str, variant: str, *, file: str) -> 
     config.data.source = "conversations"
     config.data.image_size = 256
     config.data.train_images = IMAGES
-    base.use_rae(config, "webssl_300m" if "webssl" in words else "siglip2_so400m_14", 256)
+    released.use_rae(config, "webssl_300m" if "webssl" in words else "siglip2_so400m_14", 256)
     config.encoder.model.scan = config.decoder.model.scan = True
     config.stats.weights = "identity"  # the encoder's last norm is all
 

@@ -196,11 +196,6 @@ def take_words(config) -> None:
         raise ConfigError("--prompts and --prompt need a config with a language model; language_model.model is empty")
     if PROMPTS.value and PROMPT.value is not None:
         raise ConfigError("--prompts and --prompt exclude each other")
-    if PROMPT.value is not None and config.mixture.model and config.mixture.task == "edit":
-        raise ConfigError(
-            "--prompt asks for an image from nothing, and this mixture edits; use --mode=edit --image=FILE "
-            "--instruction=TEXT, or --config.mixture.task=caption"
-        )
     config.sampling.prompts, config.sampling.prompt = PROMPTS.value, tuple(PROMPT.value or ())
     if told and not NUM_SAMPLES.value:
         config.sampling.num_samples = len(prompts(config))

@@ -83,7 +83,10 @@ def test_mistakes_end_in_a_line_each(tmp_path, picture):
     wrong = {
         "--mode=edit needs --image=FILE and --instruction=TEXT": ["--mode=edit", "--instruction=paint it"],
         "--instruction goes with --mode=edit": ["--mode=sample", "--instruction=paint it"],
-        "this mixture edits; use --mode=edit --image=FILE": ["--mode=sample", "--prompt=a red two"],
+        "sampling.prompt=['a red two'] asks for images from nothing, and this mixture edits": [
+            "--mode=sample", "--prompt=a red two",
+        ],
+        "sampling.prompt=['a blue one'] asks for images": ["--config.sampling.prompt=('a blue one',)"],
         "no.png cannot be read": ["--mode=edit", f"--image={tmp_path / 'no.png'}", "--instruction=paint it"],
         "line 1 has no image; there are ['instruction']": ["--mode=sample", f"--prompts={requests}"],
         "makes images from texts alone; it edits none": [

@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # Each package imports from those below it in this list, and none from above.
 ORDER = (
     "main", "costs", "experiment", "objectives", "evaluation", "sampling", "components", "interop", "training", "data",
-    "models", "flow", "files",
+    "models", "flow", "files", "spelling",
 )  # fmt: skip
 MODULES = sorted((ROOT / "rae_jax").rglob("*.py"))
 

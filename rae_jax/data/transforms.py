@@ -13,13 +13,14 @@ pixels.
 """
 
 import dataclasses
-import difflib
 import functools
 import math
 from collections.abc import Callable
 
 import numpy as np
 from PIL import Image
+
+from rae_jax.spelling import nearest
 
 BICUBIC = Image.Resampling.BICUBIC
 
@@ -62,9 +63,7 @@ def transform(name: str, image_size: int) -> Transform:
         "random_resized_crop": Transform(random=(at_size(random_resized_crop, size=image_size), random_flip)),
     }
     if name not in presets:
-        nearest = difflib.get_close_matches(name, presets, n=1)
-        hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-        raise ValueError(f"there is no transform {name!r}{hint} Known: {', '.join(presets)}")
+        raise ValueError(f"there is no transform {name!r}{nearest(name, presets)}; there are {', '.join(presets)}")
     return presets[name]
 
 

@@ -1,6 +1,5 @@
 """Checks a configuration before anything is computed."""
 
-import difflib
 import json
 import traceback
 from collections.abc import Callable
@@ -33,18 +32,13 @@ from rae_jax.objectives.catalogue import OBJECTIVES, objective_of
 from rae_jax.objectives.objective import Objective
 from rae_jax.sampling.generator import generator, guiding_component, sample_keys
 from rae_jax.sampling.prompted import prompted_generator
+from rae_jax.spelling import nearest
 from rae_jax.training import durations, sharding
 from rae_jax.training.checkpoint_weights import DECAY
 from rae_jax.training.sharding import BATCH_AXES, mesh_shape
 from rae_jax.training.state import TrainState
 
 PACKAGE = Path(__file__).parents[1]
-
-
-def nearest(name: str, known: list[str]) -> str:
-    """` (did you mean 'x'?)`, or nothing if no known name is like it."""
-    close = difflib.get_close_matches(name, known, n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def resolved(config: ConfigDict, workdir: Path | None = None) -> ConfigDict:
@@ -268,6 +262,9 @@ def _check_sampling(config: ConfigDict, available: set[str]) -> None:
     for name in ("num_samples", "batch_size"):
         if sampling[name] < 1:
             raise ValueError(f"sampling.{name}={sampling[name]}; it must be at least 1")
+    if sampling.prompt and config.mixture.model and config.mixture.task == "edit":
+        raise ValueError(f"sampling.prompt={list(sampling.prompt)} asks for images from nothing, and this "
+                         "mixture edits; use --mode=edit, or set mixture.task='caption'")  # fmt: skip
     if speaks(config):
         _check_prompted(config, available)
     if "flow" not in available or not sampling.num_steps:

@@ -150,7 +150,7 @@ class Editing:
     def _asked(self) -> tuple[list[Request], list[Row]]:
         """What is asked for, and what a file of it says of each."""
         config, count = self._config, self._config.sampling.num_samples
-        if config.sampling.prompt and not self._edits:
+        if config.sampling.prompt:
             requests = [Request(text) for text in config.sampling.prompt]
             return requests, [{"prompt": request.text} for request in requests]
         if config.sampling.prompts:

@@ -13,14 +13,20 @@ from jax._src import distributed  # its client, by which the processes can talk,
 from ml_collections import ConfigDict, config_flags
 
 from rae_jax.files import local_path
-from rae_jax.interop.layout import nearest_names
+from rae_jax.spelling import nearest
 from rae_jax.training import durations, stopping
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The experiment: a file that defines get_config(), or the name of one that comes with the project."
 )
 WORKDIR = flags.DEFINE_string("workdir", "", "Where the run keeps its files; runs/<config name> by default.")
-NO_EXPERIMENTS = ("__init__", "architectures", "base")  # files of configs/ that experiments are made of
+NO_EXPERIMENTS = (
+    "__init__",
+    "architectures",
+    "base",
+    "released",
+    "variants",
+)  # files of configs/ that experiments are made of
 
 DISTRIBUTED = flags.DEFINE_bool(
     "distributed",
@@ -136,7 +142,7 @@ def read_config(name: str) -> ConfigDict:
 
 def _nowhere(path: str) -> str:
     return (
-        f"there is no file {path}, and no experiment of that name{nearest_names(Path(path).stem, shipped())}; "
+        f"there is no file {path}, and no experiment of that name{nearest(Path(path).stem, shipped())}; "
         f"those that come with the project are {', '.join(shipped())}"
     )
 

@@ -22,6 +22,7 @@ from rae_jax.interop.layout import (
 )
 from rae_jax.interop.lightning_dit import check_tables, linear
 from rae_jax.interop.model import Model
+from rae_jax.interop.vit_names import NAMES, published_heads
 from rae_jax.models.embeddings import sincos_table
 from rae_jax.models.mixture_of_transformers import EXPERTS
 
@@ -62,7 +63,7 @@ def architecture(
     if SEMANTIC_TABLE in tensors:
         require(tensors, PATCH + ".weight", POSITIONS, f"{VISION}encoder.layers.0.mlp.fc1.weight")
         width = np.shape(tensors[PATCH + ".weight"])[0]
-        vision_heads = vision_heads or vit.published_heads("siglip", width)
+        vision_heads = vision_heads or published_heads("siglip", width)
         if vision_heads is None:
             raise ValueError(f"the tensors do not tell the number of heads of the vision encoder of width {width}; "
                              "give vision_heads")  # fmt: skip
@@ -126,7 +127,7 @@ def rules(architecture: Mapping[str, Any]) -> list[Rule]:
         result.append(Rule(POSITIONS, "vision/position_embedding", IDENTITY))
         for i in range(vision["depth"]):
             official = f"{VISION}encoder.layers.{i}."
-            result += vit.block_rules(official, f"vision/blocks_{i}", vit.NAMES["siglip", 4], vision["num_heads"], True)
+            result += vit.block_rules(official, f"vision/blocks_{i}", NAMES["siglip", 4], vision["num_heads"], True)
         for leaf, parameter in (("weight", "scale"), ("bias", "bias")):
             result.append(Rule(f"{VISION}post_layernorm.{leaf}", f"vision/norm/{parameter}", IDENTITY))
     return result

@@ -22,7 +22,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from rae_jax.files import whole_file
-from rae_jax.interop.layout import Tensors, nearest_names
+from rae_jax.interop.layout import Tensors
+from rae_jax.spelling import nearest
 
 # What a training checkpoint calls the weights to use, the wanted first.
 ENTRIES = ("ema", "model", "state_dict", "model_state_dict")
@@ -297,7 +298,7 @@ def _part(content: dict[str, Any], part: str, path: Path) -> dict[str, Any]:
     chosen = {name.removeprefix(prefix): value for name, value in content.items() if name.startswith(prefix)}
     if not chosen:
         parts = sorted({name.split(".")[0] for name in content})
-        raise ValueError(f"{path} has no part {part!r}{nearest_names(part, parts)}; there are {parts[:20]}")
+        raise ValueError(f"{path} has no part {part!r}{nearest(part, parts)}; there are {parts[:20]}")
     return chosen
 
 

@@ -33,7 +33,7 @@ from rae_jax.interop import (
     statistics,
     vit,
 )
-from rae_jax.interop.layout import Tensors, nearest_names
+from rae_jax.interop.layout import Tensors
 from rae_jax.interop.model import Model
 from rae_jax.models.bridge import BridgeDecoder, BridgeEncoder
 from rae_jax.models.coder import RectifiedCoder
@@ -50,6 +50,7 @@ from rae_jax.models.lpips import LPIPS
 from rae_jax.models.mixture_of_transformers import MixtureOfTransformers
 from rae_jax.models.text_to_image import Adapters, PromptedDiT
 from rae_jax.models.vit import VisionTransformer
+from rae_jax.spelling import nearest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +105,7 @@ def import_model(name: str, tensors: Mapping[str, np.ndarray], **options: float)
         return kind.read(tensors, **options)
     except KeyError as error:
         wanted = error.args[0]
-        problem = f"missing    {wanted}{nearest_names(wanted, tensors)}; the architecture cannot be told without it"
+        problem = f"missing    {wanted}{nearest(wanted, tensors)}; the architecture cannot be told without it"
     except ValueError as error:
         problem = str(error)
     other = next((other for other, its in KINDS.items() if _has_signs(its, tensors)), name)
@@ -144,7 +145,7 @@ def find(name: str) -> Kind:
       ValueError: there is none.
     """
     if name not in KINDS:
-        raise ValueError(f"kind {name!r} is unknown{nearest_names(name, KINDS)}; there are {', '.join(KINDS)}")
+        raise ValueError(f"kind {name!r} is unknown{nearest(name, KINDS)}; there are {', '.join(KINDS)}")
     return KINDS[name]
 
 

@@ -7,7 +7,6 @@ scanned form. Rules name a parameter by its path, `"blocks_0/attention/qkv/kerne
 """
 
 import dataclasses
-import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -16,6 +15,8 @@ import jax
 import numpy as np
 from flax.core import meta
 from flax.traverse_util import flatten_dict, unflatten_dict
+
+from rae_jax.spelling import nearest
 
 Tensors = dict[str, np.ndarray]
 
@@ -242,12 +243,6 @@ def count_blocks(names: Iterable[str], block: str) -> int:
     return max((int(found[1]) + 1 for name in names if (found := pattern.match(name))), default=0)
 
 
-def nearest_names(name: str, candidates: Iterable[str]) -> str:
-    """`"; nearest: ..."` with the candidate that `name` may have been meant to be, or nothing; for error messages."""
-    near = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.7)
-    return f"; nearest: {near[0]}" if near else ""
-
-
 def _names(names: str | tuple[str, ...]) -> tuple[str, ...]:
     return (names,) if isinstance(names, str) else names
 
@@ -278,7 +273,7 @@ def _convert(arrays: Tensors, conversions: list[tuple[Any, Any, Callable[..., An
     unexpected = [name for name in arrays if name not in used]
     # Where hundreds of names differ, a few hints show what is wrong, and finding all of them would take minutes.
     hinted = {*missing[:20], *unexpected[:20]}
-    hint = {name: nearest_names(name, unexpected if name in missing else missing) for name in hinted}
+    hint = {name: nearest(name, unexpected if name in missing else missing) for name in hinted}
     return converted, [
         *(f"missing    {name}{hint.get(name, '')}" for name in missing),
         *(f"unexpected {name} {arrays[name].shape}{hint.get(name, '')}" for name in unexpected),
@@ -290,11 +285,11 @@ def _differences(params: Tensors, like: dict[str, Any], rules: dict[str, Rule]) 
     """Where `params` differs from the module's parameters `like` in names or shapes."""
     problems = []
     for path in like.keys() - rules.keys():
-        problems.append(f"no rule for parameter {path} {like[path].shape}{nearest_names(path, rules)}")
+        problems.append(f"no rule for parameter {path} {like[path].shape}{nearest(path, rules)}")
     for path, w in params.items():
         official = "" if path not in rules else f" (from {', '.join(_names(rules[path].official))})"
         if path not in like:
-            problems.append(f"unexpected {path} {w.shape}{official}{nearest_names(path, like)}")
+            problems.append(f"unexpected {path} {w.shape}{official}{nearest(path, like)}")
         elif w.shape != like[path].shape:
             problems.append(f"misshapen  {path}: {w.shape}, the model has {like[path].shape}{official}")
     return sorted(problems)

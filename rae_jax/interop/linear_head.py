@@ -24,6 +24,7 @@ from rae_jax.interop.layout import (
     under,
 )
 from rae_jax.interop.model import Model
+from rae_jax.interop.vit_names import NAMES
 
 CLASS_TOKEN = r"(dinov2(?:_with_registers)?\.)?(?:embeddings\.)?cls_token"  # a prefix, and the token
 
@@ -47,7 +48,7 @@ def read(tensors: Mapping[str, np.ndarray], num_heads: int | None = None) -> Mod
         )
     architecture = {"encoder": found, "linear_head": {"num_classes": num_classes}}
     names = {"prefix": prefix, "head": head, "family": family, "version": version}
-    norm = f"{prefix}{vit.NAMES[family, version].last_norm}.weight"
+    norm = f"{prefix}{NAMES[family, version].last_norm}.weight"
     unused = [name for name in vit.carried_names(family, version, found, prefix) if not re.fullmatch(name, norm)]
     return Model(architecture, *import_params(tensors, _rules(architecture, **names), unused), names)
 
@@ -65,6 +66,6 @@ def write(model: Model) -> Tensors:
 
 def _rules(architecture: Mapping[str, Any], prefix: str, head: str, family: str, version: int) -> list[Rule]:
     rules = prefixed(vit.rules(family, version, architecture["encoder"]), prefix, "encoder/")
-    rules += affine(f"{prefix}{vit.NAMES[family, version].last_norm}", "linear_head/norm")
+    rules += affine(f"{prefix}{NAMES[family, version].last_norm}", "linear_head/norm")
     linear = "linear_head/linear"
     return [*rules, Rule(f"{head}weight", f"{linear}/kernel", LINEAR), Rule(f"{head}bias", f"{linear}/bias", IDENTITY)]

@@ -17,7 +17,8 @@ from rae_jax.interop.layout import (
     patch_embedding,
     without_leading,
 )
-from rae_jax.interop.vit import NAMES, block_rules, published_heads
+from rae_jax.interop.vit import block_rules
+from rae_jax.interop.vit_names import NAMES, published_heads
 from rae_jax.models.image_text import ImageTextModel, TextTower
 from rae_jax.models.representations import PooledVisionTransformer
 

@@ -23,10 +23,11 @@ from flax.traverse_util import unflatten_dict
 
 from rae_jax.interop import hub, kinds, language_model, lpips
 from rae_jax.interop.checkpoint_files import read_safetensors, read_tensors, write_safetensors
-from rae_jax.interop.layout import Tensors, flatten, nearest_names, stack_blocks, unstack_blocks
+from rae_jax.interop.layout import Tensors, flatten, stack_blocks, unstack_blocks
 from rae_jax.interop.model import Model
 from rae_jax.models.language_model import LanguageModel
 from rae_jax.models.lpips import LPIPS
+from rae_jax.spelling import nearest
 from rae_jax.training import checkpoint_weights
 
 TENSORS, CARRIED, DESCRIPTION = "weights.safetensors", "carried.safetensors", "weights.json"
@@ -250,12 +251,11 @@ def _latent_statistics(stored: Tensors, expected: Mapping[str, Any]) -> Tensors:
 
 def _problems(stored: Mapping[str, np.ndarray], expected: Mapping[str, Any]) -> list[str]:
     problems = [
-        f"missing    {name} {tuple(expected[name].shape)}{nearest_names(name, stored)}"
+        f"missing    {name} {tuple(expected[name].shape)}{nearest(name, stored)}"
         for name in expected.keys() - stored.keys()
     ]
     problems += [
-        f"unexpected {name} {stored[name].shape}{nearest_names(name, expected)}"
-        for name in stored.keys() - expected.keys()
+        f"unexpected {name} {stored[name].shape}{nearest(name, expected)}" for name in stored.keys() - expected.keys()
     ]
     problems += [
         f"misshapen  {name}: {stored[name].shape}, the model has {tuple(expected[name].shape)}"

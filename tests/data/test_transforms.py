@@ -66,7 +66,7 @@ def test_none_is_the_identity_and_refuses_other_sizes():
 
 
 def test_an_unknown_name_is_an_error_with_the_nearest_one():
-    with pytest.raises(ValueError, match="did you mean 'center_crop'"):
+    with pytest.raises(ValueError, match="nearest: center_crop"):
         transform("centre_crop", 32)
 
 

@@ -10,7 +10,7 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from configs import architectures, base, digits, digits_rpiae, dith_xl
+from configs import architectures, base, digits, digits_rpiae, dith_xl, released
 from rae_jax.components.catalogue import CATALOGUE, component, trained_by
 from rae_jax.components.latent_spaces import latent_space
 from rae_jax.experiment.configuration import check, resolved
@@ -44,8 +44,8 @@ BAD = [
     ({"flow__train__gradient_accumulation": 3}, 1, ["flow.train.batch_size=16", "3 accumulated parts", "15 or 18"]),
     ({"encoder__input_size": 30}, 1, ["encoder.input_size=30", "patch_size=8", "use 24 or 32"]),
     ({"data__image_size": 64}, 1, ["data.image_size is 64", "must be equal"]),
-    ({"flow__objective": "velocty"}, 1, ["velocty", "did you mean 'velocity'"]),
-    ({"stages": ("encodr",)}, 1, ["'encodr'", "did you mean 'encoder'"]),
+    ({"flow__objective": "velocty"}, 1, ["velocty", "nearest: velocity"]),
+    ({"stages": ("encodr",)}, 1, ["'encodr'", "nearest: encoder"]),
     ({"stages": ("flow",)}, 1, ["'flow' needs", "'encoder'", "encoder.weights"]),
     ({"stages": ("decoder", "encoder")}, 1, ["'decoder' needs", "put 'encoder' before it"]),
     ({"encoder__train__transform": "centre_crop"}, 1, ["encoder:", "centre_crop", "center_crop"]),
@@ -145,7 +145,7 @@ def test_a_component_without_a_section_and_a_stage_without_components_are_told_w
 
 def test_an_unknown_published_encoder_is_refused_with_those_that_there_are():
     with pytest.raises(ValueError, match=r"no published encoder 'dinov2_bb'; nearest: dinov2_b; there are .*'mae_b'"):
-        base.use_pretrained_encoder(base.get_config(), "dinov2_bb")
+        released.use_pretrained_encoder(base.get_config(), "dinov2_bb")
 
 
 def test_a_guiding_network_of_other_classes_latents_or_width_is_refused_before_any_work(tmp_path):

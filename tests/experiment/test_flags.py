@@ -93,7 +93,7 @@ def test_an_address_as_working_directory_data_or_weights_is_refused_by_its_name(
 
 
 MISTAKES = {
-    "digits.get_config('tinny')": r"configs/digits\.py has no variant 'tinny'; nearest: tiny; there are tiny",
+    "digits.get_config('tinny')": r"configs/digits\.py has no variant 'tinny'; nearest: tiny; there are quick, tiny",
     "digits.get_config(": r"x\.py, line 3: '\(' was never closed",
     "digitz.get_config()": r"x\.py, line 3: NameError: name 'digitz' is not defined",
     "digits.get_config('tiny').flow.train.stepz": r"x\.py, line 3: AttributeError: .*Did you mean .steps. instead",

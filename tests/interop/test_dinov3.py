@@ -4,7 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from rae_jax.interop.vit import NUM_HEADS, architecture, export_encoder, identify, import_encoder
+from rae_jax.interop.vit import architecture, export_encoder, identify, import_encoder
+from rae_jax.interop.vit_names import NUM_HEADS
 from rae_jax.models.vit import PRETRAINED, VisionTransformer
 
 torch = pytest.importorskip("torch")

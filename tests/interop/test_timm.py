@@ -6,7 +6,8 @@ import pytest
 
 from rae_jax.interop import kinds
 from rae_jax.interop.layout import unstack_blocks
-from rae_jax.interop.vit import import_encoder, published_heads
+from rae_jax.interop.vit import import_encoder
+from rae_jax.interop.vit_names import published_heads
 from rae_jax.models.vit import VisionTransformer
 
 torch = pytest.importorskip("torch")

@@ -15,7 +15,7 @@ from golden import cases, find, over
 from golden_modules import decoder_grid, heads, untold
 from runs import ROOT, environment, run
 
-from configs import base, digits
+from configs import base, digits, released
 from rae_jax.components.catalogue import component
 from rae_jax.interop.checkpoint_files import read_tensors, write_safetensors, write_tensors
 from rae_jax.interop.kinds import KINDS, export_model, identify, import_model
@@ -236,7 +236,7 @@ def test_a_dinov3_file_is_a_config_value(tmp_path):
     saved = transformers.DINOv3ViTModel(transformers.DINOv3ViTConfig(**size, num_register_tokens=4))
     saved.save_pretrained(tmp_path / "hub")
     config = base.get_config()
-    base.use_pretrained_encoder(config, "dinov3_b")
+    released.use_pretrained_encoder(config, "dinov3_b")
     config.encoder.model.update(width=16, depth=1, num_heads=2, mlp_dim=64)
     loaded = component(config, "encoder").load(tmp_path / "hub")
     tokens = saved.state_dict()["embeddings.register_tokens"][0].numpy()

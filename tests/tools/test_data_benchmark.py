@@ -36,5 +36,5 @@ def test_the_first_stage_is_measured_and_the_classes_are_counted_where_the_confi
     assert config.flow.num_classes == 3
     stage = stage_of(config, "", otherwise=0)
     assert stage == "decoder_tuning" and measure_pipeline(config, stage, 0.1).images > 1
-    with pytest.raises(ValueError, match=r"--stage=decoder_tunning: .*did you mean 'decoder_tuning'"):
+    with pytest.raises(ValueError, match=r"--stage=decoder_tunning: .*nearest: decoder_tuning"):
         stage_of(config, "decoder_tunning")

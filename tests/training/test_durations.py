@@ -17,7 +17,7 @@ CONFIGS = [
     "rae_dinov2b_vitxl:october-512", "rpiae_dinov2b_vitxl:joint", "rpiae_dinov2b_vitxl:frozen", "rpiae_xl:60",
     "rpiae_xl:800-50", "rpiae_xl:dith-conv", "dith_xl:october", "dith_xl:T", "dit_xl:siglip2_b-800",
     "rae_dinov2b_vitxl:paper", "rpiae_dinov2b_vitxl:paper", "mf_rae_cmt_256:paper",
-    *(f"rac_256:{variant}" for variant in rac_256.variants()),
+    *(f"rac_256:{variant}" for variant in rac_256.every_variant()),
 ]  # fmt: skip
 
 
