@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # A training step of DiT^DH-XL on latents, batch 64, bfloat16, on one GPU: ours and PyTorch's, as the table of
-# docs/performance.md. Takes about six minutes and 60 GB of the GPU's memory.
+# docs/performance.md. Needs 60 GB of the GPU's memory; how long it takes has not been measured.
 #
 #   tools/gpu_check.sh [DIRECTORY]      the measured numbers are left there, a file a row; runs/gpu by default
 set -uo pipefail
