@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from rae_jax.interop import vit_names
 from rae_jax.interop.layout import (
     IDENTITY,
     LINEAR,
@@ -31,29 +32,13 @@ POSITIONS = "decoder_pos_embed"
 DIFFUSERS_POSITION_RANGE = 16
 
 
-@dataclasses.dataclass(frozen=True)
-class Names:
-    """Where the tensors of a block are, after `decoder_layers.<i>.`; fields as in `interop.vit`."""
-
-    query: str
-    key: str
-    value: str
-    out: str
-    attention_norm: str = "layernorm_before"
-    mlp_norm: str = "layernorm_after"
-    up: str = "intermediate.dense"
-    down: str = "output.dense"
-    gate: str = ""
-
-
+# Of a block, after `decoder_layers.<i>.`: the official decoder is MAE's, block for block.
+_OFFICIAL = vit_names.NAMES["mae", 4]
 NAMES = {
-    "official": Names(
-        query="attention.attention.query",
-        key="attention.attention.key",
-        value="attention.attention.value",
-        out="attention.output.dense",
+    "official": _OFFICIAL,
+    "diffusers": dataclasses.replace(
+        _OFFICIAL, query="attention.to_q", key="attention.to_k", value="attention.to_v", out="attention.to_out.0"
     ),
-    "diffusers": Names(query="attention.to_q", key="attention.to_k", value="attention.to_v", out="attention.to_out.0"),
 }
 
 

@@ -31,7 +31,7 @@ from rae_jax.interop.layout import (
     without_leading,
 )
 from rae_jax.interop.model import Model
-from rae_jax.interop.vit_names import NAMES, PERIODS, options_of, published_heads
+from rae_jax.interop.vit_names import NAMES, PERIODS, Names, options_of, published_heads
 
 FLEXIBLE = "bilinear_antialias"  # how SigLIP 2 NaFlex, alone of these, resamples its positions
 
@@ -142,9 +142,9 @@ def rules(family: str, version: int, architecture: Mapping[str, Any]) -> list[Ru
 
 
 def block_rules(
-    official: str, ours: str, names: Any, num_heads: int, qkv_bias: bool, key_bias: bool = True, gated: bool = False
+    official: str, ours: str, names: Names, num_heads: int, qkv_bias: bool, key_bias: bool = True, gated: bool = False
 ) -> list[Rule]:
-    """Norms, attention and feed-forward of one block; `names` has the fields of `Names` from `attention_norm` on."""
+    """Norms, attention and feed-forward of one block."""
     projections = [f"{official}{name}" for name in (names.query, names.key, names.value)]
     in_one = names.query == names.key
     kernel = Rule(tuple(f"{p}.weight" for p in projections), f"{ours}/attention/qkv/kernel", to_heads(num_heads))
