@@ -11,6 +11,7 @@ import resource
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -61,23 +62,37 @@ def benchmark(config: ConfigDict, stage: str, *, steps: int, latents: bool) -> d
         batch = draw()
         began = time.perf_counter()
         step = lower_step(objective.train_step, state, shapes, mesh).compile()
-        compile_seconds, seconds = time.perf_counter() - began, []
-        previous, began = batch, time.perf_counter()
-        for _ in range(WARM_UP + steps):  # one is on its way while the one before is waited for, as in training
+        compile_seconds = time.perf_counter() - began
+
+        def once() -> Any:
+            nonlocal state
             state, metrics = step(state, batch)
-            jax.block_until_ready(previous)
-            previous, began, ended = metrics, time.perf_counter(), began
-            seconds.append(began - ended)
+            return metrics
+
+        seconds = timed(once, jax.block_until_ready, WARM_UP + steps)[WARM_UP:]
     return {
         "devices": f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
         "params": sum(x.size for x in jax.tree.leaves(sharding.unbox(abstract.params))),
         "batch_size": config[stage].train.batch_size,
-        "step_seconds": statistics.median(seconds[WARM_UP:]),
-        "fastest_step_seconds": min(seconds[WARM_UP:]),
+        "step_seconds": statistics.median(seconds),
+        "fastest_step_seconds": min(seconds),
         "compile_seconds": compile_seconds,
         "peak_bytes": _peak_bytes(mesh),
         "model_flops": model_flops(config, stage, latents=latents),
     }
+
+
+def timed(step: Callable[[], Any], wait: Callable[[Any], Any], count: int) -> list[float]:
+    """Seconds of each of `count` steps; one is on its way while the one before is waited for, as in training."""
+    seconds, previous, began = [], None, time.perf_counter()
+    for _ in range(count):
+        result = step()
+        if previous is not None:
+            wait(previous)
+        previous, ended = result, time.perf_counter()
+        seconds.append(ended - began)
+        began = ended
+    return seconds
 
 
 def _random(shape: jax.ShapeDtypeStruct) -> jax.Array:
@@ -91,8 +106,22 @@ def _random(shape: jax.ShapeDtypeStruct) -> jax.Array:
 
 def _peak_bytes(mesh: jax.sharding.Mesh) -> int:
     if mesh.devices.flat[0].platform == "cpu":
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return resident_bytes()
     return max(device.memory_stats()["peak_bytes_in_use"] for device in mesh.local_devices)
+
+
+def resident_bytes() -> int:
+    """The most memory that this process has had."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def leave(result: dict[str, Any], path: Path | None) -> None:
+    """Prints a result, and writes it to `path` if there is one."""
+    text = json.dumps(result, indent=2)
+    print(text)
+    if path:
+        with whole_file(path) as file:
+            file.write(f"{text}\n".encode())
 
 
 def main(arguments: list[str]) -> None:
@@ -107,10 +136,7 @@ def main(arguments: list[str]) -> None:
         result = benchmark(config, stage, steps=STEPS.value, latents=LATENTS.value)
     except ValueError as error:
         sys.exit(f"error: {error}")
-    print(json.dumps(result, indent=2))
-    if JSON.value:
-        with whole_file(Path(JSON.value)) as file:
-            file.write((json.dumps(result, indent=2) + "\n").encode())
+    leave(result, Path(JSON.value) if JSON.value else None)
 
 
 if __name__ == "__main__":

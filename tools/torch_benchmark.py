@@ -8,11 +8,8 @@ step is the release's: velocity loss, under autocast in bfloat16, clipping, Adam
 """
 
 import argparse
-import json
-import resource
 import statistics
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +18,10 @@ import jax
 import numpy as np
 import torch
 
-from rae_jax.files import local_path, whole_file
+from rae_jax.files import local_path
 from rae_jax.interop.dit_dh import export_dit_dh
 from rae_jax.models.dit_dh import SIZES, DiTDH
+from tools.benchmark import leave, resident_bytes, timed
 
 WARM_UP = 3
 FLAGS = {"patch_size": 1, "qk_norm": False, "swiglu": True, "rms_norm": True, "absolute_positions": True}
@@ -79,30 +77,18 @@ def benchmark(size: str, batch: int, dtype: str, *, compiled: bool, steps: int) 
             torch._foreach_lerp_(averages, trained, 1 - EMA_DECAY)
         return loss.detach()
 
-    began, seconds, previous = time.perf_counter(), [], None
-    for number in range(WARM_UP + steps):
-        loss = step()
-        if previous is not None:
-            previous.item()  # one step is on its way while the one before is waited for
-        previous, ended = loss, time.perf_counter()
-        seconds.append(ended - began)
-        began = ended
-        if number + 1 == WARM_UP:
-            first = sum(seconds)
+    seconds = timed(step, torch.Tensor.item, WARM_UP + steps)
+    first, seconds = seconds[:WARM_UP], seconds[WARM_UP:]
     return {
         "devices": f"1 x {torch.cuda.get_device_name() if device == 'cuda' else 'cpu'}",
         "torch": torch.__version__,
         "params": sum(w.numel() for w in trained),
         "batch_size": batch,
-        "step_seconds": statistics.median(seconds[WARM_UP:]),
-        "fastest_step_seconds": min(seconds[WARM_UP:]),
-        "compile_seconds": first if compiled else 0.0,
-        "peak_bytes": torch.cuda.max_memory_allocated() if device == "cuda" else _resident_bytes(),
+        "step_seconds": statistics.median(seconds),
+        "fastest_step_seconds": min(seconds),
+        "compile_seconds": sum(first) if compiled else 0.0,
+        "peak_bytes": torch.cuda.max_memory_allocated() if device == "cuda" else resident_bytes(),
     }
-
-
-def _resident_bytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -117,10 +103,7 @@ def main(arguments: list[str] | None = None) -> None:
     jax.config.update("jax_platforms", "cpu")  # which only gives the weights their names
     sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
     result = benchmark(options.size, options.batch, options.dtype, compiled=options.compile, steps=options.steps)
-    print(json.dumps(result, indent=2))
-    if options.json:
-        with whole_file(options.json) as file:
-            file.write((json.dumps(result, indent=2) + "\n").encode())
+    leave(result, options.json)
 
 
 if __name__ == "__main__":
