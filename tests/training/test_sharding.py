@@ -93,6 +93,47 @@ def test_every_block_has_its_residual_stream_divided_by_the_batch():
     assert json.loads(done.stdout.splitlines()[-1]) == expected
 
 
+WORK = """
+import json
+import jax, jax.numpy as jnp
+from rae_jax.models.decoder import ViTDecoder
+from rae_jax.models.vit import VisionTransformer
+from rae_jax.training import sharding
+
+size = dict(width=64, num_heads=4)
+models = {
+    "encoder": (VisionTransformer(image_size=32, patch_size=8, mlp_dim=256, depth=1, **size), (32, 32, 3)),
+    "scanned encoder": (
+        VisionTransformer(image_size=32, patch_size=8, mlp_dim=256, depth=2, scan=True, **size), (32, 32, 3)
+    ),
+    "decoder": (ViTDecoder(grid_size=4, patch_size=8, mlp_dim=256, depth=1, **size), (16, 64)),
+}
+flops = {name: [] for name in models}
+for name, (model, shape) in models.items():
+    for fsdp in (1, 8):
+        mesh = sharding.make_mesh({"data": -1, "fsdp": fsdp, "tensor": 1})
+        with sharding.use(mesh):
+            boxed = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *shape)))
+            rows = sharding.batch_sharding(mesh)
+            step = jax.jit(
+                jax.grad(lambda params, x: jnp.sum(model.apply(params, x) ** 2)),
+                in_shardings=(sharding.shardings_of(boxed, mesh), rows),
+            )
+            work = step.lower(sharding.unbox(boxed), jax.ShapeDtypeStruct((64, *shape), jnp.float32)).compile()
+        flops[name].append(work.cost_analysis()["flops"])
+print(json.dumps(flops))
+"""
+
+
+def test_dividing_the_weights_gives_no_device_the_rows_of_another():
+    done = subprocess.run(
+        [sys.executable, "-c", WORK], cwd=runs.ROOT, env=runs.environment(8), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    for name, (whole_weights, divided_weights) in json.loads(done.stdout.splitlines()[-1]).items():
+        assert divided_weights < 1.2 * whole_weights, name
+
+
 def test_a_program_for_one_call_gives_what_an_optimised_one_gives_where_it_is_asked_to():
     mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
     where = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
