@@ -304,9 +304,7 @@ class Stages:
         return {name: self.weights.load(component, stage) for name, component in components.items()}
 
     def _picture_taker(self, stage: str, objective: Objective) -> Any:
-        draw = None
-        if objective.pictures:
-            draw = sharding.jit_for_one_call(objective.pictures, self.mesh, sharding.replicated(self.mesh))
+        draw = jax.jit(objective.pictures, out_shardings=sharding.replicated(self.mesh)) if objective.pictures else None
 
         def take(state: TrainState, step: int) -> None:
             if draw is None or not objective.wanted.keys() <= state.frozen.keys():
