@@ -55,6 +55,7 @@ def get_config() -> ConfigDict:
     config.encoder.model = ConfigDict()
     config.encoder.objective = "masked_autoencoding"
     config.encoder.mask_ratio = 0.75
+    config.encoder.covariance_weight = 0.0  # of how far the tokens' covariance is from the identity, in pretraining
     config.encoder.head = ConfigDict()  # the decoder of masked autoencoding, dropped afterwards
     config.encoder.train = train(transform="random_resized_crop")
 

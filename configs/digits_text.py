@@ -46,6 +46,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.encoder.model = architectures.vision_transformer(image_size=32, patch_size=8, width=64, depth=4, num_heads=4)
     config.encoder.head = ConfigDict(dict(width=64, depth=2, num_heads=4, mlp_dim=256))
     config.encoder.mask_ratio = 0.5
+    config.encoder.covariance_weight = 0.1  # or the latents are of colours before all else, and digits learnt late
     stage(config.encoder.train, steps=1000, batch_size=64, learning_rate=2e-3, ema_decay=0.995)
 
     config.decoder.model = architectures.vit_decoder(patch_size=8, width=64, depth=3, num_heads=4, mlp_dim=256)
@@ -64,7 +65,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.text_dit.model = architectures.text_dit(width=128, depth=4, num_heads=4)
     config.flow.shift_base = 64  # a shift of 4: more of the times at which the prompt decides
     config.text_to_image.loss_chunk = 80
-    config.text_to_image.question_share = 0.4
+    config.text_to_image.question_share = 0.5
     stage(config.text_to_image.train, steps=3000, batch_size=32, learning_rate=2.5e-3, ema_decay=0.998)
     config.text_to_image.train.optimizer.name = "muon"
     stage_optimizer(config, learning_rate=2.5e-3)

@@ -70,3 +70,25 @@ def test_predictions_are_made_from_the_visible_patches_only(monkeypatch):
     np.testing.assert_allclose(values[0] - 2 * values[1] + values[2], expected, rtol=1e-3)
     image, patch = np.argwhere(~hidden)[5]
     assert abs(loss(params, changed(image, patch, 0)) - loss(params, changed(image, patch, 255))) > 1e-5
+
+
+def test_the_covariance_of_the_visible_tokens_is_kept_near_the_identity_where_that_has_a_weight(monkeypatch):
+    config, params, plain = prepared(monkeypatch)
+    config.encoder.covariance_weight = 0.5
+    loss = loss_of(masked_autoencoding, config, "encoder", monkeypatch)
+    value, metrics = loss(params, {}, BATCH, KEY)
+    keep, _ = masked_autoencoding.random_masking(KEY, 3, 16, 0.75)
+    pixels = (BATCH["image"] / 255 - config.encoder.image_mean) / np.asarray(config.encoder.image_std)
+    encoder = VisionTransformer(**config.encoder.model.to_dict())
+    tokens = np.asarray(encoder.apply({"params": params["encoder"]}, np.float32(pixels), keep=keep)).reshape(-1, 8)
+    error = np.sum((np.cov(tokens.T, bias=True) - np.eye(8)) ** 2) / 8
+    assert error > 0.1
+    np.testing.assert_allclose(metrics["covariance_error"], error, rtol=1e-4)
+    np.testing.assert_allclose(metrics["masked_loss"], plain(params, BATCH), rtol=1e-6)
+    np.testing.assert_allclose(value, plain(params, BATCH) + 0.5 * error, rtol=1e-5)
+
+
+def test_the_covariance_s_error_is_none_of_white_tokens_and_d_less_one_where_all_channels_say_the_same():
+    signs = np.array(np.meshgrid(*[[-1.0, 1.0]] * 3)).reshape(3, -1).T  # every corner of a cube
+    np.testing.assert_allclose(masked_autoencoding.covariance_error(signs[None] + 5.0), 0.0, atol=1e-6)
+    np.testing.assert_allclose(masked_autoencoding.covariance_error(np.tile(signs[:, :1], 3)), 2.0, rtol=1e-5)
