@@ -33,15 +33,15 @@ def get_config(variant: str = "") -> ConfigDict:
     config.mixture.pack_images = config.mixture.pack_sources = 3
     config.mixture.pack_texts = 76
     config.mixture.source_dropout = 0.1
-    digits.stage(config.mixture.train, steps=2000, batch_size=16, learning_rate=2.5e-3, ema_decay=0.998)
+    digits.stage(config.mixture.train, steps=3500, batch_size=16, learning_rate=2.5e-3, ema_decay=0.998)
     config.mixture.train.optimizer.name = "muon"
 
     config.sampling.num_samples = 500
     config.sampling.batch_size = 100
-    config.sampling.guidance_scale = 2.0
+    config.sampling.guidance_scale, config.sampling.image_guidance_scale = 2.0, 1.5
     if "caption" in words:
         config.mixture.task, config.mixture.pack_sources = "caption", 0
-        config.sampling.num_samples = 600
+        config.sampling.num_samples, config.sampling.image_guidance_scale = 600, 1.0
     if "tiny" in words:
         digits.shorten(config.mixture.train)
         config.mixture.train.optimizer.name = "adamw"  # whose steps at this rate are longer

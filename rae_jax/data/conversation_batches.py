@@ -26,7 +26,7 @@ from rae_jax.data.conversations import (
     tables,
 )
 from rae_jax.data.decoding import decode_image
-from rae_jax.data.scene_words import caption_to_learn, question_to_learn
+from rae_jax.data.scene_words import caption_to_learn, questions_to_learn
 from rae_jax.data.scenes import SceneSource, render
 from rae_jax.data.tokenizer import Tokenizer
 from rae_jax.data.transforms import Transform
@@ -63,8 +63,11 @@ class SceneConversations:
         image, random = render(items, self._scenes.split), np.random.RandomState(rng.bit_generator)
         if rng.random() >= self.question_share:
             return [image], request(caption_to_learn(items, random, rng.random()))
-        asked, answer = question_to_learn(items, random, rng.random())
-        return [image], [{"from": "human", "value": f"{IMAGE}\n{asked}"}, {"from": "gpt", "value": answer}]
+        turns = []
+        for asked, answer in questions_to_learn(items, random, rng.random()):
+            turns += [{"from": "human", "value": asked}, {"from": "gpt", "value": answer}]
+        turns[0]["value"] = f"{IMAGE}\n{turns[0]['value']}"
+        return [image], turns
 
 
 def conversation_batches(

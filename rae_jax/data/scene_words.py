@@ -23,7 +23,8 @@ CATEGORIES = {
     "color_attr": (2,),
 }
 PARTIAL = 0.25  # of the captions to learn from, those that leave something open
-DESCRIBED = 0.6  # of the questions to learn from, those that ask for all of a scene
+DESCRIBED = 0.25  # of the conversations to learn from, those that ask for all of a scene
+ASKED = 2  # questions in each of the others: as many as fit beside an image into the laptop's context
 OPENINGS = ("", "", "a picture of ", "draw ")
 
 
@@ -160,9 +161,14 @@ def question(items: Scene, random: np.random.RandomState) -> tuple[str, str]:
     return _choice(random, ways)
 
 
-def question_to_learn(items: Scene, random: np.random.RandomState, chance: float) -> tuple[str, str]:
-    """A question and its answer; where `chance`, in [0, 1), is below `DESCRIBED` one for all of the scene."""
-    return description(items) if chance < DESCRIBED else question(items, random)
+def questions_to_learn(items: Scene, random: np.random.RandomState, chance: float) -> list[tuple[str, str]]:
+    """Different questions and their answers, of one conversation; `chance` in [0, 1).
+
+    One for all of the scene where `chance` is below `DESCRIBED`; else `ASKED`, or fewer where some would be the same.
+    """
+    if chance < DESCRIBED:
+        return [description(items)]
+    return list(dict.fromkeys(question(items, random) for _ in range(ASKED)))
 
 
 def edit(items: Scene, random: np.random.RandomState) -> Edit:

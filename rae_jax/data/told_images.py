@@ -96,7 +96,7 @@ class ToldScenes:
         items, random = self._source.scene(index), self._random(index, draw)
         if self._question_share and scenes.randomness("asked", index, draw).random_sample() < self._question_share:
             chance = scenes.randomness("described", index, draw).random_sample()
-            return answered(items, *scene_words.question_to_learn(items, random, chance))
+            return answered(items, *scene_words.questions_to_learn(items, random, chance)[0])
         if self._task == "caption":
             return captioned(scene_words.caption_to_learn(items, random, random.rand()), items)
         items, edit = self.edit(index, draw)

@@ -8,8 +8,9 @@ import pytest
 
 from rae_jax.data.conversation_batches import SceneConversations, conversation_batches, shapes
 from rae_jax.data.conversation_shards import ConversationShards, ShardWriter, encode
-from rae_jax.data.conversations import Layout, request
+from rae_jax.data.conversations import Layout, laid_out, request
 from rae_jax.data.scene_tokens import scene_tokenizer
+from rae_jax.data.scenes import SceneSource, render
 from rae_jax.data.transforms import transform
 
 LAYOUT = Layout(80, 16)
@@ -61,6 +62,21 @@ def test_rows_do_not_depend_on_who_reads_them_and_go_on_where_they_stopped():
     with contextlib.closing(batches(scenes)) as stream:
         stream.set_state({"position": 8})
         np.testing.assert_array_equal(next(stream)["input_ids"], whole[1]["input_ids"])
+
+
+def test_conversations_about_a_scene_are_one_description_or_two_other_questions_and_fit_the_context():
+    source, described = SceneConversations("train", question_share=1.0), 0
+    for index in range(400):
+        (image,), turns = source.conversation(index, np.random.default_rng(index))
+        np.testing.assert_array_equal(image, render(SceneSource("train").scene(index), "train"))
+        assert [turn["from"] for turn in turns] == ["human", "gpt"] * (len(turns) // 2)
+        assert turns[0]["value"].startswith("<image>\n") and not any("<image>" in turn["value"] for turn in turns[1:])
+        asked = [turn["value"].removeprefix("<image>\n") for turn in turns[::2]]
+        whole = asked == ["what is there?"]
+        described += whole
+        assert whole or (len(set(asked)) == len(asked) in (1, 2) and "what is there?" not in asked)
+        laid_out(scene_tokenizer(), turns, 1, LAYOUT)  # raises where it is too long
+    assert 70 < described < 130  # a quarter
 
 
 def test_sources_are_mixed_by_weight_with_text_questions_and_requests_in_one_batch():
