@@ -35,6 +35,29 @@ def said(name: str, *texts: str) -> None:
         assert text in reading(name), f"docs/findings.md no longer says {text!r} of {name}"
 
 
+def test_rae_width():
+    rows = section("rae_width")
+    loss = {width: number(rows, str(width), 2) for width in (16, 48, 96)}
+    narrow = number(rows, "32", 2)
+    deep = {depth: number(rows, str(depth), 2) for depth in (2, 8)} | {16: number(rows, "16", 2, table=1)}
+    bound = number(rows, "32", 1)
+    head = float(re.search(r"\(DiT\^DH\): (\S+)", rows)[1])
+    summary = TEXT.split("<!--")[0]
+    assert (
+        f"loss {narrow:.3f} at half the width, where {bound:.3f} is the bound; {deep[16]:.3f} at four times the"
+        in summary
+    )
+    assert f"{head:.3f} with the head, {narrow:.3f} without | shown" in summary
+    assert "- No narrow network comes below its bound" in rows and head < 0.1 < bound < deep[16] < deep[2]
+    assert loss[16] > narrow > loss[48] > loss[96] and loss[96] < 0.1
+    said("rae_width", "and 0.08 to 0.09 more, at any depth from 2 to 16")
+    assert all(round(value - bound, 2) in (0.08, 0.09) for value in (narrow, *deep.values()))
+    grid = [line for line in rows.splitlines() if line.count("(") == 3]
+    of_64 = [float(line.split("|")[3].split("±")[0]) for line in grid]  # of the tokens of 32, 64 and 128 channels
+    assert of_64[0] < of_64[1] < 0.2 and of_64[2] > 0.5
+    said("rae_width", "The same width of 64 fits tokens of 32 and of 64 channels, and not those of 128")
+
+
 def test_mf_rae():
     rows = section("mf_rae")
     steps = [
