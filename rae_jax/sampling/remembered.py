@@ -128,12 +128,16 @@ def guided_velocity(
     without_image: VelocityFunction | None,
     guidance: Guidance,
 ) -> VelocityFunction:
-    """The guided velocity function; the other two are not asked outside the interval."""
+    """The guided velocity function; the other two are not asked outside the interval.
+
+    Where no image is shown, `without_image` is None and there is no guidance by it.
+    """
     low, high = guidance.interval
     if low > high:
         raise ValueError(f"guidance interval {guidance.interval} is empty; give (t_min, t_max) with t_min <= t_max")
     if guidance.text_scale <= 1:
         return full
+    image_scale = 1.0 if without_image is None else guidance.image_scale
 
     def velocity(z: jax.Array, t: jax.Array) -> jax.Array:
         v = full(z, t)
@@ -142,9 +146,9 @@ def guided_velocity(
             return guide_twice(
                 v,
                 without_text(z, t),
-                without_image(z, t) if guidance.image_scale > 1 else None,
+                without_image(z, t) if image_scale > 1 else None,
                 text_scale=guidance.text_scale,
-                image_scale=guidance.image_scale,
+                image_scale=image_scale,
                 renormalisation=guidance.renormalisation,
                 least_norm=guidance.least_norm,
             )

@@ -251,6 +251,8 @@ def test_guidance_holds_above_the_interval_and_up_to_its_end():
     assert found == [2.0, 2.0, twice, twice, 2.0]
     alone = guided_velocity(*functions, told._replace(text_scale=1.0))  # without a text scale the image's does nothing
     assert float(alone(z, jnp.full(1, 0.5))[0, 0, 0]) == 2.0
+    unseen = guided_velocity(*functions[:2], None, told)  # nor where no image is shown
+    assert float(unseen(z, jnp.full(1, 0.5))[0, 0, 0]) == once
 
 
 @cases("bagel_edit", "bagel_t2i_sampling")
