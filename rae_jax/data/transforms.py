@@ -112,13 +112,15 @@ def center_crop_adm(image: np.ndarray, size: int) -> np.ndarray:
     Halved with a box filter while the shorter side is at least twice `size`, then resized by bicubic interpolation
     until the shorter side is `size`, then cropped in the middle.
     """
-    picture = Image.fromarray(image)
-    while min(picture.size) >= 2 * size:
-        picture = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX)
-    scale = size / min(picture.size)
-    picture = picture.resize((round(picture.width * scale), round(picture.height * scale)), BICUBIC)
-    left, top = (picture.width - size) // 2, (picture.height - size) // 2
-    return np.asarray(picture)[top : top + size, left : left + size]
+    if min(image.shape[:2]) != size:  # at scale 1 Pillow would copy it, slowly
+        picture = Image.fromarray(image)
+        while min(picture.size) >= 2 * size:
+            picture = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX)
+        scale = size / min(picture.size)
+        picture = picture.resize((round(picture.width * scale), round(picture.height * scale)), BICUBIC)
+        image = np.asarray(picture)
+    top, left = (image.shape[0] - size) // 2, (image.shape[1] - size) // 2
+    return image[top : top + size, left : left + size]
 
 
 def random_crop(image: np.ndarray, rng: np.random.Generator, shorter_side: int, size: int) -> np.ndarray:
