@@ -54,7 +54,7 @@ def covariance_error(tokens: jax.Array) -> jax.Array:
     """
     flat = tokens.astype(jnp.float32).reshape(-1, tokens.shape[-1])
     centred = flat - jnp.mean(flat, axis=0)
-    covariance = centred.T @ centred / len(flat)
+    covariance = jnp.matmul(centred.T, centred, precision=jax.lax.Precision.HIGHEST) / len(flat)
     return jnp.sum(jnp.square(covariance - jnp.eye(len(covariance)))) / len(covariance)
 
 

@@ -43,6 +43,17 @@ def test_bfloat16_is_one_pass_and_the_encoder_beside_it_may_be_float32():
     assert ("bfloat16", DEFAULT) in found and ("float32", HIGHEST) in found and ("bfloat16", HIGHEST) not in found
 
 
+def test_the_covariance_of_tokens_is_exact_in_whatever_precision_the_encoder_computes():
+    config = digits.get_config("tiny")
+    config.encoder.dtype = "bfloat16"
+    of_encoder = of_step(config, "encoder")
+    config.encoder.covariance_weight = 0.1
+    assert ("float32", HIGHEST) not in of_encoder
+    assert of_step(config, "encoder") == of_encoder | {("float32", HIGHEST)}
+    config.encoder.dtype = "float32"
+    assert of_step(config, "encoder") == {("float32", HIGHEST)}
+
+
 def test_float32_in_three_passes_is_a_choice_by_name():
     config = digits.get_config("tiny")
     config.flow.dtype = "bfloat16_3x"
