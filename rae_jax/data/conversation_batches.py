@@ -33,6 +33,7 @@ from rae_jax.data.transforms import Transform
 
 log = logging.getLogger(__name__)
 
+ASKED = 2  # questions about a scene: as many as fit beside its image into the laptop's context
 Turns = Sequence[Mapping[str, str]]
 
 
@@ -64,7 +65,7 @@ class SceneConversations:
         if rng.random() >= self.question_share:
             return [image], request(caption_to_learn(items, random, rng.random()))
         turns = []
-        for asked, answer in questions_to_learn(items, random, rng.random()):
+        for asked, answer in questions_to_learn(items, random, rng.random(), ASKED):
             turns += [{"from": "human", "value": asked}, {"from": "gpt", "value": answer}]
         turns[0]["value"] = f"{IMAGE}\n{turns[0]['value']}"
         return [image], turns

@@ -24,7 +24,6 @@ CATEGORIES = {
 }
 PARTIAL = 0.25  # of the captions to learn from, those that leave something open
 DESCRIBED = 0.25  # of the conversations to learn from, those that ask for all of a scene
-ASKED = 2  # questions in each of the others: as many as fit beside an image into the laptop's context
 OPENINGS = ("", "", "a picture of ", "draw ")
 
 
@@ -161,14 +160,14 @@ def question(items: Scene, random: np.random.RandomState) -> tuple[str, str]:
     return _choice(random, ways)
 
 
-def questions_to_learn(items: Scene, random: np.random.RandomState, chance: float) -> list[tuple[str, str]]:
+def questions_to_learn(items: Scene, random: np.random.RandomState, chance: float, most: int) -> list[tuple[str, str]]:
     """Different questions and their answers, of one conversation; `chance` in [0, 1).
 
-    One for all of the scene where `chance` is below `DESCRIBED`; else `ASKED`, or fewer where some would be the same.
+    One for all of the scene where `chance` is below `DESCRIBED`; else `most`, or fewer where some would be the same.
     """
     if chance < DESCRIBED:
         return [description(items)]
-    return list(dict.fromkeys(question(items, random) for _ in range(ASKED)))
+    return list(dict.fromkeys(question(items, random) for _ in range(most)))
 
 
 def edit(items: Scene, random: np.random.RandomState) -> Edit:

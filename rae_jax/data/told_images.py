@@ -96,7 +96,8 @@ class ToldScenes:
         items, random = self._source.scene(index), self._random(index, draw)
         if self._question_share and scenes.randomness("asked", index, draw).random_sample() < self._question_share:
             chance = scenes.randomness("described", index, draw).random_sample()
-            return answered(items, *scene_words.questions_to_learn(items, random, chance)[0])
+            (asked,) = scene_words.questions_to_learn(items, random, chance, most=1)
+            return answered(items, *asked)
         if self._task == "caption":
             return captioned(scene_words.caption_to_learn(items, random, random.rand()), items)
         items, edit = self.edit(index, draw)
