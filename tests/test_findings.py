@@ -53,7 +53,11 @@ def test_rae_width():
     said("rae_width", "and 0.08 to 0.09 more, at any depth from 2 to 16")
     assert all(round(value - bound, 2) in (0.08, 0.09) for value in (narrow, *deep.values()))
     grid = [line for line in rows.splitlines() if line.count("(") == 3]
-    of_64 = [float(line.split("|")[3].split("±")[0]) for line in grid]  # of the tokens of 32, 64 and 128 channels
+    table = [[float(cell.split("±")[0]) for cell in line.split("|")[2:5]] for line in grid]
+    own, wider = [table[i][i] for i in range(3)], [table[i][j] for i in range(3) for j in range(i + 1, 3)]
+    said("rae_width", "leaves {:.2f}, {:.2f} and {:.2f} at 32, 64 and 128 channels".format(*own))
+    said("rae_width", f"half again that width or more at most {max(*wider, loss[96]):.2f}")
+    of_64 = [row[1] for row in table]  # of the tokens of 32, 64 and 128 channels
     assert of_64[0] < of_64[1] < 0.2 and of_64[2] > 0.5
     said("rae_width", "The same width of 64 fits tokens of 32 and of 64 channels, and not those of 128")
 
