@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from einops import repeat
 
 PIXELS = 32
 # The held-out digits follow from this number; every result on digits depends on it staying as it is.
@@ -33,8 +33,9 @@ class ArraySource:
 def digits(split: str) -> ArraySource:
     """scikit-learn's digits, 8 x 8 values from 0 to 16, scaled to [0, 255] and enlarged to uint8 RGB `[N, 32, 32, 3]`.
 
-    Enlarged by Pillow's bicubic filter; no random numbers are involved. A fifth of each class is held out as "test"
-    (359 of 1,797), always the same images.
+    Each value becomes a square of 4 x 4 pixels, whose mean gives it back: a smooth filter would cost what is sharp in a
+    digit. No random numbers are involved. A fifth of each class is held out as "test" (359 of 1,797), always the same
+    images.
 
     Raises:
       ValueError: `split` is neither "train" nor "test".
@@ -51,9 +52,8 @@ def digits(split: str) -> ArraySource:
         held_out[random.permutation(members)[: round(TEST_SHARE * len(members))]] = True
     chosen = held_out if split == "test" else ~held_out
     grey = np.rint(data.images[chosen] * (255 / 16)).astype(np.uint8)
-    size = (PIXELS, PIXELS)
-    enlarged = np.stack([np.asarray(Image.fromarray(x).resize(size, Image.Resampling.BICUBIC)) for x in grey])
-    images = np.repeat(enlarged[..., None], 3, axis=-1)
+    scale = PIXELS // grey.shape[1]
+    images = repeat(grey, "n h w -> n (h s) (w t) rgb", s=scale, t=scale, rgb=3)
     return ArraySource(images, data.target[chosen].astype(np.int32), [str(label) for label in range(10)])
 
 
