@@ -57,16 +57,16 @@ def get_config(variant: str = "") -> ConfigDict:
     config.stats.train.batch_size = 200
 
     config.language_model.tokenizer = "scenes"
-    config.language_model.context = 80
+    config.language_model.context = 88
     config.language_model.model = architectures.language_model(
         vocabulary=448, width=96, depth=3, num_heads=4, num_kv_heads=2, head_dim=24, hidden=256, rope_theta=1e4
     )
     config.adapters.condition_std = 0.1
     config.text_dit.model = architectures.text_dit(width=128, depth=4, num_heads=4)
     config.flow.shift_base = 64  # a shift of 4: more of the times at which the prompt decides
-    config.text_to_image.loss_chunk = 80
+    config.text_to_image.loss_chunk = 88
     config.text_to_image.question_share = 0.5
-    stage(config.text_to_image.train, steps=3000, batch_size=32, learning_rate=2.5e-3, ema_decay=0.998)
+    stage(config.text_to_image.train, steps=5000, batch_size=32, learning_rate=2.5e-3, ema_decay=0.998)
     config.text_to_image.train.optimizer.name = "muon"
     stage_optimizer(config, learning_rate=2.5e-3)
     config.text_to_image.train.pictures_every = 1000

@@ -13,7 +13,7 @@ from rae_jax.data.scene_tokens import scene_tokenizer
 from rae_jax.data.scenes import SceneSource, render
 from rae_jax.data.transforms import transform
 
-LAYOUT = Layout(80, 16)
+LAYOUT = Layout(88, 16)
 
 
 class Talk:

@@ -132,27 +132,36 @@ def test_answers_are_right():
         number = next((n for n in words if n in NUMBERS), None)
         match words:
             case ["how", "many", "digits", *_]:
-                right = NUMBERS[len(items)]
+                right = f"the number of digits is {NUMBERS[len(items)]}"
             case ["how", "many", colour, "digits", *_]:
-                right = NUMBERS[len([x for x in items if x.colour == colour])]
+                count = len([x for x in items if x.colour == colour])
+                right = f"the number of {colour} digits is {NUMBERS[count]}"
             case ["how", "many", digit, *_]:
                 single = next(n for n in NUMBERS if digit in (f"{n}s", f"{n}es"))
-                right = NUMBERS[len([x for x in items if NUMBERS[x.digit] == single])]
-            case ["what", "is", *_]:
-                right = f"{at[place].colour} {NUMBERS[at[place].digit]}" if place else "nothing"
+                right = f"the number of {digit} is {NUMBERS[len([x for x in items if NUMBERS[x.digit] == single])]}"
+            case ["what", "is", "at", "the", row, column]:
+                seen = with_article(f"{at[place].colour} {NUMBERS[at[place].digit]}") if place else "nothing"
+                right = f"at the {row} {column} is {seen}"
             case ["which", *_]:
-                right = NUMBERS[at[place].digit]
+                right = f"at the {place} is {with_article(NUMBERS[at[place].digit])}"
             case ["what", "color", "is", "the", "digit", *_]:
-                right = at[place].colour
+                right = f"the digit at the {place} is {at[place].colour}"
             case ["what", "color", *_]:
-                (right,) = [x.colour for x in items if NUMBERS[x.digit] == number]
+                (colour,) = [x.colour for x in items if NUMBERS[x.digit] == number]
+                right = f"the {number} is {colour}"
             case ["where", *_]:
-                (right,) = [PLACES[x.cell] for x in items if NUMBERS[x.digit] == number]
+                (where,) = [PLACES[x.cell] for x in items if NUMBERS[x.digit] == number]
+                right = f"the {number} is at the {where}"
             case ["is", "there", _, colour, digit]:
-                right = "yes" if any(x.colour == colour and NUMBERS[x.digit] == digit for x in items) else "no"
+                is_there = any(x.colour == colour and NUMBERS[x.digit] == digit for x in items)
+                right = f"a {colour} {digit} is {'there' if is_there else 'not there'}"
         forms.add(tuple(words[:3]))
         assert answer == right, (asked, items)
     assert len(forms) > 8
+
+
+def with_article(noun: str) -> str:
+    return f"an {noun}" if noun == "eight" else f"a {noun}"
 
 
 def test_edits_change_what_they_say_and_nothing_else():
