@@ -30,7 +30,7 @@ def get_config(variant: str = "") -> ConfigDict:
     digits.stage(config.bridge.train, steps=1500, batch_size=64, learning_rate=2e-3, ema_decay=0.995)
     digits.stage(config.specialisation.train, steps=1000, batch_size=64, learning_rate=1e-3, ema_decay=0.995)
 
-    config.flow.shift_base = 64  # a shift of 2, as for the encoder's tokens
+    config.flow.shift_base = 64  # no shift, as for the encoder's tokens
 
     if "tiny" in words:
         released.use_bridge(config, latent_channels=4, depth=1)

@@ -119,7 +119,7 @@ def reproduce(workdir: Path, digits: Path) -> str:
     weak = str((workdir / "weak" / "guide" / "weights").resolve())
     sweep = Sweep(workdir, parts | flow | {"guide.weights": weak})
     plain = sweep.point("no guidance")
-    small = experiment.get_config().guide
+    small, strong = experiment.get_config().guide, experiment.get_config().flow
     alone = sweep.point("the weak network alone", **{"flow.weights": weak, "flow.model": small.model})
     curves = {
         name: [
@@ -155,9 +155,10 @@ def reproduce(workdir: Path, digits: Path) -> str:
             "## Guidance on digits",
             "",
             f"`python -m tools.reproduce guidance`. {NUM_SAMPLES:,} digits each, {NUM_STEPS} Euler steps, the same",
-            "noises everywhere. The weak network of AutoGuidance has half the width and half the depth of",
-            "the strong one in front of the same head (a narrow head cannot carry the noise at all), and",
-            f"{small.train.steps:,} steps of training instead of {experiment.get_config().flow.train.steps:,}.",
+            f"noises everywhere. The weak network of AutoGuidance is {small.model.width} wide and {small.model.depth}",
+            f"blocks deep, the strong one {strong.model.width} and {strong.model.depth}, in front of the same head (a",
+            f"narrow head cannot carry the noise at all), and is trained for {small.train.steps:,} steps instead of",
+            f"{strong.train.steps:,}.",
             "Agreement is that of a classifier of real digits with the class asked for; the Fréchet distance is to the",
             "held-out digits in the encoder's mean tokens.",
             "",
