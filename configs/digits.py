@@ -16,7 +16,7 @@ from configs import architectures, base, variants
 def get_config(variant: str = "") -> ConfigDict:
     """The experiment, or in a minute or two a part of it to look at.
 
-    `configs/digits.py:quick` trains smaller networks up to the flow: with three seeds 93, 86 and 85 of 100 digits were
+    `configs/digits.py:quick` trains smaller networks up to the flow: with three seeds 92, 85 and 93 of 100 digits were
     those asked for. `configs/digits.py:tiny` is the whole pipeline in seconds, for tests: nothing is learnt.
     """
     words = variants.words_of(variant, ("quick", "tiny"), file="configs/digits.py")
@@ -110,7 +110,7 @@ def quicken(config: ConfigDict) -> None:
     stage(config.encoder.train, steps=200, batch_size=64, learning_rate=2e-3, ema_decay=0.98)
     stage(config.decoder.train, steps=300, batch_size=64, learning_rate=2e-3, ema_decay=0.98)
     config.flow.model.depth = 2
-    stage(config.flow.train, steps=1200, batch_size=32, learning_rate=4e-3, ema_decay=0.99)
+    stage(config.flow.train, steps=1600, batch_size=32, learning_rate=4e-3, ema_decay=0.99)
     config.sampling.num_samples = 100
     config.sampling.batch_size = 100
     config.evaluation.linear_probe = config.evaluation.reconstruction = config.evaluation.frechet = False
