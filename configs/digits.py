@@ -54,7 +54,7 @@ def get_config(variant: str = "") -> ConfigDict:
     )
     config.flow.shift_base = 256  # no shift
     stage(config.flow.train, steps=4700, batch_size=32, learning_rate=3e-3, ema_decay=0.998)
-    config.flow.train.checkpoint_every = 1000
+    config.flow.train.checkpoint_every = 1000  # one takes as long as 50 of these steps
 
     # The weak network of AutoGuidance, for who adds "guide" to the stages: narrower, and trained for less.
     config.guide.model = architectures.dit_dh(

@@ -61,7 +61,6 @@ def shrink(config: ConfigDict) -> None:
     )
     config.coder.num_steps = config.sampling.coder_steps = 2
     config.flow.model = architectures.lightning_dit(width=16, depth=1, num_heads=2)
-    config.lpips.weights = config.lpips_alexnet.weights = ""  # they would take longer than everything else
     for name in ("encoder", "teacher", "coder", "joint_coder", "stats", "flow"):
         digits.shorten(config[name].train)
     config.stats.train.batch_size = 256

@@ -146,23 +146,20 @@ def question(items: Scene, random: np.random.RandomState) -> tuple[str, str]:
     answers of one word, a small model found two thirds, for it did not look where the question said.
     """
     item, cell, digits = _choice(random, items), _choice(random, CELLS), [item.digit for item in items]
-    there = {other.cell: _noun(other) for other in items}
+    there = {other.cell: _a(_noun(other)) for other in items}
     asked = item.pair if random.rand() < 0.5 else _choice(random, SEEN_PAIRS)
     there_is = any(other.pair == asked for other in items)
-    wanted = f"{asked[1]} {NUMBERS[asked[0]]}"
-    number, place, here, found = NUMBERS[item.digit], PLACES[item.cell], PLACES[cell], there.get(cell)
+    wanted = _a(f"{asked[1]} {NUMBERS[asked[0]]}")
+    number, alike, place, here = NUMBERS[item.digit], _plural(item.digit), PLACES[item.cell], PLACES[cell]
     coloured = NUMBERS[sum(other.colour == item.colour for other in items)]
     ways = [
         ("how many digits are there?", f"the number of digits is {NUMBERS[len(items)]}"),
-        (f"what is at the {here}?", f"at the {here} is {_a(found) if found else 'nothing'}"),
+        (f"what is at the {here}?", f"at the {here} is {there.get(cell, 'nothing')}"),
         (f"which digit is at the {place}?", f"at the {place} is {_a(number)}"),
         (f"what color is the digit at the {place}?", f"the digit at the {place} is {item.colour}"),
-        (f"is there {_a(wanted)}?", f"{_a(wanted)} is {'there' if there_is else 'not there'}"),
+        (f"is there {wanted}?", f"{wanted} is {'there' if there_is else 'not there'}"),
         (f"how many {item.colour} digits are there?", f"the number of {item.colour} digits is {coloured}"),
-        (
-            f"how many {_plural(item.digit)} are there?",
-            f"the number of {_plural(item.digit)} is {NUMBERS[digits.count(item.digit)]}",
-        ),
+        (f"how many {alike} are there?", f"the number of {alike} is {NUMBERS[digits.count(item.digit)]}"),
     ]
     if digits.count(item.digit) == 1:
         ways += [
