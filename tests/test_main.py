@@ -44,7 +44,8 @@ def test_the_pipeline_leaves_what_the_readme_promises(finished):
     assert results.keys() >= {
         "psnr", "ssim", "rfd_encoder_359", "linear_probe_accuracy", "fd_encoder_20", "fd_encoder_train_1438",
         "judge_accuracy", "label_agreement", "fd_encoder_1step_20", "label_agreement_1step", "fd_encoder_2step_20",
-        "label_agreement_2step",
+        "label_agreement_2step", "class_diversity_20", "class_diversity_1step_20", "class_diversity_2step_20",
+        "class_diversity_train_1438",
     }  # fmt: skip
     assert "label agreement" in output and "images/s" in output
 

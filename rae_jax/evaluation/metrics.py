@@ -37,6 +37,8 @@ linear_head_accuracy            linear_head.class is label: the published classi
 original_linear_head_accuracy   the same of original_linear_head.class                      held-out
 judge_accuracy                  a classifier of pixels sees the class that the image has    held-out -> training images
 label_agreement                 it sees the class that was asked for                        samples -> training images
+class_diversity                 standard deviation of a pixel among images of one class,    samples; training images
+                                of 8 x 8 grey pixels from 0 to 16; mean over both
 
 Published numbers are fid, sfid, is, precision, recall, rfid, psnr, ssim, lpips, and those of FDr and MIND. Those of an
 encoder or a latent compare runs that share it, and no others. Ends of names tell which set is judged where a run has
@@ -53,6 +55,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rae_jax.evaluation import precision_recall
+from rae_jax.evaluation.class_diversity import class_diversity
 from rae_jax.evaluation.evaluator import Needs, Summary
 from rae_jax.evaluation.fdr import CONSTANTS, fdr, fdr6, mind
 from rae_jax.evaluation.frechet import frechet_distance, require_samples
@@ -127,6 +130,11 @@ def _of_choice(name: str, chosen: str) -> Metric:
     return Metric(name, "higher", compute, rows=(chosen, "label"), alone=True)
 
 
+def _class_diversity(judged: Summary, reference: Summary) -> float:
+    del reference
+    return class_diversity(judged.rows["small_image"], judged.rows["label"])
+
+
 def _inception_score(judged: Summary, reference: Summary) -> float:
     del reference
     return inception_score(in_random_order(judged.rows[_LOGITS]))
@@ -181,6 +189,7 @@ METRICS = {
         _of_choice("original_linear_head_accuracy", "original_linear_head.class"),
         mean_of_pairs("judge_accuracy", "higher"),
         mean_of_pairs("label_agreement", "higher"),
+        Metric("class_diversity", "higher", _class_diversity, rows=("small_image", "label"), alone=True, biased=True),
     )
 }  # fmt: skip
 

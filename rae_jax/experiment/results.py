@@ -18,6 +18,7 @@ from rae_jax.components.encoders import tokens_shape
 from rae_jax.components.latent_spaces import latent_space
 from rae_jax.data.sources import Source
 from rae_jax.evaluation import pictures
+from rae_jax.evaluation.class_diversity import small_images
 from rae_jax.evaluation.evaluator import (
     Batch,
     Evaluator,
@@ -48,6 +49,7 @@ from rae_jax.training.progress import RunLog
 TRAIN, HELD_OUT, PAIRED = "train", "held_out", "paired"  # sets of images, and pairs that are written
 SHOWN = 16  # reconstructions in the picture
 DISTANCE, AGREEMENT, ACCURACY = METRICS["fd_encoder"], METRICS["label_agreement"], METRICS["judge_accuracy"]
+DIVERSITY = METRICS["class_diversity"]
 PROBES = [METRICS[f"{name}_accuracy"] for name in ("linear_probe", "original_linear_probe", "attached_head")]
 HEADS = [METRICS[f"{name}_accuracy"] for name in ("linear_head", "original_linear_head")]
 ORIGINAL = "original_encoder"
@@ -169,9 +171,11 @@ class Results:
                 results |= computed(self._of_generated.metrics, each, found[HELD_OUT], end)
         if judge:
             results |= computed([ACCURACY], found[HELD_OUT], of_train)
+            small = {"small_image": small_images(of_train.rows["image"]), "label": of_train.rows["label"]}
+            results |= computed([DIVERSITY], Summary(of_train.count, rows=small), of_train, "_train")
             for end, each in of_samples.items():
                 if AGREEMENT.name in each.means:
-                    results |= computed([AGREEMENT], each, of_train, end)
+                    results |= computed([AGREEMENT, DIVERSITY], each, of_train, end)
         return results
 
     def _usable(self, what: str, among: list[Instruments], judged: int) -> Instruments:
@@ -250,7 +254,7 @@ class Results:
         with open_npz(path) as file:
             labels = file["labels"] if self._wanted.judge and "labels" in file else None
         if labels is not None:
-            needs |= Needs(means=frozenset((AGREEMENT.name,)))
+            needs |= Needs(means=frozenset((AGREEMENT.name,)), rows=frozenset(DIVERSITY.rows))
         seen = 0
 
         def measure(params: Params, batch: Batch) -> dict[str, dict[str, jax.Array]]:
@@ -263,7 +267,9 @@ class Results:
                 return {}
             images = rows[JUDGED]["image"]
             first, seen = seen, seen + len(images)
-            return {JUDGED: {AGREEMENT.name: judge.agrees(images, labels[first:seen])}}
+            asked = labels[first:seen]
+            of_batch = {AGREEMENT.name: judge.agrees(images, asked), "small_image": small_images(images)}
+            return {JUDGED: of_batch | {"label": asked}}
 
         batches = image_batches({JUDGED: open_images(path)}, self._mesh, batch_size=self._batch_size)
         return self._evaluated(batches, measure, {JUDGED: needs}, self._of_generated, on_batch=on_batch)[JUDGED]

@@ -208,7 +208,7 @@ def test_two_processes_with_eight_devices_each_find_what_one_device_finds_and_on
     both, same_images, (first, second) = evaluated(tmp_path / "both", *options, devices=8, processes=2)
     assert both.keys() == one.keys() == {
         "psnr", "ssim", "rfd_encoder_359", "linear_probe_accuracy", "fd_encoder_train_1438", "fd_encoder_40",
-        "judge_accuracy", "label_agreement",
+        "judge_accuracy", "label_agreement", "class_diversity_40", "class_diversity_train_1438",
     }  # fmt: skip
     assert both == pytest.approx(one, rel=1e-3)
     for name in ("originals", "reconstructions"):
