@@ -5,7 +5,8 @@ E of 64 or 72 would waste half, and the product that makes them writes them like
 
 The kernel keeps a head's logits, 256 KiB for 256 tokens, inside the core. XLA writes and reads them several times: it
 is those passes that make attention slow where the products are cheap. The backward pass computes them anew
-(FlashAttention; Dao et al., 2022).
+(FlashAttention; Dao et al., 2022). Tokens that are no multiple of 128 are filled up inside the core: what the memory
+holds there is undefined, and is replaced or not attended to.
 """
 
 import functools
@@ -28,6 +29,7 @@ Kernel = Any
 MOST_LOGITS = 2**18
 MOST_CHANNELS = 2**17
 LONGEST = 1024
+LANES = 128  # of which a kernel's blocks have multiples
 
 
 def rotate(x: jax.Array, rotary: Rotary, inverse: bool = False) -> jax.Array:
@@ -50,14 +52,14 @@ def attend(qkv: jax.Array, rotary: Rotary | None = None, visible: jax.Array | No
       qkv: queries, keys and values of K heads of width E.
       rotary: turns queries and keys by their positions; `(cos, sin)`, each `[N, E / 2]`.
       visible: `[B, N]` booleans, which tokens are attended to, or `[B, N, N]`, by which; all by all by default.
-      fused: bfloat16, if all are visible, goes through a kernel where the program is compiled for a TPU and N is a
-        multiple of 128 up to 1024, and through cuDNN's where it is compiled for GPUs that have it. Neither has a
+      fused: bfloat16, if all are visible, goes through a kernel where the program is compiled for a TPU and N is 128
+        to 1024, and through cuDNN's where it is compiled for GPUs that have it. Neither has a
         forward-mode derivative (`jax.jvp`), and so neither has the function there.
     """
     rotary = None if rotary is None else (rotary[0].T, rotary[1].T)
     kernels = {}
     if fused and visible is None and qkv.dtype == jnp.bfloat16:
-        if qkv.shape[-1] in range(128, LONGEST + 1, 128):
+        if LANES <= qkv.shape[-1] <= LONGEST:
             kernels["tpu"] = fused_attention
         if cudnn_attends(*qkv.shape[-2:]):
             kernels["cuda"] = functools.partial(plain_attention, implementation="cudnn")
@@ -145,16 +147,17 @@ def _call_here(
     kernel: Kernel, num_tables: int, num_products: int, outputs: tuple[jax.ShapeDtypeStruct, ...], *arguments: jax.Array
 ) -> tuple[jax.Array, ...]:
     batch, heads, head_dim, tokens = *outputs[0].shape[:2], *outputs[0].shape[-2:]
-    group = next(n for n in (4, 2, 1) if heads % n == 0 and (n * head_dim * tokens <= MOST_CHANNELS or n == 1))
+    filled = -(-tokens // LANES) * LANES
+    group = next(n for n in (4, 2, 1) if heads % n == 0 and (n * head_dim * filled <= MOST_CHANNELS or n == 1))
 
     def block(x: jax.Array | jax.ShapeDtypeStruct) -> pl.BlockSpec:
         if x.ndim == 2:
-            return pl.BlockSpec(x.shape, lambda b, h: (0, 0))
-        return pl.BlockSpec((None, group, *x.shape[2:]), lambda b, h: (b, h, *(0,) * (x.ndim - 2)))
+            return pl.BlockSpec((x.shape[0], filled), lambda b, h: (0, 0))
+        return pl.BlockSpec((None, group, *x.shape[2:-1], filled), lambda b, h: (b, h, *(0,) * (x.ndim - 2)))
 
-    logits = batch * heads * tokens**2
+    logits = batch * heads * filled**2
     return pl.pallas_call(
-        functools.partial(kernel, num_tables),
+        functools.partial(kernel, num_tables, tokens),
         grid=(batch, heads // group),
         in_specs=[block(x) for x in arguments],
         out_specs=tuple(block(x) for x in outputs),
@@ -174,28 +177,39 @@ def _product(a: jax.Array, b: jax.Array, axes: tuple[int, int]) -> jax.Array:
     return jax.lax.dot_general(a, b, (((axes[0],), (axes[1],)), ((), ())), preferred_element_type=jnp.float32)
 
 
-def _turned(qkv: Any, rotary: Rotary | None, head: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _turned(qkv: Any, rotary: Rotary | None, head: int, tokens: int) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Query, with the logits' factor 1 / sqrt(E) in it, key and value of one head, each `[E, N]`."""
     query, key, value = (qkv[head, i] for i in range(3))
     if rotary is not None:
         query, key = rotate(query, rotary), rotate(key, rotary)
     query = query.astype(jnp.float32) * query.shape[0] ** -0.5
-    return query.astype(value.dtype), key.astype(value.dtype), value
+    return tuple(_within(x.astype(value.dtype), tokens) for x in (query, key, value))
+
+
+def _within(x: jax.Array, tokens: int, axis: int = 1, start: int = 0, other: float = 0.0) -> jax.Array:
+    """`x`, `[.., ..]` from the token `start` on along an axis, with `other` in the place of what is beyond the last."""
+    if start + x.shape[axis] <= tokens:
+        return x
+    shape = [1, 1]
+    shape[axis] = x.shape[axis]
+    there = start + jax.lax.broadcasted_iota(jnp.int32, shape, axis) < tokens
+    return jnp.where(there, x, jnp.asarray(other, x.dtype))
 
 
 def _tiles(tokens: int) -> list[slice]:
-    size = min(tokens, MOST_LOGITS // tokens // 128 * 128)
+    size = min(tokens, MOST_LOGITS // tokens // LANES * LANES)
     return [slice(start, min(start + size, tokens)) for start in range(0, tokens, size)]
 
 
-def _forward_kernel(num_tables: int, *refs: Any) -> None:
+def _forward_kernel(num_tables: int, tokens: int, *refs: Any) -> None:
     """Attention of a group of heads, and the logarithm of each query's sum of exponentials for the way back."""
     tables, (qkv, out, normaliser) = refs[:num_tables], refs[num_tables:]
     rotary = tuple(table[...] for table in tables) or None
     for head in range(out.shape[0]):
-        query, key, value = _turned(qkv, rotary, head)
+        query, key, value = _turned(qkv, rotary, head, tokens)
         for tile in _tiles(query.shape[1]):
             logits = _product(key, query[:, tile], (0, 0))  # [N keys, queries]
+            logits = _within(logits, tokens, axis=0, other=-jnp.inf)
             largest = jnp.max(logits, axis=0, keepdims=True)
             weights = jnp.exp(logits - largest)
             total = jnp.sum(weights, axis=0, keepdims=True)
@@ -203,17 +217,20 @@ def _forward_kernel(num_tables: int, *refs: Any) -> None:
             normaliser[head, :, tile] = largest + jnp.log(total)
 
 
-def _backward_kernel(num_tables: int, *refs: Any) -> None:
+def _backward_kernel(num_tables: int, tokens: int, *refs: Any) -> None:
     """The gradient of a group of heads' queries, keys and values."""
     tables, (qkv, out, normaliser, cotangent, gradient) = refs[:num_tables], refs[num_tables:]
     rotary = tuple(table[...] for table in tables) or None
     for head in range(out.shape[0]):
-        query, key, value = _turned(qkv, rotary, head)
+        query, key, value = _turned(qkv, rotary, head, tokens)
         d_query, d_key, d_value = [], 0.0, 0.0
         for tile in _tiles(query.shape[1]):
-            d_out = cotangent[head, :, tile]
-            weights = jnp.exp(_product(key, query[:, tile], (0, 0)) - normaliser[head, :, tile])  # [N keys, queries]
-            mean = jnp.sum(out[head, :, tile].astype(jnp.float32) * d_out.astype(jnp.float32), axis=0, keepdims=True)
+            attended, d_out, of_sums = (
+                _within(x[head, :, tile], tokens, start=tile.start) for x in (out, cotangent, normaliser)
+            )
+            weights = jnp.exp(_product(key, query[:, tile], (0, 0)) - of_sums)  # [N keys, queries]
+            weights = _within(weights, tokens, axis=0)
+            mean = jnp.sum(attended.astype(jnp.float32) * d_out.astype(jnp.float32), axis=0, keepdims=True)
             d_logits = (weights * (_product(value, d_out, (0, 0)) - mean)).astype(value.dtype)
             d_query.append(_product(key, d_logits, (1, 0)))
             d_key += _product(query[:, tile], d_logits, (1, 1))

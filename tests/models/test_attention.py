@@ -55,7 +55,15 @@ def both_ways(attention, qkv: jax.Array, cotangent: jax.Array) -> tuple[jax.Arra
 @pytest.mark.parametrize("attention", [plain_attention, fused_attention])
 @pytest.mark.parametrize(
     "shape, turned",
-    [((2, 4, 8, 256), True), ((1, 6, 72, 128), False), ((1, 1, 16, 1024), True), ((1, 1, 16, 640), True)],
+    [
+        ((2, 4, 8, 256), True),
+        ((1, 6, 72, 128), False),
+        ((1, 1, 16, 1024), True),
+        ((1, 1, 16, 640), True),
+        ((1, 2, 72, 268), True),  # the rest: filled up inside the kernel, with what is not a number by the interpreter
+        ((1, 4, 8, 257), False),
+        ((1, 1, 16, 785), True),
+    ],
 )
 def test_attention_and_its_gradient_are_pytorchs(attention, shape, turned):
     qkv, cotangent, angles = draw(*shape)
@@ -65,6 +73,17 @@ def test_attention_and_its_gradient_are_pytorchs(attention, shape, turned):
         out, gradient = both_ways(lambda x: attention(x, rotary), jnp.asarray(qkv), jnp.asarray(cotangent))
     np.testing.assert_allclose(out, expected[0], atol=2e-6)
     np.testing.assert_allclose(gradient, expected[1], atol=1e-5)
+
+
+def test_what_fills_tokens_up_counts_for_nothing_where_all_logits_are_far_below_zero():
+    """Their own logits are zero."""
+    qkv, cotangent, _ = draw(1, 1, 16, 130)
+    qkv[:, :, 0], qkv[:, :, 1] = -10, 10 + 0.1 * qkv[:, :, 1]  # all logits are near -400
+    expected = torch_attention(qkv, cotangent, None)
+    with pltpu.force_tpu_interpret_mode(), jax.default_matmul_precision("highest"):
+        found = both_ways(lambda x: fused_attention(x, None), jnp.asarray(qkv), jnp.asarray(cotangent))
+    np.testing.assert_allclose(found[0], expected[0], atol=1e-4)
+    np.testing.assert_allclose(found[1], expected[1], atol=1e-3)
 
 
 def test_the_kernel_in_bfloat16_is_as_near_as_plain_operations_in_bfloat16():
@@ -89,7 +108,15 @@ def test_off_a_tpu_attention_is_plain_operations_whatever_was_asked_for():
 
 
 @pytest.mark.parametrize(
-    "tokens, dtype, kernels", [(256, "bfloat16", 2), (256, "float32", 0), (200, "bfloat16", 0), (1152, "bfloat16", 0)]
+    "tokens, dtype, kernels",
+    [
+        (256, "bfloat16", 2),
+        (256, "float32", 0),
+        (268, "bfloat16", 2),
+        (785, "bfloat16", 2),
+        (100, "bfloat16", 0),
+        (1152, "bfloat16", 0),
+    ],
 )
 def test_a_tpu_runs_the_kernel_on_the_images_and_heads_that_each_chip_has(tokens, dtype, kernels):
     pytest.importorskip("libtpu")
