@@ -1,4 +1,4 @@
-"""How different the images of one class are: what a generator that repeats itself loses while its samples stay right."""
+"""How different the images of one class are: what a generator that repeats itself loses while its samples are right."""
 
 import numpy as np
 from PIL import Image

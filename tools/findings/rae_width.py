@@ -10,6 +10,7 @@ from sklearn.datasets import load_digits
 
 from rae_jax.files import whole_file
 from tools.findings.runs import ROOT, Run, run
+from tools.findings.seeds import shown
 
 CONFIG = "configs/overfit.py"
 SEEDS = (0, 1, 2)
@@ -75,7 +76,7 @@ def section(losses: Losses) -> str:
     """The Markdown of the finding; what it says of the numbers follows from them."""
 
     def cell(name: str) -> str:
-        return f"{losses[name].mean():.3f} ± {losses[name].std(ddof=1):.3f}"
+        return shown(losses[name])
 
     widths = [f"| {width} | {bound(TOKENS, width):.3f} | {cell(variant(width=width))} |" for width in WIDTHS]
     depths = [f"| {depth} | {bound(TOKENS, WIDTH):.3f} | {cell(variant(depth=depth))} |" for depth in DEPTHS]
