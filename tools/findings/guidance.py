@@ -12,17 +12,14 @@ from rae_jax.components.catalogue import component
 from rae_jax.components.conditions import condition
 from rae_jax.components.latent_spaces import latent_space, stats
 from rae_jax.data.sources import load_split
-from rae_jax.evaluation.evaluator import Evaluator, Summary, image_batches
-from rae_jax.evaluation.features import of_encoder
-from rae_jax.evaluation.image_sets import images_of
 from rae_jax.evaluation.judge import train_judge
-from rae_jax.evaluation.metrics import JUDGED, METRICS, needed
 from rae_jax.experiment.stages import Stages, open_sources
 from rae_jax.files import whole_file
 from rae_jax.sampling.batches import sample_batches, sampling_program
 from rae_jax.sampling.generator import generator, guiding_component
 from rae_jax.training import sharding
 from rae_jax.training.progress import RunLog
+from tools.findings.common_encoder import CommonEncoder
 from tools.findings.runs import ROOT, from_digits, run
 
 PLOT = ROOT / "docs" / "guidance.png"
@@ -85,26 +82,14 @@ class Sweep:
                 mesh=mesh,
             )
             images = np.concatenate(list(batches))
-            if self._judges is None:
-                look, (train, train_labels) = of_encoder(config, METRICS["fd_encoder"]), load_split(sources["train"])
-                evaluator = Evaluator(
-                    mesh,
-                    lambda params, batch: look.measure(params, {JUDGED: batch[JUDGED]}),
-                    {JUDGED: needed(look.metrics)[JUDGED]},
-                )
-                params = {name: load(part) for name, part in look.parts.items()}
-
-                def summary(images: np.ndarray) -> Summary:
-                    sets = {JUDGED: images_of(images, "digits")}
-                    return evaluator(params, image_batches(sets, mesh, batch_size=250))[JUDGED]
-
-                reference = summary(load_split(sources["test"])[0])
-                self._judges = train_judge(train, train_labels), summary, reference
-            judge, summary, reference = self._judges
-            distance = METRICS["fd_encoder"].compute(summary(images), reference)
+        if self._judges is None:
+            held_out, _ = load_split(sources["test"])
+            distances = CommonEncoder(self._weights["encoder.weights"], held_out)
+            self._judges = train_judge(*load_split(sources["train"])), distances
+        judge, distances = self._judges
         seen = np.bincount(judge.predict(images), minlength=10) / len(images)
         agreement = None if told.unconditional else float(judge.agrees(images, labels).mean())
-        return Point(distance, agreement, seen.tolist())
+        return Point(distances.distance(images), agreement, seen.tolist())
 
 
 def reproduce(workdir: Path, digits: Path) -> str:

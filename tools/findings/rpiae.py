@@ -3,14 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
-from configs import digits as digits_config
-from rae_jax.components.encoders import encoder as encoder_component
-from rae_jax.components.encoders import tokens_of
-from rae_jax.evaluation.frechet import Moments, frechet_distance
 from rae_jax.sampling.samples import read_samples
+from tools.findings.common_encoder import CommonEncoder
 from tools.findings.runs import Run, from_digits, run
 
 CONFIG = "configs/digits_rpiae.py"
@@ -38,26 +34,6 @@ def budget() -> dict[str, Any]:
     }
 
 
-class Judge:
-    """Fréchet distance to the held-out digits in the mean tokens of one encoder, that of the plain digits run.
-
-    A run's own encoder would measure each run in other units.
-    """
-
-    def __init__(self, encoder: str, held_out: np.ndarray):
-        config = digits_config.get_config()
-        params, to_tokens = encoder_component(config).load(encoder), tokens_of(config)
-        self._features = jax.jit(lambda images: to_tokens(params, images / 255.0).mean(axis=1))
-        self._reference = self._gaussian(held_out)
-
-    def _gaussian(self, images: np.ndarray) -> Any:
-        return Moments.of(np.asarray(self._features(images.astype(np.float32)))).gaussian()
-
-    def distance(self, images: np.ndarray) -> float:
-        """Of generated images, uint8 `[N, 32, 32, 3]`."""
-        return frechet_distance(self._gaussian(images), self._reference)
-
-
 def reproduce(workdir: Path, digits: Path) -> str:
     """Runs 14 short pipelines, two cores for about twenty minutes, and returns the section."""
     given = from_digits(digits, "encoder")
@@ -72,7 +48,7 @@ def reproduce(workdir: Path, digits: Path) -> str:
     pivot = of("pivot", pivoted, **ON_TOKENS)
     free = of("free", pivoted, pivot__pivot_weight=0.0, **ON_TOKENS)
     originals = np.load(frozen.workdir / "reconstructions.npz")["originals"]
-    judge = Judge(given["encoder.weights"], originals)
+    judge = CommonEncoder(given["encoder.weights"], originals)
 
     section = [
         "## RPiAE on digits",
@@ -142,8 +118,8 @@ def reproduce(workdir: Path, digits: Path) -> str:
     return "\n".join(section)
 
 
-def table(runs: dict[str, Run], judge: Judge | None) -> list[str]:
-    """A row a run; with a judge, generation too. The attached head is of the runs that tune the encoder."""
+def table(runs: dict[str, Run], judge: CommonEncoder | None) -> list[str]:
+    """A row a run; with an encoder to judge by, generation too. The attached head is of runs that tune the encoder."""
     columns = ["run", "reconstruction PSNR, dB", "linear probe", "attached head"]
     columns += ["label agreement", "Fréchet distance"] if judge else []
     rows = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
