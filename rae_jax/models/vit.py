@@ -86,6 +86,7 @@ class Block(nn.Module):
             key_bias=self.key_bias,
             start=self.attention_start,
             qkv_start=self.qkv_start,
+            fused=True,
             dtype=self.dtype,
             name="attention",
         )
