@@ -24,7 +24,7 @@ import optax
 from einops import rearrange
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from rae_jax.training.sharding import divided_over_all, num_devices, unbox
+from rae_jax.training.sharding import axis_sizes, divided, unbox
 
 Coefficients = tuple[tuple[float, float, float], ...]
 # (a, b, c) of each step. Polar Express (Amsel et al., 2025) by the safety that RAEv2 divides them by, and You's.
@@ -128,16 +128,14 @@ def is_matrix(path: str, ndim: int) -> bool:
 def orthogonalised(x: jax.Array, coefficients: Coefficients, products: str) -> jax.Array:
     """O of each of the matrices `x: [n, rows, columns]`, rows at most columns; float32, whatever the products are.
 
-    Every device of the mesh computes some of the matrices, or where there are few of them some columns of each.
+    Every device of the mesh computes some of the matrices, or where there are few of them some columns of some.
     """
     released, precision = products == "released", PRODUCTS[products]
     count, rows, columns = x.shape
-    devices = num_devices()
-    # Products in units of rows^2 * rows: twice one with all columns, and one of squares, which columns do not divide.
-    by_matrix = -(-count // devices) * (2 * columns / rows + 1)
-    by_columns = count * (2 * columns / rows / devices + 1)
-    axis = 0 if by_matrix <= by_columns else 2
-    x = divided_over_all(jnp.pad(x, [(0, -size % devices * (i == axis)) for i, size in enumerate(x.shape)]), axis)
+    sizes = axis_sizes()
+    over = _division(count, rows, columns, sizes)
+    shares = [math.prod(sizes[axis] for axis in axes) for axes in over]
+    x = divided(jnp.pad(x, [(0, -size % share) for size, share in zip(x.shape, shares, strict=True)]), *over)
     if released:
         x = x.astype(jnp.bfloat16)
     x = x.astype(jnp.float32)
@@ -154,6 +152,20 @@ def orthogonalised(x: jax.Array, coefficients: Coefficients, products: str) -> j
     x, _ = jax.lax.scan(step, x, jnp.asarray(coefficients, jnp.float32))
     x = x.astype(jnp.bfloat16).astype(jnp.float32) if released else x
     return x[:count, :, :columns]
+
+
+def _division(count: int, rows: int, columns: int, sizes: Mapping[str, int]) -> tuple[tuple[str, ...], ...]:
+    """The axes of a mesh over which matrices, rows and columns are divided: as gives each device the least to do."""
+
+    def work(matrices: tuple[str, ...]) -> float:
+        """Of one device, in products of squares: of each matrix two with its columns, and a third that all make."""
+        groups = math.prod(sizes[axis] for axis in matrices)
+        of_columns = groups * columns / math.prod(sizes.values())
+        return math.ceil(count / groups) * (2 * of_columns / rows + 1)
+
+    some = itertools.chain.from_iterable(itertools.combinations(sizes, n) for n in range(len(sizes), -1, -1))
+    matrices = min(some, key=work)
+    return matrices, (), tuple(axis for axis in sizes if axis not in matrices)
 
 
 class _Layout(NamedTuple):

@@ -86,16 +86,16 @@ def num_batch_shards(mesh: Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
-def num_devices() -> int:
-    """Devices of the mesh that traced code refers to; 1 without one."""
-    return jax.sharding.get_abstract_mesh().size or 1
+def axis_sizes() -> dict[str, int]:
+    """The sizes of the axes of the mesh that traced code refers to; without one there are none."""
+    return dict(jax.sharding.get_abstract_mesh().shape)
 
 
-def divided_over_all(x: jax.Array, axis: int) -> jax.Array:
-    """`x`, inside traced code, with that axis, a multiple of `num_devices`, divided over all of them."""
-    if num_devices() == 1:
+def divided(x: jax.Array, *axes: tuple[str, ...]) -> jax.Array:
+    """`x`, inside traced code, with each of its axes divided over some of the mesh's, which have to divide its size."""
+    if not axis_sizes():
         return x
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(*(None,) * axis, MESH_AXES))
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*(axis or None for axis in axes)))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -196,7 +196,7 @@ def test_singular_values_come_near_one():
 
 
 DIVIDED = """
-import json
+import json, sys
 import jax, numpy as np
 from configs import base
 from rae_jax.training import sharding
@@ -205,33 +205,40 @@ from rae_jax.training.optimizer import make_optimizer
 section = base.optimizer()
 section.name = "muon"
 optimizer, _ = make_optimizer(section)
-rng = np.random.default_rng(0)
-shapes = {"many": (11, 32, 48), "few": (1, 32, 200)}
-params = {name: {"blocks": {"kernel": rng.normal(size=s).astype(np.float32)}} for name, s in shapes.items()}
+mesh = sharding.make_mesh({"data": 2, "fsdp": 4, "tensor": 1})
 
 def step(p):
     return optimizer.update(p, optimizer.init(p), p)[0]
 
-alone = jax.jit(step).lower(params).compile()
-mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
-with sharding.use(mesh):
-    everywhere = sharding.replicated(mesh)
-    divided = jax.jit(step, in_shardings=everywhere, out_shardings=everywhere).lower(params).compile()
-placed = jax.device_put(params, everywhere)
-pairs = zip(jax.tree.leaves(alone(params)), jax.tree.leaves(divided(placed)), strict=True)
-difference = max(float(np.abs(np.asarray(a) - np.asarray(b)).max()) for a, b in pairs)
-print(json.dumps([difference, *(c.cost_analysis()["flops"] for c in (alone, divided))]))
+for shape in json.loads(sys.argv[1]):
+    kernel = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    params = {"blocks": {"kernel": kernel}}
+    alone = jax.jit(step).lower(params).compile()
+    with sharding.use(mesh):
+        everywhere = sharding.replicated(mesh)
+        divided = jax.jit(step, in_shardings=everywhere, out_shardings=everywhere).lower(params).compile()
+    given = {alone: params, divided: jax.device_put(params, everywhere)}
+    one, all_of_them = (np.asarray(jax.tree.leaves(compiled(p))[0]) for compiled, p in given.items())
+    difference = float(np.abs(one - all_of_them).max())
+    print(json.dumps([difference, *(c.cost_analysis()["flops"] for c in (alone, divided))]))
 """
 
 
 def test_matrices_are_divided_over_all_devices():
+    """Many matrices each on its own device; the columns of one; of three, each on two devices, which have half of them.
+
+    A unit is a product of squares: of a matrix all take 2 columns / rows + 1.
+    """
+    shapes = {(11, 32, 48): (44, 2 * 4), (1, 32, 200): (13.5, 200 / 8 / 16 + 1), (3, 32, 96): (21, 96 / 2 / 16 + 1)}
     done = subprocess.run(
-        [sys.executable, "-c", DIVIDED], env=runs.environment(8), cwd=runs.ROOT, capture_output=True, text=True
-    )
+        [sys.executable, "-c", DIVIDED, json.dumps(list(shapes))],
+        env=runs.environment(8), cwd=runs.ROOT, capture_output=True, text=True,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    difference, alone, divided = json.loads(done.stdout.splitlines()[-1])
-    assert difference < 1e-6
-    assert divided < 0.4 * alone
+    for (whole, share), line in zip(shapes.values(), done.stdout.splitlines()[-3:], strict=True):
+        difference, alone, divided = json.loads(line)
+        assert difference < 1e-6
+        assert divided / alone == pytest.approx(share / whole, rel=0.25)
 
 
 @pytest.mark.parametrize(
