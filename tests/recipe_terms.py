@@ -265,7 +265,7 @@ def _training(config: ConfigDict, stage: str, recipe: dict[str, Any]) -> dict[st
 
 def _optimizer(section: ConfigDict) -> dict[str, Any]:
     if section.name == "muon":
-        numbers = {"float32": "float32", "released": "bfloat16"}[section.muon_products]
+        numbers = {"bfloat16_3x": "float32", "released": "bfloat16"}[section.muon_products]
         named = {"polar_express": "Polar Express"}[section.muon_coefficients]
         steps = {5: "five"}[len(COEFFICIENTS[section.muon_coefficients])]
         return {

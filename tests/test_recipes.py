@@ -77,7 +77,7 @@ REPORTED = "text guidance of 4 alone, as RPiAE says; the image's on demand"
 WORDS = "the same in other words"
 CROPPED = "ADM's centre crop, which the release has done beforehand"
 EPOCHS = "the recipe's rates are of ImageNet's epochs of 2,502 steps; its note and the code have 34,000"
-FLOAT32 = "float32 by default; muon_products='released' has the half precisions"
+FLOAT32 = "float32 in three passes; muon_products='released' has the half precisions"
 
 ON_PURPOSE: dict[str, dict[str, str]] = {
     "rae_stage1_*": {"architecture.positions_trained": THAWED, "precision.compute": WORDS},
