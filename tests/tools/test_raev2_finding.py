@@ -45,17 +45,20 @@ def asked(monkeypatch, tmp_path):
 def test_every_variant_is_trained_for_the_same_time_and_guidance_changes_the_samples_alone(asked):
     runs, files = asked
     steps = {place: fields.get("flow.train.steps") for place, (_, fields) in runs.items()}
-    assert steps["Muon/60_0"] == 1500 and steps["x-prediction/60_2"] == 3000 and steps["x-prediction/10_0"] == 500
-    _, guided = runs["the_same,_guided_by_that/60_1"]
+    first, last = SECONDS[0], SECONDS[-1]
+    assert steps[f"Muon/{last}_0"] == 25 * last and steps[f"x-prediction/{last}_2"] == 50 * last
+    assert steps[f"x-prediction/{first}_0"] == 50 * first
+    _, guided = runs[f"the_same,_guided_by_that/{last}_1"]
     assert guided["stages"] == "()" and guided["sampling.internal_guidance_scale"] == raev2.INTERNAL
-    assert guided["flow.weights"].endswith("in-context_conditions,_early_output/60_1/flow/weights")
+    assert guided["flow.weights"].endswith(f"in-context_conditions,_early_output/{last}_1/flow/weights")
     assert "the_same,_guided_by_that/pace" not in runs and guided["seed"] == 1
-    _, means = runs["means_of_three_blocks/25_0"]
+    _, means = runs[f"means_of_three_blocks/{first}_0"]
     assert means["encoder.weights"] == "given/encoder" and means["encoder.model.layers"] == raev2.LAYERS
     assert all("means/" in means[f"{part}.weights"] for part in ("decoder", "stats"))
     assert runs["means"][1]["stages"] == "('decoder','stats')"
     _, few = runs["in-context_conditions,_early_output/few_steps_2"]
-    assert few["stages"] == "('mid_training','flow_map')" and few["flow.weights"].endswith("output/60_2/flow/weights")
+    assert few["stages"] == "('mid_training','flow_map')"
+    assert few["flow.weights"].endswith(f"early_output/{last}_2/flow/weights")
     folders = [f"{name.replace(' ', '_')}/{s}" for name in VARIANTS for s in SECONDS]
     trained = {f"{folder}_{seed}/samples.npz" for folder in folders for seed in SEEDS}
     assert trained < files and len(files - trained) == 2 * 2 * len(SEEDS)  # of two flow maps, in one step and in two
@@ -63,7 +66,7 @@ def test_every_variant_is_trained_for_the_same_time_and_guidance_changes_the_sam
 
 def test_every_run_is_a_change_of_its_config_that_can_run(asked):
     runs, _ = asked
-    for place in (f"{name.replace(' ', '_')}/10_0" for name, variant in VARIANTS.items() if not variant.sampling):
+    for place in (f"{name.replace(' ', '_')}/{SECONDS[0]}_0" for name, variant in VARIANTS.items() if not variant.sampling):
         path, fields = runs[place]
         config = digits.get_config(path.partition(":")[2])
         config.update_from_flattened_dict({name: x for name, x in fields.items() if name != "stages"})

@@ -21,7 +21,7 @@ from tools.findings.seeds import shown, verdict
 
 CONFIG, IN_CONTEXT = "configs/digits.py", "configs/digits.py:in_context"
 SEEDS = (0, 1, 2)
-SECONDS = (10, 25, 60)  # of the generator's training
+SECONDS = (15, 45)  # of the generator's training
 PACE_STEPS = 300  # to find out how long a step takes
 LAYERS = (1, 2, 3)  # of the encoder's four blocks, counted from 0
 INTERNAL = 1.5  # the scale of internal guidance
