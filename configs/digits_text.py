@@ -51,7 +51,8 @@ def get_config(variant: str = "") -> ConfigDict:
 
     config.decoder.model = architectures.vit_decoder(patch_size=8, width=64, depth=3, num_heads=4, mlp_dim=256)
     config.decoder.noise_tau = 0.3
-    stage(config.decoder.train, steps=1000, batch_size=64, learning_rate=2e-3, ema_decay=0.995)
+    # Of 1,000 steps of 64, as long, an eighth of the digits came back as others: 22.5 dB in place of 29.3.
+    stage(config.decoder.train, steps=2200, batch_size=32, learning_rate=2e-3, ema_decay=0.995)
 
     config.stats.train.transform = "none"
     config.stats.train.batch_size = 200

@@ -66,8 +66,8 @@ def test_every_variant_is_trained_for_the_same_time_and_guidance_changes_the_sam
 
 def test_every_run_is_a_change_of_its_config_that_can_run(asked):
     runs, _ = asked
-    for place in (f"{name.replace(' ', '_')}/{SECONDS[0]}_0" for name, variant in VARIANTS.items() if not variant.sampling):
-        path, fields = runs[place]
+    for name in (name for name, variant in VARIANTS.items() if not variant.sampling):
+        path, fields = runs[f"{name.replace(' ', '_')}/{SECONDS[0]}_0"]
         config = digits.get_config(path.partition(":")[2])
         config.update_from_flattened_dict({name: x for name, x in fields.items() if name != "stages"})
         trace(config, "flow")
