@@ -52,13 +52,11 @@ def model_flops(config: ConfigDict, stage: str, *, latents: bool = False) -> flo
 
 
 def without_recomputation(config: ConfigDict) -> ConfigDict:
-    """The config with models that compute nothing twice, as rematerialisation and the attention kernel do."""
+    """The config with models that compute nothing twice, as rematerialisation does."""
     config = ConfigDict(config.to_dict())
     for section in config.values():
-        if isinstance(section, ConfigDict) and "model" in section:
-            for field, value in (("remat", "none"), ("fused_attention", False)):
-                if field in section.model:
-                    section.model[field] = value
+        if isinstance(section, ConfigDict) and "remat" in section.get("model", {}):
+            section.model.remat = "none"
     return config
 
 
@@ -71,7 +69,8 @@ def seconds_at_peak(config: ConfigDict, stage: str, mesh: jax.sharding.Mesh) -> 
 def matrix_flops(function: Callable[..., Any], *arguments: Any, batched: bool = True) -> float:
     """Operations in the matrix products and convolutions of `function`, from the shapes of its trace.
 
-    A loop counts as often as it runs, a branch as its most expensive side. Of a Pallas kernel, its grid times its body.
+    A loop counts as often as it runs, a branch as its most expensive side, and what has a kernel on some platforms as
+    it is on the others: kernels fill arrays up and compute things twice. Of a Pallas kernel, its grid times its body.
     Without `batched`, products with batch dimensions are left out: attention's two, for our models.
     """
 
@@ -98,7 +97,10 @@ def matrix_flops(function: Callable[..., Any], *arguments: Any, batched: bool = 
                     terms = math.prod(right[axis] for axis in params["dimension_numbers"].rhs_spec[1:])
                 total += 2.0 * terms * math.prod(equation.outvars[0].aval.shape)
             elif name == "cond":
-                total += max(count(branch.jaxpr) for branch in params["branches"])
+                branches, platforms = params["branches"], params.get("branches_platforms")
+                if platforms:
+                    branches = (branches[platforms.index(None)],)
+                total += max(count(branch.jaxpr) for branch in branches)
             elif name == "custom_vjp_call":  # its rules are there too, and not called
                 total += count(params["call_jaxpr"].jaxpr)
             else:

@@ -18,6 +18,8 @@ def small_images(images: np.ndarray) -> np.ndarray:
 def class_diversity(small: np.ndarray, labels: np.ndarray) -> float:
     """The standard deviation of a pixel among images of one class, the mean over pixels and over the classes there are.
 
+    A class with one image counts as 0.
+
     Args:
       small: `[N, 8, 8]`, from `small_images`.
       labels: `[N]`.

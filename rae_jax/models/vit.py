@@ -52,7 +52,7 @@ class Block(nn.Module):
 
     `activation` is `gelu`, `gelu_tanh` or `swiglu`; `layer_scale` multiplies each branch by a learned vector. `rotary`
     and `visible` are as in `attention.attend`. Linear layers start by `mlp_start` and, as in `Attention`, by
-    `attention_start` and `qkv_start`.
+    `attention_start` and `qkv_start`. Attention is `fused`, as in `attention.attend`.
     """
 
     num_heads: int

@@ -128,7 +128,7 @@ def is_matrix(path: str, ndim: int) -> bool:
 def orthogonalised(x: jax.Array, coefficients: Coefficients, products: str) -> jax.Array:
     """O of each of the matrices `x: [n, rows, columns]`, rows at most columns; float32, whatever the products are.
 
-    Every device of the mesh computes some of the matrices, or where there are few of them some columns of some.
+    Every device of the mesh computes some of the matrices, or where there are few of them some columns of some of them.
     """
     released, precision = products == "released", PRODUCTS[products]
     count, rows, columns = x.shape
@@ -155,10 +155,10 @@ def orthogonalised(x: jax.Array, coefficients: Coefficients, products: str) -> j
 
 
 def _division(count: int, rows: int, columns: int, sizes: Mapping[str, int]) -> tuple[tuple[str, ...], ...]:
-    """The axes of a mesh over which matrices, rows and columns are divided: as gives each device the least to do."""
+    """The axes of a mesh over which matrices, rows and columns are divided: each device computes the least so."""
 
     def work(matrices: tuple[str, ...]) -> float:
-        """Of one device, in products of squares: of each matrix two with its columns, and a third that all make."""
+        """Of one device, in rows^3 products: of each matrix two with its columns, and one that all make."""
         groups = math.prod(sizes[axis] for axis in matrices)
         of_columns = groups * columns / math.prod(sizes.values())
         return math.ceil(count / groups) * (2 * of_columns / rows + 1)

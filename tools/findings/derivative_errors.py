@@ -82,7 +82,7 @@ def derivative_errors(config: ConfigDict, digits: Path, dts: np.ndarray) -> Erro
 
 
 def _points(config: ConfigDict, digits: Path) -> tuple[jax.Array, ...]:
-    """`z_t`, the teacher's velocity there, r, t and labels, of training digits, as distillation differentiates them."""
+    """`z_t`, the teacher's velocity there, r, t and labels, of training digits at uniform times."""
     teacher, parts = velocity_network(config), encoding_parts(config)
     weights = from_digits(digits, "flow", *parts)
     loaded = {name: part.load(weights[f"{name}.weights"]) for name, part in (parts | {"flow": teacher}).items()}

@@ -21,7 +21,7 @@ INK, FADED = ("#2a6f97", "#c1666b", "#4f772d"), "#9a9a9a"
 
 
 def reproduce(workdir: Path, digits: Path) -> str:
-    """The section, from runs below `workdir` that start from the finished digits run `digits`."""
+    """The section, from 57 runs below `workdir` that start from the finished run `digits`, 45 minutes on one core."""
     of_teacher = teacher(digits)
     errors = derivative_errors(digits_config.get_config(), digits, PLOTTED)
     cells = all_runs(workdir, digits)

@@ -143,7 +143,7 @@ def _lasting(steps: int) -> dict[str, Any]:
 
 
 def reproduce(workdir: Path, digits: Path) -> str:
-    """Trains seven generators for three lengths of time from three seeds, an hour on one core; returns the section."""
+    """Trains seven generators for two lengths of time from three seeds, an hour on one core; returns the section."""
     bench = Bench(workdir, digits)
     found = {name: [bench.numbers(variant, s) for s in SECONDS] for name, variant in VARIANTS.items()}
     draw(found)
@@ -177,8 +177,8 @@ def section(
             "Fréchet distance is to held-out digits in one encoder for all, its last block's mean token; diversity is "
             f"the deviation of a pixel within a class (real digits: 2.63). Means are those of blocks {_listed(LAYERS)} "
             "of four, counted from 0, plus the last one's mean token; they have a decoder and statistics of their own, "
-            "whose training is not counted. Internal guidance has a scale of "
-            f"{INTERNAL:g}; the early output is that of two blocks of three.",
+            "whose training is not counted. All else is as in the config: no rate was looked for. Internal guidance "
+            f"has a scale of {INTERNAL:g}; the early output is that of two blocks of three.",
             "",
             f"After {SECONDS[-1]} seconds:",
             "",
@@ -188,7 +188,8 @@ def section(
             "",
             "![Label agreement and Fréchet distance against seconds of training](raev2.png)",
             "",
-            f"Beside {BASE} (no different: within two standard errors of the difference of {len(SEEDS)} seeds):",
+            f"Beside {BASE} (no different: within two standard errors of the difference of {len(SEEDS)} seeds; of "
+            f"{3 * len(compared)} such comparisons chance alone would call {3 * len(compared) / 9:.0f} different):",
             "",
             *compared,
             "",
