@@ -231,7 +231,7 @@ def test_a_number_that_depends_on_how_many_images_are_judged_says_so_in_its_name
     biased = {name for name, metric in METRICS.items() if metric.biased}
     assert biased == {
         "fid", "sfid", "rfid", "is", "precision", "recall", "fd_encoder", "rfd_encoder", "precision_encoder",
-        "recall_encoder", "fd_latent", "fdr6",
+        "recall_encoder", "fd_latent", "fdr6", "class_diversity",
         *(f"{kind}_{quantity.partition('.')[0]}" for kind in ("fdr", "mind") for quantity in CONSTANTS),
     }  # fmt: skip
     assert named(METRICS["fid"], 5000) == "fid_5000" and named(METRICS["fid"], 50_000) == "fid"
