@@ -62,6 +62,25 @@ def test_rae_width():
     said("rae_width", "The same width of 64 fits tokens of 32 and of 64 channels, and not those of 128")
 
 
+def test_raev2():
+    rows, base = section("raev2"), "DiT^DH, as in the config"
+    alone = ("means of three blocks", "x-prediction", "Muon", "in-context conditions",
+             "in-context conditions, early output", "the same, guided by that")  # fmt: skip
+    agreement = {row: number(rows, row, 2) for row in (base, *alone, "all of it", "all of it, guided")}
+    pace = {row: number(rows, row, 1) for row in agreement}
+    least, most = (f(agreement[row] for row in alone) for f in (min, max))
+    assert max(agreement, key=agreement.get) == base and "distance better" not in rows
+    assert f"{least} to {most} % label agreement with one of them, {agreement[base]} % without | not" in TEXT
+    said("raev2", f"{agreement[base]} % is the highest agreement, and no distance is better")
+    said("raev2", f"half as many steps ({pace['Muon']:.0f} a second, {pace[base]:.0f} with AdamW)", "after 45 seconds")
+    said("raev2", f"far from done ({agreement['Muon']} %)", "cost a fifth of the steps")
+    assert pace["in-context conditions"] / pace[base] == pytest.approx(0.8, abs=0.03)
+    assert pace["means of three blocks"] == pace["x-prediction"] == pace[base] and "After 45 seconds:" in rows
+    one = [number(rows, f"{name} | 1 step", 2) for name in ("RAEv2's generator", "DiT^DH")]
+    assert "is no different (within two standard errors) in agreement" in rows
+    said("raev2", f"as good as those of DiT^DH ({one[0]} and {one[1]} %)")
+
+
 def test_mf_rae():
     rows = section("mf_rae")
     steps = [

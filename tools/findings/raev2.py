@@ -161,7 +161,7 @@ def section(
     compared = [
         f"- {name[0].upper()}{name[1:]}: agreement {verdict(last[name].agreement, last[BASE].agreement, 'higher')}, "
         f"distance {verdict(last[name].distance, last[BASE].distance, 'lower')}, "
-        f"diversity {verdict(last[name].diversity, last[BASE].diversity, 'higher')}."
+        f"diversity {_changed(last[name].diversity, last[BASE].diversity)}."
         for name in found
         if name != BASE
     ]
@@ -203,6 +203,12 @@ def section(
             f"and {verdict(*(n.distance for n in of_one), 'lower')} in distance.",
         ]
     )
+
+
+def _changed(values: np.ndarray, others: np.ndarray) -> str:
+    """Noise is diverse: no word of praise."""
+    word = verdict(values, others, "higher")
+    return {"better": "higher", "worse": "lower"}.get(word, word)
 
 
 def _cells(numbers: Numbers) -> str:
