@@ -43,6 +43,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.sampling.guidance_scale, config.sampling.image_guidance_scale = 3.0, 1.5
     if "caption" in words:
         config.mixture.task, config.mixture.pack_sources = "caption", 0
+        config.sampling.guidance_scale = 2.0
         config.sampling.num_samples = 600
     if "tiny" in words:
         digits.shorten(config.mixture.train)

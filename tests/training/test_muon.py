@@ -205,7 +205,7 @@ from rae_jax.training.optimizer import make_optimizer
 section = base.optimizer()
 section.name = "muon"
 optimizer, _ = make_optimizer(section)
-mesh = sharding.make_mesh({"data": 2, "fsdp": 4, "tensor": 1})
+mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
 
 def step(p):
     return optimizer.update(p, optimizer.init(p), p)[0]

@@ -20,7 +20,7 @@ from rae_jax.sampling.generator import generator, guiding_component
 from rae_jax.training import sharding
 from rae_jax.training.progress import RunLog
 from tools.findings.common_encoder import CommonEncoder
-from tools.findings.runs import ROOT, from_digits, run
+from tools.findings.runs import ROOT, from_digits, run, unmeasured
 
 PLOT = ROOT / "docs" / "guidance.png"
 SCALES = (1.5, 2.0, 3.0)
@@ -97,7 +97,7 @@ def reproduce(workdir: Path, digits: Path) -> str:
     run(digits, "configs/digits.py", {})
     parts = from_digits(digits, "encoder", "decoder", "stats")
     flow = from_digits(digits, "flow")
-    few = {"sampling.num_samples": 100} | {f"evaluation.{name}": False for name in experiment.get_config().evaluation}
+    few = {"sampling.num_samples": 100} | unmeasured(experiment.get_config())
     run(workdir / "weak", "configs/digits.py", parts | flow | few | {"stages": "('guide',)"})
     without = {"flow.label_dropout": 1.0, "sampling.labels": "unconditional"}
     run(workdir / "unconditional", "configs/digits.py", parts | without | few | {"stages": "('flow',)"})

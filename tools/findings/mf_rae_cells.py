@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from tools.findings.runs import Run, from_digits, run
+from tools.findings.runs import Run, from_digits, lasting, run
 
 CONFIG = "configs/digits.py"
 SEEDS = (0, 1, 2)
@@ -44,17 +44,12 @@ def all_runs(workdir: Path, digits: Path) -> Cells:
 def fields(cell: str, digits: Path) -> dict[str, Any]:
     """The fields of the config that a cell changes: its own, its schedule, and the weights that it starts from."""
     stage, steps = ("mid_training", MID_TRAINING_STEPS) if "labels" in cell else ("flow_map", DISTILLATION_STEPS)
-    given = weights(digits)
-    train = {
-        "steps": steps, "log_every": 1,
-        "optimizer.decay_end_step": steps, "optimizer.warmup_steps": steps // 20,
-    }  # fmt: skip
+    given, schedule = weights(digits), lasting(stage, steps) | {f"{stage}.train.log_every": 1}
     if stage == "mid_training":
         del given["mid_training.weights"]
     else:
         # Divergence is what some cells may show: the first number that is none stops them, and no large one.
-        train |= {"max_gradient_norm": 0.0, "max_skipped_steps": 0}
-    schedule = {f"{stage}.train.{name}": value for name, value in train.items()}
+        schedule |= {"flow_map.train.max_gradient_norm": 0.0, "flow_map.train.max_skipped_steps": 0}
     return given | {"stages": f"('{stage}',)"} | schedule | CELLS[cell]
 
 

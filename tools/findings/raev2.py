@@ -16,7 +16,7 @@ from rae_jax.evaluation.judge import train_judge
 from rae_jax.files import whole_file
 from rae_jax.sampling.samples import read_samples
 from tools.findings.common_encoder import CommonEncoder
-from tools.findings.runs import ROOT, Run, from_digits, run
+from tools.findings.runs import ROOT, Run, from_digits, lasting, run, unmeasured
 from tools.findings.seeds import shown, verdict
 
 CONFIG, IN_CONTEXT = "configs/digits.py", "configs/digits.py:in_context"
@@ -27,7 +27,7 @@ LAYERS = (1, 2, 3)  # of the encoder's four blocks, counted from 0
 INTERNAL = 1.5  # the scale of internal guidance
 ENDS = {"_1step": "1 step", "_2step": "2 steps"}
 PLOT = ROOT / "docs" / "raev2.png"
-UNMEASURED = {f"evaluation.{name}": False for name in digits_config.get_config().evaluation}
+UNMEASURED = unmeasured(digits_config.get_config())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,14 +98,14 @@ class Bench:
 
     def pace(self, variant: Variant) -> float:
         """Seconds of a step of training."""
-        fields = _lasting(PACE_STEPS) | {"sampling.num_steps": 0}
+        fields = lasting("flow", PACE_STEPS) | {"sampling.num_steps": 0}
         each = self._run(dataclasses.replace(variant, sampling={}), "pace", fields).metric("flow", "step_seconds")
         return float(np.median(list(each.values())[1:]))
 
     def _sampled(self, variant: Variant, seconds: float, seed: int) -> Path:
         """Where the samples of a flow are that was trained for so long."""
         trained, name = dataclasses.replace(variant, sampling={}), f"{seconds:g}_{seed}"
-        flow = self._run(trained, name, _lasting(round(seconds / self.pace(variant))) | {"seed": seed}).workdir
+        flow = self._run(trained, name, lasting("flow", round(seconds / self.pace(variant))) | {"seed": seed}).workdir
         if not variant.sampling:
             return flow
         weights = {"flow.weights": str((flow / "flow" / "weights").resolve()), "stages": "()", "seed": seed}
@@ -133,13 +133,6 @@ class Bench:
             diversity = class_diversity(small_images(samples.images), samples.labels)
             rows.append((agreement, self._encoder.distance(samples.images), diversity))
         return Numbers(*np.array(rows, float).T)
-
-
-def _lasting(steps: int) -> dict[str, Any]:
-    """The fields of the flow's schedule, fitted to so many steps."""
-    train = "flow.train"
-    return {f"{train}.steps": steps, f"{train}.optimizer.decay_end_step": steps,
-            f"{train}.optimizer.warmup_steps": steps // 20}  # fmt: skip
 
 
 def reproduce(workdir: Path, digits: Path) -> str:

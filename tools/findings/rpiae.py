@@ -7,7 +7,7 @@ import numpy as np
 
 from rae_jax.sampling.samples import read_samples
 from tools.findings.common_encoder import CommonEncoder
-from tools.findings.runs import Run, from_digits, run
+from tools.findings.runs import Run, from_digits, lasting, run
 
 CONFIG = "configs/digits_rpiae.py"
 STEPS = {"decoder": 600, "pivot": 600, "bridge": 600, "specialisation": 400, "flow": 1200}
@@ -20,12 +20,7 @@ def budget() -> dict[str, Any]:
     """Short stages: the fields of each one's schedule."""
     fields: dict[str, Any] = {}
     for stage, steps in STEPS.items():
-        train = f"{stage}.train"
-        fields |= {
-            f"{train}.steps": steps,
-            f"{train}.optimizer.decay_end_step": steps,
-            f"{train}.optimizer.warmup_steps": steps // 20,
-        }
+        fields |= lasting(stage, steps)
     # The decoder alone learns at the rate that it has beside the encoder.
     return fields | {
         "decoder.train.optimizer.learning_rate": 1e-3,
@@ -48,7 +43,7 @@ def reproduce(workdir: Path, digits: Path) -> str:
     pivot = of("pivot", pivoted, **ON_TOKENS)
     free = of("free", pivoted, pivot__pivot_weight=0.0, **ON_TOKENS)
     originals = np.load(frozen.workdir / "reconstructions.npz")["originals"]
-    judge = CommonEncoder(given["encoder.weights"], originals)
+    common = CommonEncoder(given["encoder.weights"], originals)
 
     section = [
         "## RPiAE on digits",
@@ -63,7 +58,7 @@ def reproduce(workdir: Path, digits: Path) -> str:
         "(a) Frozen encoder, unfrozen with the pivot, unfrozen without. The paper: the pivot keeps the probe and the "
         "generation while reconstruction improves.",
         "",
-        *table({"frozen": frozen, "unfrozen, pivot": pivot, "unfrozen, no pivot": free}, judge),
+        *table({"frozen": frozen, "unfrozen, pivot": pivot, "unfrozen, no pivot": free}, common),
     ]
 
     weights = {
@@ -112,16 +107,16 @@ def reproduce(workdir: Path, digits: Path) -> str:
         "all at once": joint,
     }
     section += ["", f"(d) The stages, with a bridge of {WIDTHS[0]} channels, and everything trained at once.", ""]
-    section += table(stages, judge)
+    section += table(stages, common)
     section += ["", "(e) Channels of the bridge's latent, of the encoder's 64.", ""]
-    section += table({str(width): this for width, this in widths.items()}, judge)
+    section += table({str(width): this for width, this in widths.items()}, common)
     return "\n".join(section)
 
 
-def table(runs: dict[str, Run], judge: CommonEncoder | None) -> list[str]:
+def table(runs: dict[str, Run], common: CommonEncoder | None) -> list[str]:
     """A row a run; with an encoder to judge by, generation too. The attached head is of runs that tune the encoder."""
     columns = ["run", "reconstruction PSNR, dB", "linear probe", "attached head"]
-    columns += ["label agreement", "Fréchet distance"] if judge else []
+    columns += ["label agreement", "Fréchet distance"] if common else []
     rows = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
     for name, this in runs.items():
         if this.stopped:
@@ -131,8 +126,8 @@ def table(runs: dict[str, Run], judge: CommonEncoder | None) -> list[str]:
         cells = [name, f"{results['psnr']:.2f}", f"{100 * results['linear_probe_accuracy']:.1f} %"]
         head = results.get("attached_head_accuracy")
         cells.append("—" if head is None else f"{100 * head:.1f} %")
-        if judge:
+        if common:
             images = read_samples(this.workdir / "samples.npz").images
-            cells += [f"{100 * results['label_agreement']:.1f} %", f"{judge.distance(images):.3f}"]
+            cells += [f"{100 * results['label_agreement']:.1f} %", f"{common.distance(images):.3f}"]
         rows.append("| " + " | ".join(cells) + " |")
     return rows

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from rae_jax.files import read_json_lines
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,6 +50,21 @@ def run(workdir: Path, config: str, options: dict[str, Any]) -> Run:
             stopped.write_text(last)
     results = json.loads(summary.read_text())["results"] if summary.exists() else {}
     return Run(workdir, results, stopped.read_text() if stopped.exists() else "")
+
+
+def lasting(stage: str, steps: int) -> dict[str, Any]:
+    """Config fields that fit the schedule of a stage of the digits' configs to so many steps."""
+    train = f"{stage}.train"
+    return {
+        f"{train}.steps": steps,
+        f"{train}.optimizer.decay_end_step": steps,
+        f"{train}.optimizer.warmup_steps": steps // 20,
+    }
+
+
+def unmeasured(config: ConfigDict) -> dict[str, bool]:
+    """Config fields that leave out every number at the end of a run."""
+    return {f"evaluation.{name}": False for name in config.evaluation}
 
 
 def from_digits(digits: Path, *components: str) -> dict[str, str]:
