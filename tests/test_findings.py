@@ -189,6 +189,12 @@ def test_rac():
     said("rac", f"({four[every]:.2f} dB in four steps with and without)")
 
 
+def test_precision():
+    seeds, precisions = re.search(r"and ([\d.]+) at the last; .* and ([\d.]*\d)\. Every", section("precision")).groups()
+    said("precision", "about twenty times closer")
+    assert float(seeds) / float(precisions) == pytest.approx(20, abs=3)
+
+
 def test_the_summary_repeats_the_sections():
     summary = TEXT.split("<!-- mf_rae: begin -->")[0]
     mf_rae, rpiae, rac = section("mf_rae"), section("rpiae"), section("rac")
