@@ -189,6 +189,24 @@ def test_rac():
     said("rac", f"({four[every]:.2f} dB in four steps with and without)")
 
 
+def test_guidance():
+    rows, inside = section("guidance"), "{}, 0.2 <= t <= 0.8 | {}"
+    plain = [number(rows, "none | 1", i) for i in (2, 3, 4)]
+    auto = [number(rows, inside.format("AutoGuidance", "1.5"), i) for i in (2, 3, 4)]
+    free = {scale: number(rows, inside.format("classifier-free", scale), 4) for scale in ("1.5", "3")}
+    said("guidance", f"makes {auto[0]} % right in place of {plain[0]} %", f"({auto[1]:.3f} against {plain[1]:.3f})")
+    said("guidance", f"({auto[2]:.2f} against {plain[2]:.2f})", f"leaves less of it ({free['1.5']:.2f})")
+    assert free["1.5"] < auto[2] < plain[2]
+    whole = number(rows, "classifier-free | 3", 4)
+    said("guidance", f"leaves {whole:.2f} at all times, and {free['3']:.2f} in the interval")
+    worse = re.search(r"distance is worse with: (.*)", rows)[1]
+    assert "AutoGuidance, 0.2 <= t <= 0.8 at 1.5" not in worse and "AutoGuidance at 1.5" in worse
+    for name in ("classifier-free", "AutoGuidance"):
+        distances = [number(rows, f"{name} | {scale}", 3) for scale in ("1.5", "2", "3")]
+        assert [plain[1], *distances] == sorted([plain[1], *distances])
+    assert "- agreement is better with: every one." in rows and "- distance is better with: none." in rows
+
+
 def test_precision():
     seeds, precisions = re.search(r"and ([\d.]+) at the last; .* and ([\d.]*\d)\. Every", section("precision")).groups()
     said("precision", "about twenty times closer")

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -12,6 +13,7 @@ from rae_jax.components.catalogue import component
 from rae_jax.components.conditions import condition
 from rae_jax.components.latent_spaces import latent_space, stats
 from rae_jax.data.sources import load_split
+from rae_jax.evaluation.class_diversity import class_diversity, small_images
 from rae_jax.evaluation.judge import train_judge
 from rae_jax.experiment.stages import Stages, open_sources
 from rae_jax.files import whole_file
@@ -21,6 +23,7 @@ from rae_jax.training import sharding
 from rae_jax.training.progress import RunLog
 from tools.findings.common_encoder import CommonEncoder
 from tools.findings.runs import ROOT, from_digits, run, unmeasured
+from tools.findings.seeds import shown, verdict
 
 PLOT = ROOT / "docs" / "guidance.png"
 SCALES = (1.5, 2.0, 3.0)
@@ -32,15 +35,29 @@ CURVES = {
     "AutoGuidance, 0.2 <= t <= 0.8": ("autoguidance", MIDDLE),
 }
 NUM_SAMPLES, NUM_STEPS = 1000, 25
+SETS = 3  # of so many samples, of other noises
 
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """What one setting reached: `agreement` is None where no class was asked for; `classes` are shares seen."""
+    """What one setting reached, a number for each set of samples.
 
-    frechet: float
-    agreement: float | None
+    Attributes:
+      frechet: distances.
+      agreement: shares; none where no class was asked for.
+      diversity: within a class, see `evaluation.class_diversity`; likewise.
+      classes: share of each class that is seen, over all sets.
+    """
+
+    frechet: list[float]
+    agreement: list[float]
+    diversity: list[float]
     classes: list[float]
+
+    def row(self, name: str, scale: float) -> str:
+        """The line of the table."""
+        cells = [shown(100 * np.array(self.agreement), ".1f", " %"), shown(self.frechet), shown(self.diversity, ".2f")]
+        return f"| {name} | {scale:g} | {' | '.join(cells)} |"
 
 
 class Sweep:
@@ -68,7 +85,7 @@ class Sweep:
         log = RunLog(self._workdir, active=False)
         sources, told = open_sources(config), condition(config)
         stages = Stages(config, {}, sources, self._workdir, mesh, log)
-        load, labels, guide = stages.weights.load, told.chosen(NUM_SAMPLES), guiding_component(config)
+        load, labels, guide = stages.weights.load, np.tile(told.chosen(NUM_SAMPLES), SETS), guiding_component(config)
         beside = {"stats": stats(config), **latent_space(config).decoding}
         beside |= {guide: component(config, guide)} if guide else {}
         with sharding.use(mesh):
@@ -77,7 +94,7 @@ class Sweep:
                 load(component(config, "flow")),
                 {name: load(part) for name, part in beside.items()},
                 labels,
-                np.arange(NUM_SAMPLES),
+                np.arange(SETS * NUM_SAMPLES),
                 batch_size=config.sampling.batch_size,
                 mesh=mesh,
             )
@@ -88,8 +105,13 @@ class Sweep:
             self._judges = train_judge(*load_split(sources["train"])), distances
         judge, distances = self._judges
         seen = np.bincount(judge.predict(images), minlength=10) / len(images)
-        agreement = None if told.unconditional else float(judge.agrees(images, labels).mean())
-        return Point(distances.distance(images), agreement, seen.tolist())
+        sets = np.split(images, SETS)
+        point = Point([distances.distance(each) for each in sets], [], [], seen.tolist())
+        if not told.unconditional:
+            for each, asked in zip(sets, np.split(np.asarray(labels), SETS), strict=True):
+                point.agreement.append(float(judge.agrees(each, asked).mean()))
+                point.diversity.append(class_diversity(np.asarray(small_images(each)), asked))
+        return point
 
 
 def reproduce(workdir: Path, digits: Path) -> str:
@@ -126,52 +148,71 @@ def reproduce(workdir: Path, digits: Path) -> str:
     )
     null = sweep.point("the conditional network's null label", **free)
     plot(plain, curves)
-    rows = [
-        f"| {name} | {scale:g} | {100 * point.agreement:.1f} % | {point.frechet:.3f} |"
-        for name, points in curves.items()
-        for scale, point in zip(SCALES, points, strict=True)
-    ]
-    best = min(((point.frechet, name, scale) for name, points in curves.items()
-                for scale, point in zip(SCALES, points, strict=True)))  # fmt: skip
-    surest = max(((point.agreement, -scale, name) for name, points in curves.items()
-                  for scale, point in zip(SCALES, points, strict=True)))  # fmt: skip
+    named = [(name, scale, p) for name, points in curves.items() for scale, p in zip(SCALES, points, strict=True)]
     return "\n".join(
         [
             "## Guidance on digits",
             "",
-            f"`python -m tools.reproduce guidance`. {NUM_SAMPLES:,} digits each, {NUM_STEPS} Euler steps, the same",
-            f"noises everywhere. The weak network of AutoGuidance is {small.model.width} wide and {small.model.depth}",
-            f"blocks deep, the strong one {strong.model.width} and {strong.model.depth}, in front of the same head (a",
-            f"narrow head cannot carry the noise at all), and is trained for {small.train.steps:,} steps instead of",
-            f"{strong.train.steps:,}.",
+            f"`python -m tools.reproduce guidance`. {SETS} sets of {NUM_SAMPLES:,} digits each, mean and deviation;",
+            f"{NUM_STEPS} Euler steps, the same noises everywhere, one training of each network. The weak network of",
+            f"AutoGuidance is {small.model.width} wide and {small.model.depth} blocks deep, the strong one",
+            f"{strong.model.width} and {strong.model.depth}, in front of the same head (a narrow head cannot carry the",
+            f"noise at all), and is trained for {small.train.steps:,} steps instead of {strong.train.steps:,}.",
             "Agreement is that of a classifier of real digits with the class asked for; the Fréchet distance is to the",
-            "held-out digits in the encoder's mean tokens.",
+            "held-out digits in the encoder's mean tokens; diversity is the deviation of a pixel (from 0 to 16) within",
+            "a class.",
             "",
-            "| guidance | scale | label agreement | Fréchet distance |",
-            "|---|---|---|---|",
-            f"| none | 1 | {100 * plain.agreement:.1f} % | {plain.frechet:.3f} |",
-            f"| none, the weak network | 1 | {100 * alone.agreement:.1f} % | {alone.frechet:.3f} |",
-            *rows,
+            "| guidance | scale | label agreement | Fréchet distance | diversity |",
+            "|---|---|---|---|---|",
+            plain.row("none", 1),
+            alone.row("none, the weak network", 1),
+            *(point.row(name, scale) for name, scale, point in named),
             "",
-            f"The smallest distance is that of {best[1]} at {best[2]:g} ({best[0]:.3f}; {plain.frechet:.3f} without), "
-            f"the highest agreement is first reached by {surest[2]} at {-surest[1]:g} ({100 * surest[0]:.1f} %).",
+            "Beside no guidance:",
             "",
-            "![Label agreement and Fréchet distance against the scale](guidance.png)",
+            *_readings(plain, named),
+            "",
+            "![Label agreement, Fréchet distance and diversity against the scale](guidance.png)",
             "",
             "Without classes (`flow.label_dropout=1`, all labels null, as many steps): distance "
-            f"{unconditional.frechet:.3f}; the classifier sees each digit in {100 * min(unconditional.classes):.1f} to "
-            f"{100 * max(unconditional.classes):.1f} % of the samples. The null label of the conditional network, "
-            f"which a tenth of its training saw: {null.frechet:.3f}, {100 * min(null.classes):.1f} to "
-            f"{100 * max(null.classes):.1f} %.",
+            f"{shown(unconditional.frechet)}; the classifier sees each digit in {_between(unconditional.classes)} % of "
+            "the samples. The null label of the conditional network, which a tenth of its training saw: "
+            f"{shown(null.frechet)}, {_between(null.classes)} %.",
         ]
     )
 
 
+def _between(shares: list[float]) -> str:
+    return f"{100 * min(shares):.1f} to {100 * max(shares):.1f}"
+
+
+def _readings(plain: Point, named: list[tuple[str, float, Point]]) -> list[str]:
+    """Which settings are better and worse by each number."""
+    lines = []
+    numbers: dict[str, tuple[str, Literal["lower", "higher"]]] = {
+        "agreement": ("agreement", "higher"), "frechet": ("distance", "lower"), "diversity": ("diversity", "higher"),
+    }  # fmt: skip
+    for field, (title, better) in numbers.items():
+        told = {word: [] for word in ("better", "worse")}
+        for name, scale, point in named:
+            word = verdict(getattr(point, field), getattr(plain, field), better)
+            if word in told:
+                told[word].append(f"{name} at {scale:g}")
+        for word, which in told.items():
+            all_or_none = {len(named): "every one", 0: "none"}
+            lines.append(f"- {title} is {word} with: {all_or_none.get(len(which), '; '.join(which))}.")
+    return lines
+
+
 def plot(plain: Point, curves: dict[str, list[Point]]) -> None:
-    """Writes the two panels of the sweep to `PLOT`."""
-    figure = Figure(figsize=(9, 3.4), dpi=120, layout="constrained")
-    panels = {"label agreement": lambda p: p.agreement, "Fréchet distance": lambda p: p.frechet}
-    for axes, (title, value) in zip(figure.subplots(1, 2), panels.items(), strict=True):
+    """Writes the panels of the sweep to `PLOT`."""
+    figure = Figure(figsize=(12, 3.4), dpi=120, layout="constrained")
+    panels = {
+        "label agreement": lambda p: np.mean(p.agreement),
+        "Fréchet distance": lambda p: np.mean(p.frechet),
+        "diversity": lambda p: np.mean(p.diversity),
+    }
+    for axes, (title, value) in zip(figure.subplots(1, 3), panels.items(), strict=True):
         for i, (name, points) in enumerate(curves.items()):
             values = [value(plain), *map(value, points)]
             axes.plot((1, *SCALES), values, marker="o", color=f"C{i // 2}", linestyle="-:"[i % 2], label=name)
