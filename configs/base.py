@@ -231,6 +231,7 @@ def get_config() -> ConfigDict:
     config.adapters = ConfigDict()  # the projector of images, the learned queries, the projector of conditions
     config.adapters.dtype = ""
     config.adapters.weights = ""
+    config.adapters.spatial_merge = 1  # side of the squares of an image's tokens that the language model reads as one
     config.adapters.condition_std = 0.02  # of the last, at the start; a narrow model needs more to be heard at once
 
     config.text_dit = ConfigDict()  # the generator that is told a vector for each token

@@ -72,20 +72,22 @@ def adapters(config: ConfigDict) -> Component:
     """The projector of the encoder's tokens, the learned queries, and the projector of conditions.
 
     Raises:
-      ValueError: images to read have another number of tokens than images to make.
+      ValueError: see `tokens_read`.
     """
     (seen, features), queries = tokens_shape(config), num_queries(config)
-    if seen != queries:
-        raise ValueError(
-            f"the encoder gives {seen} tokens, and the generator makes images of {queries}; they must be equal: change "
-            "encoder.input_size, or text_dit.model.patch_size"
-        )
+    tokens_read(config)
     width, condition_width = config.language_model.model.width, config.text_dit.model.condition_width
     return of_module(
         config,
         "adapters",
         lambda dtype: Adapters(
-            features, width, queries, condition_width, condition_std=config.adapters.condition_std, dtype=dtype
+            features,
+            width,
+            queries,
+            condition_width,
+            condition_std=config.adapters.condition_std,
+            spatial_merge=config.adapters.spatial_merge,
+            dtype=dtype,
         ),
         spec(seen, features),
         spec(queries, width),
@@ -97,6 +99,24 @@ def adapters(config: ConfigDict) -> Component:
 def num_queries(config: ConfigDict) -> int:
     """Tokens of an image as the generator makes them."""
     return latent_space(config).shape[0] // config.text_dit.model.patch_size**2
+
+
+def tokens_read(config: ConfigDict) -> int:
+    """Tokens of an image as the language model reads them.
+
+    Raises:
+      ValueError: the encoder's grid is not of whole squares of `adapters.spatial_merge`; or more are read than made.
+    """
+    merge, side, made = config.adapters.spatial_merge, math.isqrt(tokens_shape(config)[0]), num_queries(config)
+    if merge < 1 or side % merge:
+        raise ValueError(f"adapters.spatial_merge={merge} does not divide the encoder's {side} x {side} tokens")
+    read = (side // merge) ** 2
+    if read > made:
+        raise ValueError(
+            f"the language model reads {read} tokens of an image, and the generator makes images of {made}, which is "
+            "all that there is room for: change encoder.input_size, adapters.spatial_merge or text_dit.model.patch_size"
+        )
+    return read
 
 
 def text_dit(config: ConfigDict) -> Component:
@@ -172,4 +192,6 @@ def layout(config: ConfigDict) -> Layout | CaptionLayout:
     """The shape of conversations, or of captions where the features of those are told."""
     if tells_features(config):
         return CaptionLayout(config.flow.model.condition_tokens)
-    return Layout(config.language_model.context, num_queries(config), config.text_to_image.max_images)
+    return Layout(
+        config.language_model.context, num_queries(config), config.text_to_image.max_images, tokens_read(config)
+    )

@@ -38,13 +38,19 @@ class Layout:
 
     Attributes:
       length: tokens.
-      tokens_per_image: tokens of an image.
+      tokens_per_image: tokens of an image that is an answer, and slots that any image has.
       max_images: images that a sample has room for.
+      tokens_read: tokens of an image that is part of a question, at most `tokens_per_image`; none: as many.
     """
 
     length: int
     tokens_per_image: int
     max_images: int = 1
+    tokens_read: int | None = None
+
+    def tokens_of(self, answer: bool) -> int:
+        """How many tokens an image takes, as an answer or as part of a question."""
+        return self.tokens_per_image if answer or self.tokens_read is None else self.tokens_read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,16 +115,18 @@ def laid_out(
         turns = turns[1:]
 
     ids, labels = _turn(tokenizer, "system", SYSTEM)
+    repeats = [1] * len(ids)
     for role, value in turns:
         more = _turn(tokenizer, ROLES[role], value)
+        tokens = layout.tokens_of(ROLES[role] == "assistant")
+        repeats += [tokens if i == PLACEHOLDER else 1 for i in more[0]]
         ids, labels = ids + more[0], labels + more[1]
     places = ids.count(PLACEHOLDER)
     if places != num_images:
         raise UnusableError("images and their places <image> in the text differ in number")
     if num_images > layout.max_images:
         raise UnusableError(f"more images than the {layout.max_images} that a sample has room for")
-    repeats = np.where(np.asarray(ids) == PLACEHOLDER, layout.tokens_per_image, 1)
-    if num_images and repeats.sum() > layout.length:
+    if num_images and sum(repeats) > layout.length:
         raise UnusableError(f"longer than {layout.length} tokens with its images")
     ids, labels = (np.repeat(np.asarray(x, np.int32), repeats)[: layout.length] for x in (ids, labels))
     if (labels == IGNORED).all():
@@ -127,31 +135,33 @@ def laid_out(
 
 
 def tables(tokenizer: Tokenizer, ids: np.ndarray, labels: np.ndarray, layout: Layout) -> dict[str, np.ndarray]:
-    """A sample as the model is given it, padded on the right to L = `layout.length`; T tokens of all image slots.
+    """A sample as the model is given it, padded on the right to L = `layout.length`; T slots of all images.
 
     input_ids, labels: int32 `[L]`; image tokens are `PLACEHOLDER`.
     attention_mask: `[L]`, zero at padding.
-    vision_token_indices: `[L]`, what each position is an embedding of: p, text; L + k, token k of the sample's images.
+    vision_token_indices: `[L]`, what each position is an embedding of: p, text; L + k, slot k of the sample's images.
     answer_token_mask: `[L]`, one at the tokens of answers.
     answer_img_mask: `[max_images]`, one where the image is an answer.
-    reverse_vti: `[T]`, for each token of the slots T + its position, or its own index where there is no image.
+    reverse_vti: `[T]`, for each slot T + the position of its token, or its own index where there is none.
     """
-    length, slots = layout.length, layout.max_images * layout.tokens_per_image
+    length, slots = layout.length, np.arange(layout.max_images * layout.tokens_per_image, dtype=np.int32)
     padded = np.full(length, tokenizer.padding, np.int32)
     padded[: len(ids)] = ids
     wanted = np.full(length, IGNORED, np.int32)
     wanted[: len(labels)] = labels
     where = np.flatnonzero(padded == PLACEHOLDER)
-    first = where[:: layout.tokens_per_image]
+    first = where[np.diff(where, prepend=-2) > 1]  # no image stands right after another: marks are around each
     answers = wanted[first - 1] != IGNORED
+    image = np.searchsorted(first, where, side="right") - 1
+    taken = image * layout.tokens_per_image + where - first[image]
     sources = np.arange(length, dtype=np.int32)
-    sources[where] = length + np.arange(len(where))
+    sources[where] = length + taken
     answer_tokens = np.zeros(length, np.int32)
-    answer_tokens[where] = np.repeat(answers, layout.tokens_per_image)
+    answer_tokens[where] = answers[image]
     answer_images = np.zeros(layout.max_images, np.int32)
     answer_images[: len(answers)] = answers
-    back = np.arange(slots, dtype=np.int32)
-    back[: len(where)] = slots + where
+    back = slots.copy()
+    back[taken] = len(slots) + where
     return {
         "input_ids": padded,
         "labels": wanted,
@@ -181,7 +191,7 @@ def asked(tokenizer: Tokenizer, text: str, layout: Layout) -> dict[str, np.ndarr
       ValueError: it is longer than the layout.
     """
     ids = np.asarray(prompt(tokenizer, question(text)), np.int32)
-    ids = np.repeat(ids, np.where(ids == PLACEHOLDER, layout.tokens_per_image, 1))
+    ids = np.repeat(ids, np.where(ids == PLACEHOLDER, layout.tokens_of(answer=False), 1))
     if len(ids) > layout.length:
         raise ValueError(
             f"the question {text[:40]!r} has {len(ids)} tokens with its image and what stands around it, and room is "

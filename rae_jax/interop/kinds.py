@@ -319,7 +319,7 @@ KINDS = {
         scale_rae.read,
         scale_rae.write,
         {name: ("language_model", name) for name in ("num_heads", "rope_theta", "norm_epsilon")}
-        | {"text_dit_heads": ("text_dit", "num_heads")},
+        | {"text_dit_heads": ("text_dit", "num_heads"), "spatial_merge": ("adapters", "spatial_merge")},
         {"language_model": LanguageModel, "adapters": Adapters, "text_dit": PromptedDiT},
     ),
     "qwen": Kind(

@@ -100,20 +100,25 @@ def adapter_rules() -> list[Rule]:
     return rules + [rule for official, ours in ADAPTERS.items() for rule in linear(official, ours)]
 
 
-def adapter_architecture(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Arguments of `Adapters`.
+def adapter_architecture(tensors: Mapping[str, np.ndarray], spatial_merge: int = 1) -> dict[str, Any]:
+    """Arguments of `Adapters`; the published ones merge no tokens, and no tensor tells whether others do.
 
     Raises:
       KeyError: a tensor that tells them is missing.
+      ValueError: the projector does not read whole squares of tokens.
     """
     first, last = "model.mm_projector.0.weight", "diff_head_projector.weight"
     require(tensors, first, last, QUERIES)
     num_queries, width = np.shape(tensors[QUERIES])
+    channels = np.shape(tensors[first])[1]
+    if channels % spatial_merge**2:
+        raise ValueError(f"{first} reads {channels} channels, which are not {spatial_merge} x {spatial_merge} tokens'")
     return {
-        "features": np.shape(tensors[first])[1],
+        "features": channels // spatial_merge**2,
         "width": width,
         "num_queries": num_queries,
         "condition_width": np.shape(tensors[last])[0],
+        "spatial_merge": spatial_merge,
     }
 
 
@@ -122,17 +127,20 @@ def is_adapter(name: str) -> bool:
     return name == QUERIES or any(name.startswith(f"{official}.") for official in ADAPTERS)
 
 
-def read(tensors: Mapping[str, np.ndarray], text_dit_heads: int | None = None, **options: float) -> Model:
+def read(
+    tensors: Mapping[str, np.ndarray], text_dit_heads: int | None = None, spatial_merge: int = 1, **options: float
+) -> Model:
     """A checkpoint of Scale-RAE as the parts `language_model`, `adapters` and `text_dit`.
 
     Args:
       text_dit_heads: as `num_heads` of `dit_architecture`.
+      spatial_merge: as of `adapter_architecture`.
       options: of `language_model.architecture`.
     """
     of_dit = under(tensors, DIT)
     of_adapters = {name: value for name, value in tensors.items() if is_adapter(name)}
     rest = {n: v for n, v in tensors.items() if not n.startswith(DIT) and n not in of_adapters}
-    adapters = adapter_architecture(tensors)
+    adapters = adapter_architecture(tensors, spatial_merge)
     text_dit, dit_params, carried = import_dit(of_dit, text_dit_heads)
     adapter_params, _ = import_params(of_adapters, adapter_rules())
     language = language_model.read(rest, **options)

@@ -6,12 +6,14 @@ hidden states there, projected, tell the DiT what each token is to be. Three par
 `LanguageModel`, the `Adapters` around it, and the `PromptedDiT`.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 
 from rae_jax.models.embeddings import time_embeddings, torch_normal
 from rae_jax.models.language_model import GREEDY, LanguageModel, Sampling, write
@@ -109,6 +111,7 @@ class Adapters(nn.Module):
       num_queries: N, learned queries an image.
       condition_width: Z, of the DiT's condition.
       condition_std: of the kernel that makes conditions, at the start.
+      spatial_merge: side m of the squares of tokens that the language model reads as one; 1: every token by itself.
     """
 
     features: int
@@ -116,6 +119,7 @@ class Adapters(nn.Module):
     num_queries: int
     condition_width: int
     condition_std: float = 0.02
+    spatial_merge: int = 1
     dtype: Any = jnp.float32
 
     def setup(self) -> None:
@@ -128,7 +132,8 @@ class Adapters(nn.Module):
         self.queries = self.param("queries", start, (self.num_queries, self.width))
 
     def seen(self, features: jax.Array) -> jax.Array:
-        """The encoder's tokens as the language model reads them: `[..., features] -> [..., H]` float32."""
+        """The encoder's tokens as the language model reads them: `[B, N, features] -> [B, N / m^2, H]` float32."""
+        features = spatially_merged(features, self.spatial_merge)
         return self.project_out(gelu_exact(self.project_hidden(features))).astype(jnp.float32)
 
     def asked_for(self) -> jax.Array:
@@ -144,14 +149,25 @@ class Adapters(nn.Module):
         return self.seen(features), self.asked_for(), self.condition(hidden)
 
 
+def spatially_merged(tokens: jax.Array, merge: int) -> jax.Array:
+    """Squares of m x m tokens as one, their channels beside each other: `[B, N, C] -> [B, N / m^2, m^2 C]`.
+
+    Of a square grid, row by row, as the squares are. Qwen2-VL (Wang et al., 2024), Section 2.1.
+    """
+    if merge == 1:
+        return tokens
+    sides = dict(rows=math.isqrt(tokens.shape[1]) // merge, row=merge, column=merge)
+    return rearrange(tokens, "b (rows row columns column) c -> b (rows columns) (row column c)", **sides)
+
+
 def merged(text: jax.Array, images: jax.Array, queries: jax.Array, sources: jax.Array, answers: jax.Array) -> jax.Array:
     """The language model's input `[B, L, H]`: text, tokens of the images in questions, queries for those in answers.
 
     Args:
       text: embeddings `[B, L, H]`, of anything at the places of images.
-      images: `[B, T, H]`, the tokens of a sample's images, one after the other.
+      images: `[B, T, H]`, the tokens of a sample's images, N slots for each.
       queries: `[N, H]`.
-      sources: `[B, L]`, p for text, L + k for token k of the images: `vision_token_indices`.
+      sources: `[B, L]`, p for text, L + k for slot k of the images: `vision_token_indices`.
       answers: `[B, L]`, nonzero at tokens of images that are answers: `answer_token_mask`.
     """
     both = jnp.take_along_axis(jnp.concatenate([text, images], axis=1), sources[..., None], axis=1)
@@ -187,6 +203,7 @@ class Reader(NamedTuple):
         """
         ids = tables["input_ids"]
         images = self._adapters(params, features, method="seen")
+        images = jnp.pad(images, ((0, 0), (0, self.adapters.num_queries - images.shape[1]), (0, 0)))
         images = images.reshape(len(ids), -1, images.shape[-1])
         queries = self._adapters(params, method="asked_for")
         text, sources, answers = self.embedded(params, ids), tables["vision_token_indices"], tables["answer_token_mask"]

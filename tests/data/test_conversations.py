@@ -12,6 +12,7 @@ from rae_jax.data.conversations import (
     PLACEHOLDER,
     Layout,
     UnusableError,
+    asked,
     laid_out,
     prompt,
     question,
@@ -100,6 +101,18 @@ def test_text_is_cut_off_at_the_length_and_two_images_have_their_own_slots():
     assert sample["reverse_vti"].tolist() == [*(9 + where), 6, 7, 8]
     assert (sample["labels"][where] == IGNORED).all()
     assert sample["labels"][where[-1] + 1] == tokenizer.image_end
+
+
+def test_an_image_of_a_question_may_have_fewer_tokens_than_an_answer():
+    tokenizer, layout = open_tokenizer(), Layout(200, 4, 3, tokens_read=2)
+    conversation = [{**HUMAN, "value": "<image>\nAnother one."}, {**GPT, "value": "<image> there"}]
+    sample = tables(tokenizer, *laid_out(tokenizer, conversation, 2, layout), layout)
+    where = np.flatnonzero(sample["input_ids"] == PLACEHOLDER)
+    assert sample["answer_img_mask"].tolist() == [0, 1, 0]
+    assert sample["answer_token_mask"][where].tolist() == [0, 0, 1, 1, 1, 1]
+    assert sample["vision_token_indices"][where].tolist() == [200, 201, 204, 205, 206, 207]
+    assert sample["reverse_vti"].tolist() == [*(12 + where[:2]), 2, 3, *(12 + where[2:]), 8, 9, 10, 11]
+    assert (asked(tokenizer, "What?", layout)["input_ids"] == PLACEHOLDER).sum() == 2
 
 
 def test_bytes_come_back_as_text_and_the_tokenizer_pickles():

@@ -33,6 +33,19 @@ def test_a_published_file_is_known_and_comes_back_bit_for_bit(case):
 
 
 @cases("scale_rae_t2i")
+def test_a_projector_that_reads_squares_of_tokens_is_told_by_an_option(case):
+    tensors, name = published(case), "model.mm_projector.0.weight"
+    channels = tensors[name].shape[1]
+    tensors[name] = np.tile(tensors[name], 4)
+    model = kinds.import_model("scale_rae", tensors, **options_of(case), spatial_merge=2)
+    adapters = model.architecture["adapters"]
+    assert (adapters["features"], adapters["spatial_merge"]) == (channels, 2)
+    np.testing.assert_array_equal(kinds.export_model("scale_rae", model)[name], tensors[name])
+    with pytest.raises(ValueError, match=f"{name} reads {4 * channels} channels, which are not 9 x 9 tokens'"):
+        kinds.import_model("scale_rae", tensors, **options_of(case), spatial_merge=9)
+
+
+@cases("scale_rae_t2i")
 def test_a_training_checkpoint_is_unwrapped_and_goes_out_compressed(case, tmp_path):
     torch = pytest.importorskip("torch")
     zstandard = pytest.importorskip("zstandard")

@@ -217,6 +217,7 @@ def test_adapters_are_the_references(case):
         "width": constructor["hidden_size"],
         "num_queries": constructor["tokens_per_image"],
         "condition_width": constructor["diffusion_model_z_channels"],
+        "spatial_merge": 1,
     }
     model = Adapters(**architecture)
     params, _ = scale_rae.import_params(case.weights, scale_rae.adapter_rules())
@@ -242,6 +243,19 @@ def test_adapters_are_the_references(case):
     call = case.call("diff_head_projector")
     condition = model.apply({"params": params}, call.inputs["query_hidden"], method="condition")
     case.assert_close(condition, call.outputs["condition"])
+
+
+def test_squares_of_tokens_are_read_as_one():
+    features = np.random.default_rng(0).normal(size=(2, 36, 3)).astype(np.float32)
+    model = Adapters(features=3, width=8, num_queries=36, condition_width=5, spatial_merge=2)
+    params = random_params(model, features, np.zeros((2, 36, 8), np.float32))
+    seen = model.apply({"params": params}, features, method="seen")
+    assert seen.shape == (2, 9, 8)
+    rows, columns = 2 * (5 // 3), 2 * (5 % 3)  # the corner of the sixth square
+    square = [features[:, 6 * (rows + r) + columns + c] for r in (0, 1) for c in (0, 1)]
+    alone = Adapters(features=12, width=8, num_queries=36, condition_width=5)
+    expected = alone.apply({"params": params}, np.concatenate(square, axis=-1)[:, None], method="seen")
+    np.testing.assert_allclose(seen[:, 5], expected[:, 0], rtol=1e-6)
 
 
 class System(NamedTuple):

@@ -119,8 +119,11 @@ def test_what_cannot_be_trained_is_said():
     with pytest.raises(ValueError, match="is not the tokenizer of these weights"):
         text_to_image.make(config, "text_to_image")
     config = config_of("tiny")
-    config.text_dit.model.patch_size = 2
-    with pytest.raises(ValueError, match="the encoder gives 16 tokens"):
+    config.adapters.spatial_merge = 3
+    with pytest.raises(ValueError, match="spatial_merge=3 does not divide the encoder's 4 x 4 tokens"):
+        adapters(config)
+    config.adapters.spatial_merge, config.text_dit.model.patch_size = 1, 2
+    with pytest.raises(ValueError, match="reads 16 tokens of an image, and the generator makes images of 4"):
         adapters(config)
     config.language_model.model = {}
     with pytest.raises(ValueError, match="is empty"):
