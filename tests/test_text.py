@@ -104,7 +104,7 @@ def sampled_from(whole):
         (("--mode=train", "--prompt=a"), "go with --mode=sample"),
         (("--mode=sample", "--prompt=a", "--prompts=b"), "exclude each other"),
         (("--mode=sample", "--prompts=nowhere.txt"), "there is no file of prompts"),
-        (("--mode=sample", f"--prompt={'a red two ' * 40}"), "room is for 72"),
+        (("--mode=sample", f"--prompt={'a red two ' * 40}"), "room is for 64"),
         (("--mode=sample", "--question=a"), "--question goes with --mode=ask"),
     ],
 )

@@ -75,7 +75,7 @@ def adapters(config: ConfigDict) -> Component:
       ValueError: see `tokens_read`.
     """
     (seen, features), queries = tokens_shape(config), num_queries(config)
-    tokens_read(config)
+    tokens_read(config)  # or there is no room for what is read
     width, condition_width = config.language_model.model.width, config.text_dit.model.condition_width
     return of_module(
         config,
@@ -92,7 +92,8 @@ def adapters(config: ConfigDict) -> Component:
         spec(seen, features),
         spec(queries, width),
         kind="",
-        described_by="config.encoder.model, config.language_model.model and config.text_dit.model",
+        described_by="config.encoder.model, config.language_model.model, config.text_dit.model and "
+        "config.adapters.spatial_merge",
     )
 
 
@@ -189,7 +190,11 @@ def prompt_length(config: ConfigDict) -> int:
 
 
 def layout(config: ConfigDict) -> Layout | CaptionLayout:
-    """The shape of conversations, or of captions where the features of those are told."""
+    """The shape of conversations, or of captions where the features of those are told.
+
+    Raises:
+      ValueError: see `tokens_read`.
+    """
     if tells_features(config):
         return CaptionLayout(config.flow.model.condition_tokens)
     return Layout(

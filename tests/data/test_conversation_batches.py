@@ -13,7 +13,7 @@ from rae_jax.data.scene_tokens import scene_tokenizer
 from rae_jax.data.scenes import SceneSource, render
 from rae_jax.data.transforms import transform
 
-LAYOUT = Layout(88, 16)
+LAYOUT = Layout(80, 16, tokens_read=4)
 
 
 class Talk:
@@ -76,6 +76,8 @@ def test_conversations_about_a_scene_are_one_description_or_two_other_questions_
         described += whole
         assert whole or (len(set(asked)) == len(asked) in (1, 2) and "what is there?" not in asked)
         laid_out(scene_tokenizer(), turns, 1, LAYOUT)  # raises where it is too long
+        _, wanted = SceneConversations("train", question_share=0.0).conversation(index, np.random.default_rng(index))
+        laid_out(scene_tokenizer(), wanted, 1, LAYOUT)
     assert 70 < described < 130  # a quarter
 
 

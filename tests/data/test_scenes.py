@@ -89,7 +89,7 @@ def test_a_description_tells_the_whole_scene_cell_by_cell_and_fits_beside_its_im
         told = [(colour, number, place) for colour, number, place in NOUN.findall(answer)]
         assert told == [(item.colour, NUMBERS[item.digit], PLACES[item.cell]) for item in items]
         turns = [{"from": "human", "value": f"<image>\n{asked}"}, {"from": "gpt", "value": answer}]
-        laid_out(scene_tokenizer(), turns, 1, Layout(80, 16))  # raises where it is too long
+        laid_out(scene_tokenizer(), turns, 1, Layout(80, 16, tokens_read=4))  # raises where it is too long
 
 
 def test_a_partial_caption_is_true():

@@ -12,6 +12,8 @@ from golden import cases, nhwc, tokens
 from random_params import random_params
 from scipy.special import ndtr
 
+from rae_jax.data.conversations import PLACEHOLDER, Layout, laid_out, tables
+from rae_jax.data.tokenizer import open_tokenizer
 from rae_jax.flow import samplers
 from rae_jax.flow.path import interpolate, velocity_target
 from rae_jax.flow.times import dimension_shift, logit_normal_times, sampling_times, shift_times
@@ -256,6 +258,23 @@ def test_squares_of_tokens_are_read_as_one():
     alone = Adapters(features=12, width=8, num_queries=36, condition_width=5)
     expected = alone.apply({"params": params}, np.concatenate(square, axis=-1)[:, None], method="seen")
     np.testing.assert_allclose(seen[:, 5], expected[:, 0], rtol=1e-6)
+
+
+def test_a_question_reads_the_merged_tokens_of_its_image_and_an_answer_stands_at_queries():
+    tokenizer, layout = open_tokenizer(), Layout(120, 16, 2, tokens_read=4)
+    turns = [{"from": "human", "value": "<image> and?"}, {"from": "gpt", "value": "<image>"}]
+    sample = tables(tokenizer, *laid_out(tokenizer, turns, 2, layout), layout)
+    features = np.random.default_rng(0).normal(size=(2, 16, 3)).astype(np.float32)
+    language = LanguageModel(vocabulary=300, width=8, depth=1, num_heads=1, num_kv_heads=1, head_dim=8, hidden=8)
+    reader = Reader(language, Adapters(features=3, width=8, num_queries=16, condition_width=5, spatial_merge=2))
+    params = {
+        "language_model": random_params(language, np.zeros((1, 2), np.int32)),
+        "adapters": random_params(reader.adapters, features, np.zeros((2, 16, 8), np.float32)),
+    }
+    given = reader.input(params, features, {name: value[None] for name, value in sample.items()})
+    inside = given[0][sample["input_ids"] == PLACEHOLDER]
+    seen = reader.adapters.apply({"params": params["adapters"]}, features, method="seen")
+    np.testing.assert_array_equal(inside, np.concatenate([seen[0], params["adapters"]["queries"]]))
 
 
 class System(NamedTuple):

@@ -10,12 +10,12 @@ FARTHER = Point([0.50, 0.51, 0.52], [0.91, 0.90, 0.92], [2.1, 2.0, 2.2], [0.1] *
 def test_each_number_names_the_settings_that_change_it():
     lines = _readings(PLAIN, [("this", 1.5, SURER), ("that", 2.0, FARTHER), ("that", 3.0, FARTHER)])
     assert lines == [
-        "- agreement is better with: this at 1.5.",
-        "- agreement is worse with: none.",
-        "- distance is better with: none.",
-        "- distance is worse with: that at 2; that at 3.",
-        "- diversity is better with: none.",
-        "- diversity is worse with: this at 1.5.",
+        "- agreement is higher with: this at 1.5.",
+        "- agreement is lower with: none.",
+        "- distance is higher with: that at 2; that at 3.",
+        "- distance is lower with: none.",
+        "- diversity is higher with: none.",
+        "- diversity is lower with: this at 1.5.",
     ]
 
 

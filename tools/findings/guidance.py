@@ -3,7 +3,6 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -70,6 +69,7 @@ class Sweep:
 
     def point(self, name: str, **fields: object) -> Point:
         """The numbers of the setting `name`: `configs/digits.py` with `fields` changed."""
+        name = f"{name}, {SETS} x {NUM_SAMPLES} samples in {NUM_STEPS} steps"
         if name not in self._known:
             self._known[name] = dataclasses.asdict(self._measure(fields))
             print(f"{name}: {self._known[name]}", flush=True)
@@ -148,6 +148,8 @@ def reproduce(workdir: Path, digits: Path) -> str:
     )
     null = sweep.point("the conditional network's null label", **free)
     plot(plain, curves)
+    results = json.loads((digits / "summary.json").read_text())["results"]
+    (real,) = (value for key, value in results.items() if key.startswith("class_diversity_train"))
     named = [(name, scale, p) for name, points in curves.items() for scale, p in zip(SCALES, points, strict=True)]
     return "\n".join(
         [
@@ -168,7 +170,8 @@ def reproduce(workdir: Path, digits: Path) -> str:
             alone.row("none, the weak network", 1),
             *(point.row(name, scale) for name, scale, point in named),
             "",
-            "Beside no guidance:",
+            "Beside no guidance, where two means are different if more than two standard errors of the sets apart; the",
+            f"training digits' own diversity is {real:.2f}:",
             "",
             *_readings(plain, named),
             "",
@@ -187,16 +190,14 @@ def _between(shares: list[float]) -> str:
 
 
 def _readings(plain: Point, named: list[tuple[str, float, Point]]) -> list[str]:
-    """Which settings are better and worse by each number."""
+    """Which settings are higher and lower by each number."""
     lines = []
-    numbers: dict[str, tuple[str, Literal["lower", "higher"]]] = {
-        "agreement": ("agreement", "higher"), "frechet": ("distance", "lower"), "diversity": ("diversity", "higher"),
-    }  # fmt: skip
-    for field, (title, better) in numbers.items():
-        told = {word: [] for word in ("better", "worse")}
+    for field, title in {"agreement": "agreement", "frechet": "distance", "diversity": "diversity"}.items():
+        told = {"higher": [], "lower": []}
         for name, scale, point in named:
-            word = verdict(getattr(point, field), getattr(plain, field), better)
-            if word in told:
+            said = verdict(getattr(point, field), getattr(plain, field), "higher")
+            word = {"better": "higher", "worse": "lower"}.get(said)
+            if word:
                 told[word].append(f"{name} at {scale:g}")
         for word, which in told.items():
             all_or_none = {len(named): "every one", 0: "none"}

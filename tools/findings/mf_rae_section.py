@@ -106,7 +106,8 @@ are the same; here mid-training has one of 2.
 
 {_table("labels", LABELS, cells)}
 
-- Evenly spaced labels, beside true ones: {_beside(cells, "labels_released", "labels_true")}.
+- Evenly spaced labels, beside true ones, one step: {_beside(cells, "labels_released", "labels_true")}.
+- In two steps: {_beside(cells, "labels_released", "labels_true", "_2step")}.
 """
 
 
