@@ -144,7 +144,7 @@ def tables(tokenizer: Tokenizer, ids: np.ndarray, labels: np.ndarray, layout: La
     answer_img_mask: `[max_images]`, one where the image is an answer.
     reverse_vti: `[T]`, for each slot T + the position of its token, or its own index where there is none.
     """
-    length, slots = layout.length, np.arange(layout.max_images * layout.tokens_per_image, dtype=np.int32)
+    length, slots = layout.length, layout.max_images * layout.tokens_per_image
     padded = np.full(length, tokenizer.padding, np.int32)
     padded[: len(ids)] = ids
     wanted = np.full(length, IGNORED, np.int32)
@@ -160,8 +160,8 @@ def tables(tokenizer: Tokenizer, ids: np.ndarray, labels: np.ndarray, layout: La
     answer_tokens[where] = answers[image]
     answer_images = np.zeros(layout.max_images, np.int32)
     answer_images[: len(answers)] = answers
-    back = slots.copy()
-    back[taken] = len(slots) + where
+    back = np.arange(slots, dtype=np.int32)
+    back[taken] = slots + where
     return {
         "input_ids": padded,
         "labels": wanted,

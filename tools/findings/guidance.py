@@ -22,7 +22,7 @@ from rae_jax.training import sharding
 from rae_jax.training.progress import RunLog
 from tools.findings.common_encoder import CommonEncoder
 from tools.findings.runs import ROOT, from_digits, run, unmeasured
-from tools.findings.seeds import shown, verdict
+from tools.findings.seeds import changed, shown
 
 PLOT = ROOT / "docs" / "guidance.png"
 SCALES = (1.5, 2.0, 3.0)
@@ -195,9 +195,7 @@ def _readings(plain: Point, named: list[tuple[str, float, Point]]) -> list[str]:
     for field, title in {"agreement": "agreement", "frechet": "distance", "diversity": "diversity"}.items():
         told = {"higher": [], "lower": []}
         for name, scale, point in named:
-            said = verdict(getattr(point, field), getattr(plain, field), "higher")
-            word = {"better": "higher", "worse": "lower"}.get(said)
-            if word:
+            if (word := changed(getattr(point, field), getattr(plain, field))) in told:
                 told[word].append(f"{name} at {scale:g}")
         for word, which in told.items():
             all_or_none = {len(named): "every one", 0: "none"}

@@ -17,7 +17,7 @@ from rae_jax.files import whole_file
 from rae_jax.sampling.samples import read_samples
 from tools.findings.common_encoder import CommonEncoder
 from tools.findings.runs import ROOT, Run, from_digits, lasting, run, unmeasured
-from tools.findings.seeds import shown, verdict
+from tools.findings.seeds import changed, shown, verdict
 
 CONFIG, IN_CONTEXT = "configs/digits.py", "configs/digits.py:in_context"
 SEEDS = (0, 1, 2)
@@ -154,7 +154,7 @@ def section(
     compared = [
         f"- {name[0].upper()}{name[1:]}: agreement {verdict(last[name].agreement, last[BASE].agreement, 'higher')}, "
         f"distance {verdict(last[name].distance, last[BASE].distance, 'lower')}, "
-        f"diversity {_changed(last[name].diversity, last[BASE].diversity)}."
+        f"diversity {changed(last[name].diversity, last[BASE].diversity)}."
         for name in found
         if name != BASE
     ]
@@ -196,12 +196,6 @@ def section(
             f"and {verdict(*(n.distance for n in of_one), 'lower')} in distance.",
         ]
     )
-
-
-def _changed(values: np.ndarray, others: np.ndarray) -> str:
-    """Noise is diverse: no word of praise."""
-    word = verdict(values, others, "higher")
-    return {"better": "higher", "worse": "lower"}.get(word, word)
 
 
 def _cells(numbers: Numbers) -> str:

@@ -46,3 +46,9 @@ def verdict(
     if abs(difference) <= ERRORS * error:
         return "no different (within two standard errors)"
     return "better" if (difference < 0) == (better == "lower") else "worse"
+
+
+def changed(values: Sequence[float] | np.ndarray, others: Sequence[float] | np.ndarray) -> str:
+    """What `verdict` says, as "higher" or "lower": of a number like diversity, which noise has too, no praise."""
+    said = verdict(values, others, "higher")
+    return {"better": "higher", "worse": "lower"}.get(said, said)
