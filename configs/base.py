@@ -303,9 +303,10 @@ def get_config() -> ConfigDict:
     config.mid_training.dtype = ""
     config.mid_training.weights = ""
     config.mid_training.objective = "consistency_mid_training"
-    config.mid_training.initial = "flow"  # the component whose weights it starts from; "": random
+    # The component whose weights it starts from, "text_dit" where prompts are told; "": random.
+    config.mid_training.initial = "flow"
     config.mid_training.label_dropout = 0.1
-    config.mid_training.trajectory_steps = 15  # of the teacher "flow"; the paper's 16 points
+    config.mid_training.trajectory_steps = 15  # of the teacher, "flow" or "text_dit"; the paper's 16 points
     config.mid_training.trajectory_method = "euler"  # or "heun"
     config.mid_training.trajectory_grid = "full"  # or "released", as in sampling
     config.mid_training.time_labels = "true"  # of the points (paper), or "released": evenly spaced whatever the shift
@@ -313,14 +314,16 @@ def get_config() -> ConfigDict:
     # Of labels, once more in the student alone, row by row, as released (0.1): it then learns from a teacher that saw
     # another label. Left out here, because nothing in the paper asks for it.
     config.mid_training.label_dropout_network = 0.0
+    config.mid_training.mixture = ()  # of a flow map that is told prompts: as of text_to_image; questions do not count
+    config.mid_training.question_share = 0.0
     config.mid_training.train = train(transform="center_crop_flip")  # a batch is one of trajectories
 
     config.flow_map = ConfigDict()  # MeanFlow distillation and training (MF-RAE)
     config.flow_map.dtype = ""
     config.flow_map.weights = ""
     config.flow_map.objective = "meanflow"
-    config.flow_map.initial = "mid_training"  # or "flow"; "": random
-    config.flow_map.eta = 1.0  # share of the teacher "flow" in the velocity; 1: distillation (MFD), 0: training (MFT)
+    config.flow_map.initial = "mid_training"  # or the teacher, "flow" or "text_dit"; "": random
+    config.flow_map.eta = 1.0  # share of the teacher in the velocity; 1: distillation (MFD), 0: training (MFT)
     config.flow_map.derivative = "finite_difference"  # or "jvp"
     config.flow_map.dt = 0.005  # of the finite difference
     config.flow_map.tangent = "target"  # along which z_t moves in the derivative; or "own": the flow map's own (iMF)
@@ -336,6 +339,8 @@ def get_config() -> ConfigDict:
     config.flow_map.adaptive_power = 1.0  # of the loss weighting; 0: none
     config.flow_map.label_dropout = 0.1
     config.flow_map.label_dropout_network = 0.0  # as in mid_training; a difference quotient then mixes labels
+    config.flow_map.mixture = ()  # of a flow map that is told prompts: as of text_to_image; questions do not count
+    config.flow_map.question_share = 0.0
     config.flow_map.train = train(transform="center_crop_flip")
 
     config.sampling = ConfigDict()

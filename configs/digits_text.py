@@ -20,12 +20,12 @@ def get_config(variant: str = "") -> ConfigDict:
 
     Further variants: "features", RAEv2's generator on the features of a frozen language model, here an untrained one;
     "understanding", without generation; "kl", in the latents of a KL-VAE, which is trained first;
-    "unguided"; "unshifted".
+    "unguided"; "unshifted". "few_steps" goes on to a flow map that paints in one step and in two.
     """
     words = variants.words_of(
         variant,
         ("tiny",),
-        ("understanding", "features"),
+        ("understanding", "features", "few_steps"),
         ("kl",),
         ("unguided",),
         ("unshifted",),
@@ -98,6 +98,8 @@ def get_config(variant: str = "") -> ConfigDict:
         config.sampling.guidance_scale = 1.0
     if "unshifted" in words:
         config.flow.shift_base = 16 * 64
+    if "few_steps" in words:
+        few_steps(config)
     if "features" in words:
         config.stages = (*config.stages[:-1], "flow")
         config.language_model.weights = "random"
@@ -121,6 +123,20 @@ def stage_optimizer(config: ConfigDict, *, learning_rate: float) -> None:
     config.text_to_image.image_optimizer.final_learning_rate = learning_rate / 10
 
 
+def few_steps(config: ConfigDict) -> None:
+    """Adds consistency mid-training and MeanFlow distillation of the DiT, by prompts and guidance (MF-RAE)."""
+    config.stages = (*config.stages, "mid_training", "flow_map")
+    config.flow_map.guided, config.flow_map.largest_guidance_scale = True, 4.0
+    config.mid_training.initial = "text_dit"
+    config.mid_training.pairs = 16
+    stage(config.mid_training.train, steps=300, batch_size=16, learning_rate=2e-3, ema_decay=0.99)
+    config.flow_map.unequal_share = 0.75
+    stage(config.flow_map.train, steps=1200, batch_size=32, learning_rate=2e-3, ema_decay=0.995)
+    config.flow_map.train.max_gradient_norm = 1e4
+    for name in ("mid_training", "flow_map"):
+        config[name].train.transform = "resize"  # a caption says where things are
+
+
 def shrink(config: ConfigDict) -> None:
     """Makes every part small and every stage short."""
     shrink_autoencoder(config)
@@ -138,6 +154,7 @@ def shrink(config: ConfigDict) -> None:
         shorten(config[name].train)
     stage_optimizer(config, learning_rate=1e-3)
     config.text_to_image.train.pictures_every = 0
+    config.mid_training.trajectory_steps, config.mid_training.pairs = 3, 2
     config.stats.train.batch_size = 256
     config.sampling.num_samples = 12
     config.sampling.num_steps = 4

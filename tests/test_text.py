@@ -8,8 +8,9 @@ from test_resume import wait_for_checkpoint
 
 from rae_jax.data.scenes import SceneSource
 
-CONFIG = "configs/digits_text.py:tiny"
+CONFIG = "configs/digits_text.py:tiny-few_steps"
 STAGE = "text_to_image"
+FLOW_MAPS = {"mid_training": ("loss", "gradient_norm"), "flow_map": ("loss", "mean_squared_error", "gradient_norm")}
 MESHES = {
     "data=8": (8, "--config.mesh.data=8"),
     "fsdp=8": (8, "--config.mesh.data=1", "--config.mesh.fsdp=8"),
@@ -31,9 +32,9 @@ def stage_alone(whole):
     return [f"--config.stages=('{STAGE}',)", "--config.evaluation.scenes=False", *weights]
 
 
-def assert_same_losses(workdir, whole):
-    for name in ("loss", "language_loss", "image_loss", "gradient_norm"):
-        losses, expected = runs.metrics(workdir, STAGE, name), runs.metrics(whole, STAGE, name)
+def assert_same_losses(workdir, whole, stage=STAGE, names=("loss", "language_loss", "image_loss", "gradient_norm")):
+    for name in names:
+        losses, expected = runs.metrics(workdir, stage, name), runs.metrics(whole, stage, name)
         assert sorted(losses) == list(range(1, 21))
         for step, loss in losses.items():
             assert abs(loss - expected[step]) <= 1e-4 * abs(expected[step]), (name, step, loss, expected[step])
@@ -46,6 +47,19 @@ def test_losses_do_not_depend_on_the_mesh(mesh, whole, tmp_path):
     status, output = runs.run(tmp_path / "run", *stage_alone(whole), *options, devices=devices, config=CONFIG)
     assert status == 0, output
     assert_same_losses(tmp_path / "run", whole)
+
+
+@pytest.mark.slow
+def test_losses_of_flow_maps_do_not_depend_on_the_mesh(whole, tmp_path):
+    # What a hardly trained teacher says, a flow map that starts from it knows: its errors would be rounding alone.
+    options = ["--config.mid_training.initial=", "--config.flow_map.eta=0.5", "--config.evaluation.scenes=False"]
+    options += [f"--config.stages={tuple(FLOW_MAPS)}", "--config.sampling.flow_map_times=()", *weights_of(whole)]
+    devices, *mesh = MESHES["data=2 x fsdp=2 x tensor=2"]
+    for name, others in (("one", {}), ("eight", {"devices": devices})):
+        status, output = runs.run(tmp_path / name, *options, *(mesh if others else ()), **others, config=CONFIG)
+        assert status == 0, output
+    for stage, names in FLOW_MAPS.items():
+        assert_same_losses(tmp_path / "eight", tmp_path / "one", stage, names)
 
 
 @pytest.mark.slow
@@ -74,9 +88,11 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(whole, tmp_path):
 
 @pytest.mark.slow
 def test_a_run_samples_prompts_and_answers_questions(whole, tmp_path):
-    images, prompts = (np.load(whole / "samples.npz")[name] for name in ("arr_0", "prompts"))
-    assert images.shape == (12, 32, 32, 3) and len(set(prompts)) == 12
-    for name in ("samples.jsonl", "answers.jsonl", "scenes.json", "samples.png"):
+    for way in ("samples", "samples_1step", "samples_2step"):
+        images, prompts = (np.load(whole / f"{way}.npz")[name] for name in ("arr_0", "prompts"))
+        assert images.shape == (12, 32, 32, 3) and len(set(prompts)) == 12
+        assert (whole / f"{way}.jsonl").stat().st_size and (whole / f"{way}.png").stat().st_size
+    for name in ("answers.jsonl", "scenes.json"):
         assert (whole / name).stat().st_size
     (tmp_path / "prompts.txt").write_text("a red two\n\n")
     ask = ("--mode=sample", f"--prompts={tmp_path / 'prompts.txt'}")
@@ -89,12 +105,15 @@ def test_a_run_samples_prompts_and_answers_questions(whole, tmp_path):
     assert status == 0, output
 
 
-def sampled_from(whole):
+def weights_of(whole):
+    """Options with the parts of another run up to the DiT."""
     parts = [f"--config.{name}.weights={whole / name / 'weights'}" for name in ("encoder", "decoder", "stats")]
-    trained = [
-        f"--config.{n}.weights={whole / STAGE / 'weights' / n}" for n in ("language_model", "adapters", "text_dit")
-    ]
-    return ["--config.stages=()", *parts, *trained]
+    trained = ("language_model", "adapters", "text_dit")
+    return [*parts, *(f"--config.{name}.weights={whole / STAGE / 'weights' / name}" for name in trained)]
+
+
+def sampled_from(whole):
+    return ["--config.stages=()", *weights_of(whole)]
 
 
 @pytest.mark.parametrize(

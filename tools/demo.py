@@ -86,7 +86,8 @@ class Session:
         self._weights = KeptWeights(self.config, {}, workdir, self._mesh, self._log.warn)
         self._generation = functools.lru_cache(KEPT)(self._with_guidance)  # compiled programs among others
         self._editing = functools.lru_cache(KEPT)(self._mixture)
-        sampling = self.config.sampling
+        sampling, told = self.config.sampling, self.config.flow_map
+        self.guidance = (GUIDANCE[0], min(GUIDANCE[1], told.largest_guidance_scale) if told.guided else GUIDANCE[1])
         if self._mixes:
             self._editing(self.config.mixture.task, sampling.num_steps, 1.0, 1.0).require_weights()
             self.steps = {sampling.num_steps: "samples"}
@@ -228,7 +229,7 @@ def page(session: Session) -> Any:
                 words = gradio.Textbox(label="Prompt" if session.prompted else "Class", elem_id="words")
             with gradio.Row():
                 steps = gradio.Radio(list(session.steps), value=next(iter(session.steps)), label="Steps")
-                guidance = gradio.Slider(*GUIDANCE, value=sampling.guidance_scale, label="Guidance")
+                guidance = gradio.Slider(*session.guidance, value=sampling.guidance_scale, label="Guidance")
                 seed = gradio.Number(0, label="Seed", precision=0)
             button = gradio.Button("Generate", variant="primary", elem_id="generate")
             gallery = gradio.Gallery(label="Images", columns=4, elem_id="images", format="png")

@@ -34,7 +34,8 @@ CATALOGUE: dict[str, Callable[[ConfigDict], Component]] = {
 }
 
 # The sections that say of what architecture a component is, where its own does not.
-BUILT_AS = {"adapters": "language_model", "tuned_coder": "coder", "mid_training": "flow", "flow_map": "flow"}
+BUILT_AS = {"adapters": "language_model", "tuned_coder": "coder"}
+FLOW_MAPS = ("mid_training", "flow_map")  # are built as what they learn from
 
 
 def component(config: ConfigDict, name: str) -> Component:
@@ -51,7 +52,8 @@ def component(config: ConfigDict, name: str) -> Component:
 def described(config: ConfigDict) -> tuple[str, ...]:
     """The components with a module whose architecture the config tells."""
     statistics = ("feature_stats", "stats")
-    sections = {name: config[BUILT_AS.get(name, name)] for name in CATALOGUE if name not in statistics}
+    built_as = BUILT_AS | dict.fromkeys(FLOW_MAPS, "text_dit" if language.speaks(config) else "flow")
+    sections = {name: config[built_as.get(name, name)] for name in CATALOGUE if name not in statistics}
     return tuple(name for name, section in sections.items() if section.get("model", True))
 
 

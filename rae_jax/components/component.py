@@ -146,3 +146,8 @@ def array_dtype(dtype: str) -> jnp.dtype:
 def spec(*shape: int, dtype: jnp.dtype = jnp.float32) -> jax.ShapeDtypeStruct:
     """A batch of one array of `shape`."""
     return jax.ShapeDtypeStruct((1, *shape), dtype)
+
+
+def flow_map_inputs(config: ConfigDict) -> list[jax.ShapeDtypeStruct]:
+    """What a flow map takes beside a velocity network's inputs, of a batch of one: r, and guidance if it is guided."""
+    return [spec()] + [spec(3)] * config.flow_map.guided

@@ -8,9 +8,10 @@ import jax
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from rae_jax.components.component import Component, Params, architecture, of_module, spec
+from rae_jax.components.component import Component, Params, architecture, flow_map_inputs, of_module, spec
 from rae_jax.components.conditions import condition
 from rae_jax.components.encoders import tokens_shape
+from rae_jax.components.language import speaks, tells_features, text_dit
 from rae_jax.components.latent_spaces import latent_space
 from rae_jax.flow.prediction import check_prediction, velocity_of
 from rae_jax.flow.times import dimension_shift
@@ -74,22 +75,24 @@ def velocity_network(config: ConfigDict, name: str = "flow") -> VelocityNetwork:
     return _network(config, name, config[name], flow_map=False)
 
 
-def flow_map(config: ConfigDict, name: str = "flow_map") -> VelocityNetwork:
-    """The network `(z, t, condition, r, guidance) -> mean velocity`: the velocity network with the second time.
+def flow_map_teacher(config: ConfigDict) -> Component:
+    """The velocity network that flow maps learn from: "flow", or where generators are told prompts "text_dit"."""
+    return text_dit(config) if speaks(config) else velocity_network(config)
+
+
+def flow_map(config: ConfigDict, name: str = "flow_map") -> Component:
+    """The network `(z, t, condition, r, guidance) -> mean velocity`: that of `flow_map_teacher` with the second time.
 
     With `config.flow_map.guided` guidance is one more input, `[B, 3]`, a scale and its interval; otherwise it is None.
 
     Raises:
-      ValueError: the velocity network is told a text.
+      ValueError: the velocity network is told the features of a text.
     """
-    if config.flow.model.get("context_width"):
-        raise ValueError("flow.model.context_width is above 0: flow maps are told classes, not texts")
+    if speaks(config):
+        return text_dit(config, name, flow_map=True)
+    if tells_features(config):
+        raise ValueError("flow.model.context_width is above 0: flow maps are told classes or prompts, not features")
     return _network(config, name, config.flow, flow_map=True)
-
-
-def flow_map_inputs(config: ConfigDict) -> list[jax.ShapeDtypeStruct]:
-    """What a flow map takes beside a velocity network's inputs, of a batch of one: r, and guidance if it is guided."""
-    return [spec()] + [spec(3)] * config.flow_map.guided
 
 
 def _network(config: ConfigDict, name: str, section: ConfigDict, *, flow_map: bool) -> VelocityNetwork:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from rae_jax.components.component import Component, Params, architecture, of_module, spec
+from rae_jax.components.component import Component, Params, architecture, flow_map_inputs, of_module, spec
 from rae_jax.components.encoders import tokens_shape
 from rae_jax.components.latent_spaces import latent_space
 from rae_jax.data.conversations import CaptionLayout, Layout
@@ -34,13 +34,16 @@ def tells_features(config: ConfigDict) -> bool:
 
 
 def embedding(config: ConfigDict) -> tuple[dict[str, Component], Embed]:
-    """What the network "flow" is given in place of a condition: `(parts, (their parameters, condition) -> what)`.
+    """What generators are given in place of a condition: `(parts, (their parameters, condition) -> what)`.
 
-    A class is what it is. A text becomes its last hidden states, after the final norm.
+    A class is what it is. A prompt becomes a `TokenCondition`; the raw text of a caption, where features are told, its
+    last hidden states after the final norm.
 
     Raises:
       ValueError: there is no language model, or one of another width.
     """
+    if speaks(config):
+        return _of_prompts(config)
     if not tells_features(config):
         return {}, lambda frozen, condition: condition
     model = language_model(config)
@@ -55,6 +58,17 @@ def embedding(config: ConfigDict) -> tuple[dict[str, Component], Embed]:
         return {"features": states, "mask": condition["mask"]}
 
     return {"language_model": model}, features
+
+
+def _of_prompts(config: ConfigDict) -> tuple[dict[str, Component], Embed]:
+    model, read = language_model(config), reader(config)
+
+    def told(frozen: dict[str, Params], condition: dict[str, jax.Array]) -> TokenCondition:
+        with model.precise():
+            tokens = read.asked(frozen, condition["ids"], condition["length"])
+        return TokenCondition(tokens, condition["dropped"])
+
+    return {"language_model": model, "adapters": adapters(config)}, told
 
 
 def language_model(config: ConfigDict) -> Component:
@@ -120,24 +134,37 @@ def tokens_read(config: ConfigDict) -> int:
     return read
 
 
-def text_dit(config: ConfigDict) -> Component:
-    """The network `(z, t, TokenCondition) -> velocity`.
+def text_dit(config: ConfigDict, name: str = "text_dit", *, flow_map: bool = False) -> Component:
+    """The network `(z, t, TokenCondition) -> velocity`; or as a flow map `(z, t, it, r, guidance) -> mean velocity`.
+
+    Args:
+      name: of its section.
 
     Raises:
       ValueError: no architecture.
     """
+    guided = flow_map and config.flow_map.guided
     fields = architecture(config.text_dit, "text_dit", "text_dit")
     num_tokens, channels = latent_space(config).shape
-    told = TokenCondition(spec(num_queries(config), fields["condition_width"]), jax.ShapeDtypeStruct((1,), jnp.bool_))
     return of_module(
         config,
-        "text_dit",
-        lambda dtype: PromptedDiT(math.isqrt(num_tokens), channels, dtype=dtype, **fields),
+        name,
+        lambda dtype: PromptedDiT(
+            math.isqrt(num_tokens), channels, flow_map=flow_map, guided=guided, dtype=dtype, **fields
+        ),
         spec(num_tokens, channels),
         spec(),
-        told,
+        token_condition(config),
+        *(flow_map_inputs(config) if flow_map else ()),
         kind="",
+        described_by="config.text_dit.model",
     )
+
+
+def token_condition(config: ConfigDict) -> TokenCondition:
+    """The shapes of what a DiT is told of one prompt."""
+    tokens = spec(num_queries(config), config.text_dit.model.condition_width)
+    return TokenCondition(tokens, jax.ShapeDtypeStruct((1,), jnp.bool_))
 
 
 def reader(config: ConfigDict) -> Reader:

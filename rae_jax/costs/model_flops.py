@@ -11,10 +11,10 @@ from ml_collections import ConfigDict
 
 from rae_jax.components import critics
 from rae_jax.components.catalogue import component
-from rae_jax.components.component import spec
+from rae_jax.components.component import flow_map_inputs, spec
 from rae_jax.components.conditions import condition
 from rae_jax.components.encoders import encoder
-from rae_jax.components.generators import flow_map_inputs
+from rae_jax.components.language import speaks, token_condition
 from rae_jax.components.latent_spaces import latent_space
 from rae_jax.experiment.configuration import example_batch
 from rae_jax.objectives.catalogue import OBJECTIVES
@@ -151,10 +151,12 @@ def costs(config: ConfigDict) -> dict[str, Cost]:
             return discriminator.init(key, pixels)
 
         result["discriminator"] = cost_of(make, lambda variables, x: discriminator.apply(variables, x), image)
-    for name in ("flow", "guide", "flow_map"):
-        section = config.guide if name == "guide" else config.flow
+    prompted = speaks(config)
+    velocity, told = ("text_dit", token_condition(config)) if prompted else ("flow", condition(config).example)
+    for name in (velocity, "flow_map") if prompted else (velocity, "guide", "flow_map"):
+        section = config[velocity if name == "flow_map" else name]
         if not section.model or (name == "flow_map" and not {"mid_training", "flow_map"} & set(config.stages)):
             continue
         network, others = component(config, name), flow_map_inputs(config) if name == "flow_map" else ()
-        result[name] = cost_of(network.init, network.apply, latent, spec(), condition(config).example, *others)
+        result[name] = cost_of(network.init, network.apply, latent, spec(), told, *others)
     return result

@@ -20,7 +20,7 @@ from rae_jax.components.language import embedding, layout, speaks
 from rae_jax.components.latent_spaces import IDENTITY, latent_space
 from rae_jax.data import conversation_batches, pack_batches
 from rae_jax.data.sources import count_classes, count_images
-from rae_jax.data.transforms import transform
+from rae_jax.data.transforms import transform, without_flip
 from rae_jax.experiment import latent_cache
 from rae_jax.experiment.weights import WORKDIR
 from rae_jax.experiment.workdir import ConfigError, begun, progress
@@ -204,6 +204,9 @@ def _check(config: ConfigDict, *, file: str, num_devices: int, weights: bool) ->
             objective = trace(config, stage)
         except ValueError as error:
             refuse(f"{stage}: {error}")
+        if objective.reads_conversations and without_flip(config[stage].train.transform)[1]:
+            refuse(f"{stage}.train.transform={config[stage].train.transform!r} mirrors images, of which words may tell "
+                   "left and right; use 'resize' or 'center_crop'")  # fmt: skip
         if objective.reads_latents:
             readers.append(stage)
             try:
@@ -265,6 +268,7 @@ def _check_sampling(config: ConfigDict, available: set[str]) -> None:
     if sampling.prompt and config.mixture.model and config.mixture.task == "edit":
         raise ValueError(f"sampling.prompt={list(sampling.prompt)} asks for images from nothing, and this "
                          "mixture edits; use --mode=edit, or set mixture.task='caption'")  # fmt: skip
+    _check_guided_flow_map(config)
     if speaks(config):
         _check_prompted(config, available)
     if "flow" not in available or not sampling.num_steps:
@@ -295,6 +299,22 @@ def _check_sampling(config: ConfigDict, available: set[str]) -> None:
         return generate(params["flow"], params, sample_keys(0, jnp.arange(1)), asked)
 
     jax.eval_shape(run, jax.random.key(0))
+
+
+def _check_guided_flow_map(config: ConfigDict) -> None:
+    """Raises ValueError if a guided flow map would learn from what nobody trains: a network that is told nothing."""
+    if not config.flow_map.guided or not {"mid_training", "flow_map"} & set(config.stages):
+        return
+    stage, field = ("text_to_image", "condition_dropout") if speaks(config) else ("flow", "label_dropout")
+    needed = {stage: field} if stage in config.stages else {}
+    if "flow_map" in config.stages and config.flow_map.eta < 1:
+        needed["flow_map"] = "label_dropout"
+    for stage, field in needed.items():
+        if config[stage][field] <= 0:
+            raise ValueError(
+                f"flow_map.guided learns guidance, but {stage}.{field}={config[stage][field]} never trains the null "
+                f"condition, from which it pushes away; set {stage}.{field}=0.1"
+            )
 
 
 def _check_prompted(config: ConfigDict, available: set[str]) -> None:

@@ -72,16 +72,15 @@ class Generation:
             generate = generator(config, guide=guide)
             self._files.append(Sampled("samples", component(config, "flow"), beside, program(generate)))
         if speaks(config) and sampling.num_steps and weights.available("text_dit"):
-            beside = {name: component(config, name) for name in ("language_model", "adapters")} | decoding
-            generate = prompted_generator(config)
+            generate, beside = prompted_generator(config), decoding | embedding(config)[0]
             self._files.append(Sampled("samples", component(config, "text_dit"), beside, program(generate)))
         if flow_maps := [name for name in FLOW_MAPS if weights.available(name)]:
-            network = component(config, flow_maps[0])
+            network, beside = component(config, flow_maps[0]), decoding | embedding(config)[0]
             self._files += [
-                Sampled(f"samples{end}", network, decoding, program(flow_map_generator(config, times)))
+                Sampled(f"samples{end}", network, beside, program(flow_map_generator(config, times)))
                 for end, times in few_step_names(config).items()
             ]
-        self._networks = "'text_dit'" if speaks(config) and config.text_dit.model else "'flow' or a flow map"
+        self._networks = f"{'text_dit' if speaks(config) else 'flow'!r} or a flow map"
         self._network_trained = bool(flow_maps) or any(weights.available(name) for name in ("flow", "text_dit"))
 
     @property

@@ -1,7 +1,7 @@
 """What a run has learnt of scenes of digits: its samples judged as GenEval counts, its answers by exact match.
 
 scenes.json    the grid, the cell's size and the colours
-samples.jsonl  a line for each image of samples.npz: prompt, category, seen, scene
+samples.jsonl  a line for each image of samples.npz: prompt, category, seen, scene; likewise samples_1step.jsonl...
 answers.jsonl  a line for each question about a held-out scene: question, answer, expected
 
 Edits of scenes are judged instead by what was followed and kept (`evaluation/edits.py`).
@@ -24,19 +24,23 @@ from rae_jax.evaluation.scene_judge import SceneJudge, exactly, painted, train_s
 from rae_jax.experiment.answers import Answers
 from rae_jax.experiment.weights import Weights
 from rae_jax.files import whole_file, write_json_lines
+from rae_jax.sampling.generator import few_step_names
 from rae_jax.sampling.samples import open_npz
 
 QUESTIONS = 600
 REAL = 500  # held-out scenes by which the judge is judged
 
 
-def of_samples(workdir: Path, judge: SceneJudge) -> dict[str, float]:
+def of_samples(workdir: Path, judge: SceneJudge, name: str = "samples") -> dict[str, float]:
     """The share of the samples that show what was asked for, by category and overall, seen and unseen.
 
-    Writes `scenes.json` and `samples.jsonl`. Samples of other prompts than the scenes' own are not judged.
+    Writes `scenes.json` and a file like `samples.jsonl`. Samples of other prompts than the scenes' own are not judged.
+
+    Args:
+      name: of the file of samples; what follows "samples" in it ends the names of the results, too.
     """
-    asked = scene_prompts()
-    with open_npz(workdir / "samples.npz") as file:
+    asked, way = scene_prompts(), name.removeprefix("samples")
+    with open_npz(workdir / f"{name}.npz") as file:
         images, prompts = file["arr_0"], [str(text) for text in file["prompts"]]
     known = {each.text: each for each in asked}
     rows = [(image, known[text]) for image, text in zip(images, prompts, strict=True) if text in known]
@@ -45,7 +49,7 @@ def of_samples(workdir: Path, judge: SceneJudge) -> dict[str, float]:
     lines = [
         {"prompt": p.text, "category": p.category, "seen": seen(p.items), "scene": described(p.items)} for _, p in rows
     ]
-    write_json_lines(workdir / "samples.jsonl", lines)
+    write_json_lines(workdir / f"{name}.jsonl", lines)
     with whole_file(workdir / "scenes.json") as file:
         file.write((json.dumps(description(), indent=1) + "\n").encode())
     looked = judge.look(np.stack([image for image, _ in rows]))
@@ -60,11 +64,11 @@ def of_samples(workdir: Path, judge: SceneJudge) -> dict[str, float]:
             ]
             if right:
                 scores.append(float(np.mean(right)))
-                results[f"scene_{category}{end}"] = scores[-1]
+                results[f"scene_{category}{end}{way}"] = scores[-1]
         if scores:
-            results[f"scene_overall{end}"] = float(np.mean(scores))
+            results[f"scene_overall{end}{way}"] = float(np.mean(scores))
     whole = [exactly(line["scene"], there) for line, there in zip(lines, looked, strict=True)]
-    return results | {"scene_exact": float(np.mean(whole))}
+    return results | {f"scene_exact{way}": float(np.mean(whole))}
 
 
 def of_answers(workdir: Path, answer: Callable[[np.ndarray, Sequence[str]], list[str]]) -> dict[str, float]:
@@ -102,9 +106,12 @@ def scene_results(config: ConfigDict, weights: Weights, workdir: Path) -> dict[s
         edits = workdir / "edits.npz"
         return scored_with_baselines(*read_edits(edits)) if edits.exists() else {}
     results = {}
-    if (workdir / "samples.npz").exists():
+    names = [f"samples{end}" for end in ("", *few_step_names(config))]
+    if made := [name for name in names if (workdir / f"{name}.npz").exists()]:
         judge = train_scene_judge()
-        results |= of_samples(workdir, judge) | of_judge(judge)
+        for name in made:
+            results |= of_samples(workdir, judge, name)
+        results |= of_judge(judge)
     # Of several processes, none has all that it takes to answer alone.
     if weights.available("language_model") and jax.process_count() == 1:
         results |= of_answers(workdir, Answers(config, weights))

@@ -43,6 +43,10 @@ class TokenCondition(NamedTuple):
     tokens: jax.Array
     dropped: jax.Array
 
+    def null(self) -> "TokenCondition":
+        """As many nulls."""
+        return self._replace(dropped=jnp.ones_like(self.dropped))
+
 
 def published_frequencies(key: jax.Array, shape: tuple[int], dtype: Any = jnp.float32) -> jax.Array:
     """The fixed frequencies of the published models, as an initializer."""
@@ -54,7 +58,7 @@ class PromptedDiT(Trunk):
     """LightningDiT with a condition for each token: velocity, or mean velocity of a flow map, of noisy latent tokens.
 
     `model.apply({"params": p}, z, t, condition)`, with `z: [B, M, C]`, `t: [B]` in [0, 1] and a `TokenCondition` of
-    N = M / P^2 tokens -> `v: [B, M, C]` float32; a flow map also takes `r: [B]`.
+    N = M / P^2 tokens -> `v: [B, M, C]` float32; a flow map also takes `r: [B]`, and a guided one `guidance: [B, 3]`.
 
     Attributes:
       grid_size: side of the square grid of latent tokens; M = grid_size^2.
@@ -76,6 +80,7 @@ class PromptedDiT(Trunk):
     rms_norm: bool = True
     rope: bool = True
     flow_map: bool = False
+    guided: bool = False
     trained_tables: bool = False
     fused_attention: bool = True
     dtype: Any = jnp.float32
@@ -83,12 +88,21 @@ class PromptedDiT(Trunk):
     remat: str = "none"
 
     @nn.compact
-    def __call__(self, z: jax.Array, t: jax.Array, condition: TokenCondition, r: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self,
+        z: jax.Array,
+        t: jax.Array,
+        condition: TokenCondition,
+        r: jax.Array | None = None,
+        guidance: jax.Array | None = None,
+    ) -> jax.Array:
         embedded = time_embeddings(
             t,
             r,
+            guidance,
             width=self.condition_width,
             flow_map=self.flow_map,
+            guided=self.guided,
             trained=self.trained_tables,
             frequencies=published_frequencies,
         )

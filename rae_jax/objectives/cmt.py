@@ -5,7 +5,7 @@ and `z_j` at the earlier `t_j < t_i`, the mean velocity is known, and the flow m
 
     || u(z_i, t_j, t_i) - (z_i - z_j) / (t_i - t_j) ||^2
 
-Points are counted from the clean end, so that i > j. The stage needs no images: noise, labels and a teacher. If the
+Points are counted from the clean end, so that i > j. The stage needs noise, conditions and a teacher, no images. If the
 flow map is guided, as `objectives/meanflow.py` has it, each trajectory has a scale and an interval of its own, with
 which the teacher's velocity is guided.
 """
@@ -20,10 +20,12 @@ from einops import rearrange
 from ml_collections import ConfigDict
 
 from rae_jax.components.component import Component, Params
-from rae_jax.components.conditions import condition, drop
+from rae_jax.components.conditions import drop
 from rae_jax.components.generators import flow_map as flow_map_network
-from rae_jax.components.generators import time_shift, velocity_network
-from rae_jax.components.latent_spaces import latent_space, stats
+from rae_jax.components.generators import flow_map_teacher, time_shift
+from rae_jax.components.language import embedding, speaks
+from rae_jax.components.latent_spaces import by_name, latent_space, stats
+from rae_jax.components.telling import telling
 from rae_jax.flow import guidance
 from rae_jax.flow.guidance import guide
 from rae_jax.flow.path import over
@@ -108,7 +110,7 @@ def starts_from(config: ConfigDict, stage: str) -> dict[str, Component]:
     Raises:
       ValueError: `initial` names no component that a flow map can start from.
     """
-    known = {"flow": velocity_network(config), "mid_training": flow_map_network(config, "mid_training")}
+    known = by_name(flow_map_teacher(config), flow_map_network(config, "mid_training"))
     known.pop(stage, None)
     name = config[stage].initial
     if name and name not in known:
@@ -130,8 +132,8 @@ def take_over(params: Params, initial: dict[str, Params]) -> Params:
 
 def make(config: ConfigDict, stage: str) -> Objective:
     """The objective of `stage`."""
-    section, told, space = config[stage], condition(config), latent_space(config)
-    teacher, student = velocity_network(config), flow_map_network(config, stage)
+    section, told, space = config[stage], telling(config), latent_space(config)
+    teacher, student = flow_map_teacher(config), flow_map_network(config, stage)
     if section.trajectory_method not in ODE_SAMPLERS:
         raise ValueError(f"trajectory_method={section.trajectory_method!r} is not one of {list(ODE_SAMPLERS)}")
     walk = ODE_SAMPLERS[section.trajectory_method]
@@ -144,7 +146,7 @@ def make(config: ConfigDict, stage: str) -> Objective:
 
     def loss(params: Params, frozen: dict[str, Params], batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
         noise_key, drop_key, pair_key, again_key, guidance_key = jax.random.split(key, 5)
-        asked = told.of_batch(batch)
+        asked = told.condition(frozen, told.seen(frozen, batch))
         batch_size = jax.tree.leaves(asked)[0].shape[0]
         noise = jax.random.normal(noise_key, (batch_size, *space.shape))
         # Dropped before the teacher walks, so that it and the flow map mean the same.
@@ -153,10 +155,10 @@ def make(config: ConfigDict, stage: str) -> Objective:
         guiding = guidance.draw(guidance_key, batch_size, largest_scale) if guided else None
 
         def velocity(z: jax.Array, t: jax.Array) -> jax.Array:
-            v = teacher.apply(frozen["flow"], z, t, asked)
+            v = teacher.apply(frozen[teacher.name], z, t, asked)
             if not guided:
                 return v
-            v_null = teacher.apply(frozen["flow"], z, t, null)
+            v_null = teacher.apply(frozen[teacher.name], z, t, null)
             return guide(v, v_null, t, guidance.scale_at(guiding, t), (0.0, 1.0))
 
         def flow_map(z: jax.Array, r: jax.Array, t: jax.Array, told_now: Any) -> jax.Array:
@@ -165,16 +167,19 @@ def make(config: ConfigDict, stage: str) -> Objective:
 
         states = walk(velocity, noise, times, trajectory=True)
         pairs = draw_pairs(pair_key, batch_size, len(times), num_pairs)
-        return jnp.mean(errors(flow_map, states, labelled, pairs, (asked, guiding))), {}
+        of_pairs = errors(flow_map, states, labelled, pairs, (asked, guiding))
+        return jnp.mean(told.shares(batch) * jnp.mean(of_pairs, axis=1)), {}
 
     return single_network(
         model_init=student.init,
         loss=loss,
         train=section.train,
         key=stage_key(config.seed, stage),
-        frozen={"flow": teacher},
+        frozen=by_name(teacher) | told.parts,
         initial=starts_from(config, stage),
         begin=take_over,
+        whole=told.whole,
+        reads_conversations=told.reads_conversations,
         **sampled_in_one_step(config, stage),
     )
 
@@ -183,7 +188,7 @@ def sampled_in_one_step(config: ConfigDict, stage: str) -> dict[str, Any]:
     """The fields of an `Objective` that say how one-step samples of a flow map are shown and judged."""
     in_one_step = flow_map_generator(config, (1.0, 0.0))
     return dict(
-        wanted=latent_space(config).decoding | {"stats": stats(config)},
-        evaluation=sample_evaluation(config, stage, in_one_step),
+        wanted=latent_space(config).decoding | {"stats": stats(config)} | embedding(config)[0],
+        evaluation=None if speaks(config) else sample_evaluation(config, stage, in_one_step),
         **shown_samples(config, in_one_step),
     )

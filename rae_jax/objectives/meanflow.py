@@ -26,9 +26,11 @@ from einops import rearrange
 from ml_collections import ConfigDict
 
 from rae_jax.components.component import Params
-from rae_jax.components.conditions import Condition, condition, drop
+from rae_jax.components.conditions import Condition, drop
 from rae_jax.components.generators import flow_map as flow_map_network
-from rae_jax.components.generators import time_shift, velocity_network
+from rae_jax.components.generators import flow_map_teacher, time_shift
+from rae_jax.components.latent_spaces import by_name
+from rae_jax.components.telling import telling
 from rae_jax.flow import guidance
 from rae_jax.flow.guidance import guide
 from rae_jax.flow.path import interpolate, over, velocity_target
@@ -124,8 +126,8 @@ def squared_error(u: jax.Array, target: jax.Array) -> jax.Array:
 
 def make(config: ConfigDict, stage: str) -> Objective:
     """The objective of `stage`."""
-    section, told = config[stage], condition(config)
-    teacher, student = velocity_network(config), flow_map_network(config, stage)
+    section, told = config[stage], telling(config)
+    teacher, student = flow_map_teacher(config), flow_map_network(config, stage)
     encode = latent_encoder(config)
     draw_times = functools.partial(
         sample_times,
@@ -139,6 +141,8 @@ def make(config: ConfigDict, stage: str) -> Objective:
     if section.derivative not in DERIVATIVES:
         raise ValueError(f"derivative={section.derivative!r} is not one of {DERIVATIVES}")
     guided, largest_scale, tangent = section.guided, section.largest_guidance_scale, section.tangent
+    if told.reads_conversations and config.data.latents:
+        raise ValueError(f"{stage} is told prompts, and data.latents={config.data.latents!r} has none; set it to ''")
     if tangent not in TANGENTS:
         raise ValueError(f"tangent={tangent!r} is not one of {TANGENTS}")
     if by_jvp:
@@ -148,6 +152,7 @@ def make(config: ConfigDict, stage: str) -> Objective:
 
     def loss(params: Params, frozen: dict[str, Params], batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
         time_key, equal_key, noise_key, drop_key, again_key, guidance_key = jax.random.split(key, 6)
+        batch = told.seen(frozen, batch)
         z = encode(frozen, batch)
         rows = z.shape[0]
         times = draw_times(time_key, 2 * rows).reshape(rows, 2)
@@ -159,7 +164,7 @@ def make(config: ConfigDict, stage: str) -> Objective:
             guiding = jnp.where((r == t)[:, None], guidance.throughout(guiding[:, 0]), guiding)
             scale = guidance.scale_at(guiding, t)
         # Once, so that teacher and all evaluations of the flow map mean the same.
-        asked = told.of_batch(batch)
+        asked = told.condition(frozen, batch)
         null = told.null(asked)
         asked, scale = drop(drop_key, (asked, scale), (null, jnp.ones_like(scale)), dropout)
         z_t, v = interpolate(z, eps, t), velocity_target(z, eps)
@@ -179,18 +184,19 @@ def make(config: ConfigDict, stage: str) -> Objective:
         if guided and eta < 1:
             v = guided_by_itself(v, own, own_velocity(null, jnp.ones_like(scale)), scale)
         if eta > 0:
-            v_teacher = teacher.apply(frozen["flow"], z_t, t, asked)
+            v_teacher = teacher.apply(frozen[teacher.name], z_t, t, asked)
             if guided:
-                v_teacher = guide(v_teacher, teacher.apply(frozen["flow"], z_t, t, null), t, scale, (0.0, 1.0))
+                v_null = teacher.apply(frozen[teacher.name], z_t, t, null)
+                v_teacher = guide(v_teacher, v_null, t, scale, (0.0, 1.0))
             v = (1 - eta) * v + eta * v_teacher
         direction, told_now = own if tangent == "own" else v, (asked, guiding)
         if by_jvp:
             u, dudt = exact_derivative(flow_map, params, z_t, direction, r, t, told_now)
         else:
             u, dudt = finite_difference(flow_map, params, z_t, direction, r, t, told_now, dt)
-        error = squared_error(u, target(v, dudt, r, t))
-        mean_squared_error = jnp.mean(error) / (z.shape[1] * z.shape[2])
-        return jnp.mean(adaptive_loss(error, power)), {"mean_squared_error": mean_squared_error}
+        error, counts = squared_error(u, target(v, dudt, r, t)), told.shares(batch)
+        mean_squared_error = jnp.mean(counts * error) / (z.shape[1] * z.shape[2])
+        return jnp.mean(counts * adaptive_loss(error, power)), {"mean_squared_error": mean_squared_error}
 
     without_mid_training = (
         f"MeanFlow is known to diverge without consistency mid-training: train the stage 'mid_training' and set "
@@ -201,9 +207,11 @@ def make(config: ConfigDict, stage: str) -> Objective:
         loss=loss,
         train=section.train,
         key=stage_key(config.seed, stage),
-        frozen=encoding_parts(config) | ({"flow": teacher} if eta > 0 else {}),
+        frozen=encoding_parts(config) | told.parts | (by_name(teacher) if eta > 0 else {}),
         initial=starts_from(config, stage),
         begin=take_over,
+        whole=told.whole,
+        reads_conversations=told.reads_conversations,
         reads_latents=bool(config.data.latents),
         likely_cause="" if section.initial == "mid_training" else without_mid_training,
         **sampled_in_one_step(config, stage),

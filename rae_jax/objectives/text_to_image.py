@@ -16,6 +16,7 @@ from rae_jax.components.encoders import encoder, tokens_of
 from rae_jax.components.generators import time_shift
 from rae_jax.components.language import adapters, language_model, reader, text_dit, tokenizer
 from rae_jax.components.latent_spaces import by_name, latent_space, stats
+from rae_jax.components.telling import SMALL
 from rae_jax.data.conversations import IGNORED
 from rae_jax.flow.path import interpolate, velocity_target
 from rae_jax.flow.times import sample_times
@@ -25,8 +26,6 @@ from rae_jax.models.text_to_image import Reader, TokenCondition
 from rae_jax.objectives.objective import Batch, Metrics, Objective, single_network, stage_key
 from rae_jax.sampling.generator import shown_samples
 from rae_jax.sampling.prompted import prompted_generator
-
-SMALL = 1e-8  # added to the number of answers, as upstream, whose batches may have none
 
 
 def make(config: ConfigDict, stage: str) -> Objective:

@@ -123,10 +123,10 @@ def make(config: ConfigDict, stage: str) -> Objective:
       ValueError: the network aligns its tokens with those of images, and the batches have none.
     """
     encode, draw, told = latent_encoder(config), training_points(config, stage), condition(config)
-    network, (telling, embed) = velocity_network(config, stage), embedding(config)
-    if telling and config.data.latents:
+    network, (reading, embed) = velocity_network(config, stage), embedding(config)
+    if reading and config.data.latents:
         raise ValueError(f"{stage} is told captions, and data.latents={config.data.latents!r} has none; set it to ''")
-    frozen_parts = encoding_parts(config) | telling
+    frozen_parts = encoding_parts(config) | reading
     losses = velocity_loss(
         network, base_coefficient=config[stage].base_coefficient, alignment_weight=config.flow.alignment_weight
     )
@@ -153,7 +153,7 @@ def make(config: ConfigDict, stage: str) -> Objective:
         key=stage_key(config.seed, stage),
         frozen=frozen_parts,
         reads_latents=bool(config.data.latents),
-        reads_conversations=bool(telling),
+        reads_conversations=bool(reading),
         expected={} if config.stats.weights == IDENTITY else NORMALISED,
         unexpected=(
             "the latents are not normalised. Are the statistics those of this encoder, at this size, of these images? "

@@ -135,6 +135,7 @@ def flow_map_generator(config: ConfigDict, times: Sequence[float]) -> Generator:
       ValueError: the times do not fall from 1 to 0, or a guided flow map does not learn that scale.
     """
     network, path, sampling = flow_map_network(config), flow_map.jump_times(times), config.sampling
+    _, embed = embedding(config)
     guided, largest = config.flow_map.guided, config.flow_map.largest_guidance_scale
     guidance = np.array([sampling.guidance_scale, *sampling.guidance_interval], np.float32)
     if guided and not 1 <= sampling.guidance_scale <= largest:
@@ -146,12 +147,11 @@ def flow_map_generator(config: ConfigDict, times: Sequence[float]) -> Generator:
     def to_latents(
         params: Params, frozen: dict[str, Params], noise: jax.Array, path_keys: jax.Array, asked: Condition
     ) -> jax.Array:
-        del frozen, path_keys  # no other network guides, and the path is not random
-
-        told_too = jnp.broadcast_to(guidance, (noise.shape[0], 3)) if guided else None
+        del path_keys  # the path is not random
+        told, told_too = embed(frozen, asked), jnp.broadcast_to(guidance, (noise.shape[0], 3)) if guided else None
 
         def u(z: jax.Array, r: jax.Array, t: jax.Array) -> jax.Array:
-            return network.apply(params, z, t, asked, r, told_too)
+            return network.apply(params, z, t, told, r, told_too)
 
         return flow_map.sample(u, noise, path)
 

@@ -4,16 +4,14 @@ import functools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from rae_jax.components.component import Params
 from rae_jax.components.generators import time_shift
-from rae_jax.components.language import language_model, reader, text_dit
+from rae_jax.components.language import embedding, text_dit
 from rae_jax.flow import samplers
 from rae_jax.flow.guidance import classifier_free_guidance
 from rae_jax.flow.times import sampling_times
-from rae_jax.models.text_to_image import TokenCondition
 from rae_jax.sampling.generator import Generator, with_noise_and_decoder
 
 SAMPLERS = {"euler": samplers.euler, "heun": samplers.heun, "euler_as_coded": samplers.euler_as_coded}
@@ -27,7 +25,7 @@ def prompted_generator(config: ConfigDict) -> Generator:
     Raises:
       ValueError: unknown sampler or guidance.
     """
-    language, read, dit, sampling = language_model(config), reader(config), text_dit(config), config.sampling
+    (_, embed), dit, sampling = embedding(config), text_dit(config), config.sampling
     if sampling.method not in SAMPLERS:
         raise ValueError(f"sampling.method={sampling.method!r} is not one of {list(SAMPLERS)}, which prompts can have")
     if sampling.guidance != "classifier_free":
@@ -42,16 +40,14 @@ def prompted_generator(config: ConfigDict) -> Generator:
         params: Params, frozen: dict[str, Params], noise: jax.Array, path_keys: jax.Array, asked: Any
     ) -> jax.Array:
         del path_keys  # the path is not random
-        with language.precise():
-            told = TokenCondition(read.asked(frozen, asked["ids"], asked["length"]), asked["dropped"])
+        told = embed(frozen, asked)
         network = functools.partial(dit.apply, params)
 
         def velocity(z: jax.Array, t: jax.Array) -> jax.Array:
             return network(z, t, told)
 
         if guided:
-            null = told._replace(dropped=jnp.ones_like(told.dropped))
-            velocity = classifier_free_guidance(network, told, null, **strength)
+            velocity = classifier_free_guidance(network, told, told.null(), **strength)
         return solve(velocity, noise, times)
 
     return with_noise_and_decoder(config, to_latents)

@@ -8,6 +8,7 @@ from rae_jax.components.catalogue import component, described
 
 CRITICS = {"lpips", "lpips_alexnet", "inception", "discriminator"}
 FLOWS = {"flow", "guide", "mid_training", "flow_map"}
+PROMPTED = {"language_model", "adapters", "text_dit", "mid_training", "flow_map"}
 
 
 @pytest.mark.parametrize(
@@ -17,8 +18,9 @@ FLOWS = {"flow", "guide", "mid_training", "flow_map"}
         (digits.get_config(), CRITICS | FLOWS | {"encoder", "decoder"}),
         (digits_rpiae.get_config(), CRITICS | FLOWS | {"encoder", "decoder", "bridge_encoder", "bridge_decoder"}),
         (digits_rac.get_config(), CRITICS | FLOWS | {"encoder", "decoder", "teacher", "coder", "tuned_coder"}),
+        (digits_text.get_config(), CRITICS | {"encoder", "decoder", *PROMPTED}),
     ],
-    ids=["base", "digits", "digits_rpiae", "digits_rac"],
+    ids=["base", "digits", "digits_rpiae", "digits_rac", "digits_text"],
 )
 def test_every_component_that_a_config_describes_is_built_from_it_and_no_other(config, expected):
     assert set(described(config)) == expected

@@ -35,6 +35,10 @@ def test_samples_that_show_what_was_asked_for_are_all_right_and_swapped_ones_are
     assert json.loads((tmp_path / "scenes.json").read_text())["cell"] == 16
     write_samples(tmp_path / "samples.npz", np.roll(images, 1, axis=0), prompts=texts)
     assert of_samples(tmp_path, judge)["scene_overall"] < 0.5
+    write_samples(tmp_path / "samples_1step.npz", images, prompts=texts)
+    in_one_step = of_samples(tmp_path, judge, "samples_1step")
+    assert {"scene_overall_1step", "scene_overall_unseen_1step", "scene_exact_1step"} <= in_one_step.keys()
+    assert (tmp_path / "samples_1step.jsonl").stat().st_size and all(value == 1.0 for value in in_one_step.values())
     write_samples(tmp_path / "samples.npz", images[:2], prompts=np.array(["a house", ""]))
     assert of_samples(tmp_path, judge) == {}
 
@@ -64,4 +68,8 @@ def test_what_there_is_is_judged_and_nothing_else(judge, tmp_path, monkeypatch):
     write_samples(tmp_path / "samples.npz", images, prompts=np.array([each.text for each in asked]))
     found = scene_results.scene_results(painting, nobody, tmp_path)
     assert found["scene_exact"] == 1.0 and "scene_judge_accuracy" in found and "answers" not in found
+    for name in ("samples_1step", "samples_7step"):  # the second is of another config
+        write_samples(tmp_path / f"{name}.npz", images, prompts=np.array([each.text for each in asked]))
+    found = scene_results.scene_results(painting, nobody, tmp_path)
+    assert "scene_exact_1step" in found and "scene_exact_7step" not in found
     assert scene_results.scene_results(editing, nobody, tmp_path) == {}  # there are no edits

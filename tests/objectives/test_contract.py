@@ -27,9 +27,14 @@ CONFIGS |= {"flow_map/guided": GUIDED}
 CONFIGS |= {stage: digits_rac for stage in ("teacher", "coder", "joint_coder", "tuned_coder", "flow/aligned")}
 CONFIGS |= {stage: digits_rpiae for stage in ("feature_stats", "pivot", "bridge", "specialisation")}
 CONFIGS |= {"text_to_image": digits_text, "mixture": digits_edit}
+PROMPTED = types.SimpleNamespace(get_config=lambda variant: digits_text.get_config(f"{variant}-few_steps"))
+CONFIGS |= {f"{stage}/prompted": PROMPTED for stage in ("mid_training", "flow_map")}
+BY_JVP = types.SimpleNamespace(get_config=PROMPTED.get_config)  # by the exact derivative along its own velocity
+CONFIGS |= {"flow_map/prompted_jvp": BY_JVP}
 STAGES = tuple(CONFIGS)
 TRAINED = tuple(stage for stage in STAGES if "stats" not in stage)
 BATCH = 8
+GUIDANCE_EMBEDDINGS = ("scale_embedding", "t_min_embedding", "t_max_embedding")
 
 
 def config_of(stage: str):
@@ -46,6 +51,8 @@ def config_of(stage: str):
         config.tuned_coder.train.optimizer.learning_rate = 1e-3
     if stage == "flow_map/guided":
         config.flow_map.update(guided=True, largest_guidance_scale=2.0)
+    if stage == "flow_map/prompted_jvp":
+        config.flow_map.update(derivative="jvp", tangent="own", eta=0.5)
     if stage == "tuned_coder":  # the other terms of the coder's loss are those of the stage "coder"
         config.coder.pixel_weight = config.coder.round_trip_weight = 0.0
     if stage.endswith("/in_context"):  # RAEv2: in-context conditions, x-prediction, both heads, REPA, Muon
@@ -190,7 +197,7 @@ def test_every_matrix_has_a_place_in_the_sharding_rules(stage):
     assert not unnamed
 
 
-@pytest.mark.parametrize("stage", ["mid_training", "flow_map"])
+@pytest.mark.parametrize("stage", ["mid_training", "flow_map", "mid_training/prompted", "flow_map/prompted"])
 def test_a_stage_starts_from_the_initial_parameters_average_included(stage):
     objective, fresh, _, batch, _ = prepared(stage)
     initial = {name: random_weights(part) for name, part in objective.initial.items()}
@@ -201,4 +208,5 @@ def test_a_stage_starts_from_the_initial_parameters_average_included(stage):
         for part, values in params.items():
             expected = source.get(part, fresh.params[part])
             jax.tree.map(np.testing.assert_array_equal, values, expected)
-    assert fresh.params.keys() - source.keys() == ({"duration_embedding"} if name == "flow" else set())
+    new = {"flow": {"duration_embedding"}, "text_dit": {"duration_embedding", *GUIDANCE_EMBEDDINGS}}
+    assert fresh.params.keys() - source.keys() == new.get(name, set())
