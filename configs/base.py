@@ -266,6 +266,8 @@ def get_config() -> ConfigDict:
     config.mixture.objective = "mixture_of_transformers"
     config.mixture.tokenizer = ""  # as language_model.tokenizer
     config.mixture.task = "caption"  # or "edit": an image, an instruction, and what it makes of the image
+    # True: a text stands before the given image that it is about, whose tokens then see it. Bagel's comes after.
+    config.mixture.text_first = False
     config.mixture.semantic = False  # given images also as the encoder's tokens, beside their latents
     # A row of a batch has room for so many images to be made, images given, and tokens of text with all markers.
     config.mixture.pack_images = 2

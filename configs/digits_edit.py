@@ -34,6 +34,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.mixture.pack_images = config.mixture.pack_sources = 3
     config.mixture.pack_texts = 76
     config.mixture.source_dropout = 0.1
+    config.mixture.text_first = True  # the source's tokens see the instruction, and can tell whether they are meant
     # Small batches: in equal time twice the steps, each with half the packs, change more cells as told.
     digits.stage(config.mixture.train, steps=5800, batch_size=8, learning_rate=2.5e-3, ema_decay=0.998)
     config.mixture.train.optimizer.name = "muon"

@@ -103,6 +103,7 @@ def rows(config: ConfigDict) -> Rows:
         semantic=section.semantic,
         dropout=dropout,
         labels=section.text_weight > 0,
+        text_first=section.text_first,
     )
 
 
@@ -158,4 +159,5 @@ def given_arguments(config: ConfigDict) -> dict[str, Any]:
         "grid": grid(config),
         "capacity": config.mixture.model.latent_capacity,
         "markers": markers_of(tokenizer(config)),
+        "text_first": config.mixture.text_first,
     }

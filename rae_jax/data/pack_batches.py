@@ -34,7 +34,7 @@ from rae_jax.data.packing import (
     pack,
 )
 from rae_jax.data.tokenizer import Tokenizer
-from rae_jax.data.told_images import Part, ToldImages
+from rae_jax.data.told_images import Part, ToldImages, texts_first
 from rae_jax.models.pack import Places
 
 IMAGES = (CLEAN, NOISED)
@@ -51,6 +51,7 @@ class Rows:
       semantic: whether given images come as semantic tokens too, on the same grid.
       dropout: probability that a droppable item is left out, by its kind.
       labels: whether texts may be such as are to be learnt.
+      text_first: whether texts stand before the given images that they are about, see `told_images.texts_first`.
 
     Raises:
       ValueError: there is no room for an image, or semantic tokens are of no given images.
@@ -63,6 +64,7 @@ class Rows:
     semantic: bool
     dropout: dict[str, float]
     labels: bool = False
+    text_first: bool = False
 
     def __post_init__(self) -> None:
         if self.images < 1 or self.texts < 1:
@@ -152,6 +154,7 @@ class PackBatches(grain.DatasetIterator):
 
     def _plan(self, index: int, rng: np.random.Generator) -> Planned:
         parts = self._source.parts(index, int(rng.integers(2**31)))
+        parts = texts_first(parts) if self._shape.text_first else parts
         items, images = [], []
         for part in parts:
             for item in self._items(part):

@@ -24,7 +24,10 @@ CATEGORIES = {
 }
 PARTIAL = 0.25  # of the captions to learn from, those that leave something open
 DESCRIBED = 0.25  # of the conversations to learn from, those that ask for all of a scene
+BRIEF = 0.5  # of the edits to learn from, those that name a digit without its colour where that is enough
 OPENINGS = ("", "", "a picture of ", "draw ")
+
+Naming = Callable[[Item, Scene], str]  # how an instruction names an item of a scene
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,19 +182,24 @@ def questions_to_learn(items: Scene, random: np.random.RandomState, chance: floa
     return list(dict.fromkeys(question(items, random) for _ in range(most)))
 
 
-def edit(items: Scene, random: np.random.RandomState) -> Edit:
-    """A change of a scene at random that can be seen: one of `EDITS`; a third are two that follow each other."""
+def edit(items: Scene, random: np.random.RandomState, *, brief: bool = False) -> Edit:
+    """A change of a scene at random that can be seen: one of `EDITS`; a third are two that follow each other.
+
+    Args:
+      brief: an instruction does not tell the colour of a digit that is there once, so that its shape has to be known.
+    """
+    the = _the_digit if brief else _the
     if random.randint(3):
-        return _single(items, random)
+        return _single(items, random, the)
     while True:
-        first = _single(items, random)
-        second = _single(first.target, random)
+        first = _single(items, random, the)
+        second = _single(first.target, random, the)
         if described(second.target) != described(items):
             joint = _choice(random, (", then ", " and then "))
             return Edit("chain", first.instruction + joint + second.instruction, second.target)
 
 
-def _single(items: Scene, random: np.random.RandomState) -> Edit:
+def _single(items: Scene, random: np.random.RandomState, the: Naming) -> Edit:
     impossible = {"add", "move"} if len(items) == len(CELLS) else set()
     if len(items) == 1:
         impossible |= {"remove", "swap"}
@@ -199,7 +207,7 @@ def _single(items: Scene, random: np.random.RandomState) -> Edit:
         impossible |= {"swap"}
     possible = [kind for kind in _SINGLE if kind not in impossible]
     kind = _choice(random, possible)
-    instruction, target = _SINGLE[kind](items, random)
+    instruction, target = _SINGLE[kind](items, random, the)
     return Edit(kind, instruction, scene(target))
 
 
@@ -207,6 +215,12 @@ def _the(item: Item, items: Scene) -> str:
     """An item of a scene by its digit and colour, and by its place where others are like it."""
     alike = sum(other.pair == item.pair for other in items) > 1
     return f"the {_noun(item)}" + f" at the {PLACES[item.cell]}" * alike
+
+
+def _the_digit(item: Item, items: Scene) -> str:
+    """An item by its digit alone, where that is enough."""
+    alone = sum(other.digit == item.digit for other in items) == 1
+    return f"the {NUMBERS[item.digit]}" if alone else _the(item, items)
 
 
 def _others(items: Scene, *but: Item) -> list[Item]:
@@ -217,50 +231,50 @@ def _empty_cell(items: Scene, random: np.random.RandomState) -> tuple[int, int]:
     return _choice(random, [cell for cell in CELLS if cell not in {item.cell for item in items}])
 
 
-def _recolour(items: Scene, random: np.random.RandomState) -> tuple[str, list[Item]]:
+def _recolour(items: Scene, random: np.random.RandomState, the: Naming) -> tuple[str, list[Item]]:
     item = _choice(random, items)
     colours = [c for c in COLOURS if c != item.colour and (item.digit, c) in SEEN_PAIRS]
     new = dataclasses.replace(item, colour=_choice(random, colours))
-    what = _the(item, items)
+    what = the(item, items)
     return _choice(random, (f"make {what} {new.colour}", f"paint {what} {new.colour}")), [*_others(items, item), new]
 
 
-def _replace(items: Scene, random: np.random.RandomState) -> tuple[str, list[Item]]:
+def _replace(items: Scene, random: np.random.RandomState, the: Naming) -> tuple[str, list[Item]]:
     item = _choice(random, items)
     new = _new(item.cell, random, but=item.pair)
-    what = _the(item, items)
+    what = the(item, items)
     ways = (f"replace {what} with {_a(_noun(new))}", f"turn {what} into {_a(_noun(new))}")
     return _choice(random, ways), [*_others(items, item), new]
 
 
-def _remove(items: Scene, random: np.random.RandomState) -> tuple[str, list[Item]]:
+def _remove(items: Scene, random: np.random.RandomState, the: Naming) -> tuple[str, list[Item]]:
     item = _choice(random, items)
-    what = _the(item, items)
+    what = the(item, items)
     return _choice(random, (f"remove {what}", f"take away {what}")), _others(items, item)
 
 
-def _add(items: Scene, random: np.random.RandomState) -> tuple[str, list[Item]]:
+def _add(items: Scene, random: np.random.RandomState, the: Naming) -> tuple[str, list[Item]]:
     new = _new(_empty_cell(items, random), random)
     what = _placed(new)
     return _choice(random, (f"add {what}", f"put {what}")), [*items, new]
 
 
-def _move(items: Scene, random: np.random.RandomState) -> tuple[str, list[Item]]:
+def _move(items: Scene, random: np.random.RandomState, the: Naming) -> tuple[str, list[Item]]:
     item = _choice(random, items)
     row, column = _empty_cell(items, random)
     where = PLACES[row, column]
     moved = dataclasses.replace(item, row=row, column=column)
-    return f"move {_the(item, items)} to the {where}", [*_others(items, item), moved]
+    return f"move {the(item, items)} to the {where}", [*_others(items, item), moved]
 
 
-def _swap(items: Scene, random: np.random.RandomState) -> tuple[str, list[Item]]:
+def _swap(items: Scene, random: np.random.RandomState, the: Naming) -> tuple[str, list[Item]]:
     first = _choice(random, items)
     second = _choice(random, [item for item in items if item.pair != first.pair])
     moved = [
         dataclasses.replace(first, row=second.row, column=second.column),
         dataclasses.replace(second, row=first.row, column=first.column),
     ]
-    return f"swap {_the(first, items)} and {_the(second, items)}", [*_others(items, first, second), *moved]
+    return f"swap {the(first, items)} and {the(second, items)}", [*_others(items, first, second), *moved]
 
 
 def _new(cell: tuple[int, int], random: np.random.RandomState, but: tuple[int, str] | None = None) -> Item:
@@ -268,7 +282,7 @@ def _new(cell: tuple[int, int], random: np.random.RandomState, but: tuple[int, s
     return Item(*pair, *cell, glyph=int(random.randint(2**16)))
 
 
-_SINGLE: dict[str, Callable[[Scene, np.random.RandomState], tuple[str, list[Item]]]] = {
+_SINGLE: dict[str, Callable[[Scene, np.random.RandomState, Naming], tuple[str, list[Item]]]] = {
     "recolour": _recolour,
     "replace": _replace,
     "remove": _remove,

@@ -1,10 +1,12 @@
 """Images with something said of them: captions, and instructions with what they make of an image.
 
-An *example* is a list of `Part`s in the order in which a model reads them: given images, texts, images to be made.
+An *example* is a list of `Part`s in the order in which a model reads them: given images, texts, images to be made; or
+texts first, see `texts_first`.
 
 scenes        captions and edits of the laptop's scenes (`scenes.py`), drawn anew for every epoch
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -68,6 +70,15 @@ def edited(images: Sequence[Any], instructions: Sequence[str]) -> list[Part]:
     return parts
 
 
+def texts_first(parts: Sequence[Part]) -> list[Part]:
+    """Each text that is given before the given image right before it, so that the tokens of the image see the text."""
+    turned = list(parts)
+    for i, (image, text) in enumerate(itertools.pairwise(parts)):
+        if image.kind == "clean" and text.kind == "text" and not text.loss:
+            turned[i : i + 2] = text, image
+    return turned
+
+
 def answered(image: Any, question: str, answer: str) -> list[Part]:
     """A question about an image, and the answer, which is to be learnt."""
     given = [Part("clean", image=image, droppable=False), Part("text", text=question, droppable=False)]
@@ -104,12 +115,13 @@ class ToldScenes:
         return edited([items, edit.target], [edit.instruction])
 
     def edit(self, index: int, draw: int) -> tuple[scenes.Scene, scene_words.Edit]:
-        """The scene and the change of it that `parts` tells."""
-        items = self._source.scene(index)
+        """The scene and the change of it that `parts` tells: of a training scene, often briefly."""
+        items, learnt = self._source.scene(index), self._source.split == "train"
         random = self._random(index, draw)
+        brief = learnt and scenes.randomness("brief", index, draw).random_sample() < scene_words.BRIEF
         while True:
-            edit = scene_words.edit(items, random)
-            if self._source.split == "test" or scenes.seen(edit.target):
+            edit = scene_words.edit(items, random, brief=brief)
+            if not learnt or scenes.seen(edit.target):
                 return items, edit
 
     @staticmethod

@@ -372,6 +372,19 @@ def _check_weights(config: ConfigDict) -> None:
             component(config, name).check(weights)
             if "stats" in name:
                 _check_measured_here(config, name, weights)
+            if name == "mixture":
+                _check_order(config, weights)
+
+
+def _check_order(config: ConfigDict, weights: str) -> None:
+    """Raises ValueError if a run has left the mixture at `weights` that read texts and images in the other order."""
+    theirs = read_weights(weights)[0].get("config") if is_weights(weights) else None
+    ours = config.mixture.text_first
+    if theirs and (text_first := theirs["mixture"].get("text_first", False)) != ours:
+        raise ValueError(
+            f"mixture.text_first={ours}, but mixture.weights={weights!r} have learnt edits with text_first="
+            f"{text_first}; set it to that"
+        )
 
 
 def _check_measured_here(config: ConfigDict, name: str, weights: str) -> None:

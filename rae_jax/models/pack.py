@@ -76,7 +76,7 @@ class Run(NamedTuple):
 
     Attributes:
       mode: one of `MODES`.
-      room: tokens that it has room for.
+      room: tokens that it has room for; of a given image that is not there but moves on what follows, none.
       count: `[B]`, how many there are in each row; 0: the split is not there, and nothing knows of it.
     """
 

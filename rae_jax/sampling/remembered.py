@@ -63,6 +63,7 @@ def rows_of(
     source: jax.Array | None = None,
     semantic: jax.Array | None = None,
     shown: bool = True,
+    text_first: bool = False,
 ) -> tuple[Given, Wanted]:
     """What is given and wanted in rows of one image to be made each, on a square grid.
 
@@ -74,12 +75,17 @@ def rows_of(
       source: latents `[B, N, C]` of given images; none are given by default.
       semantic: `[B, N, S]`, the same as semantic tokens, whose table of positions is of the grid's own size.
       shown: whether the given images are; without, nothing knows of them.
+      text_first: whether they see the text, which else sees them.
     """
     batch, image = ids.shape[0], grid**2 + 2
     whole = jnp.full(batch, image)
-    given = [values for values in (source, semantic) if values is not None] if shown else []
-    runs = [Run("full", image, whole) for _ in given]
-    *seen, text, noised = placed([*runs, Run("causal", ids.shape[1], length), Run("noise", image, whole)])
+    given = [values for values in (source, semantic) if values is not None]
+    # What is not shown moves on what follows all the same, as what is dropped does in training.
+    runs = [Run("full", image if shown else 0, whole) for _ in given]
+    text, made = Run("causal", ids.shape[1], length), Run("noise", image, whole)
+    *seen, noised = placed([text, *runs, made] if text_first else [*runs, text, made])
+    text = seen.pop(0 if text_first else -1)
+    seen, given = (seen, given) if shown else ([], [])
 
     def part(places: Places, begin: int, end: int, step: int = 1) -> Places:
         return Places(*(field[:, begin:end:step] for field in places))

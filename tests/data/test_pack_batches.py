@@ -7,7 +7,7 @@ from rae_jax.data.pack_batches import PackBatches, Rows, markers_of, shapes
 from rae_jax.data.packing import QWEN, Markers
 from rae_jax.data.scenes import SceneSource, render
 from rae_jax.data.tokenizer import open_tokenizer
-from rae_jax.data.told_images import ToldScenes, captioned, edited
+from rae_jax.data.told_images import ToldScenes, answered, captioned, edited, texts_first
 from rae_jax.models.pack import Places, visible
 
 NOTHING = {"text": 0.0, "clean": 0.0, "semantic": 0.0}
@@ -125,6 +125,23 @@ def test_chains_alternate_and_mistakes_are_named():
         Rows(2, 1, 0, 20, True, NOTHING)
     with pytest.raises(ValueError, match="told by one of"):
         ToldScenes(SCENES, "song")
+
+
+def test_texts_may_stand_before_the_images_that_they_are_about():
+    def order(parts):
+        return [part.image or part.text for part in texts_first(parts)]
+
+    assert order(edited(["a", "b", "c"], ["one", "two"])) == ["one", "a", "b", "two", "b", "c"]
+    assert order(answered("a", "what?", "that")) == ["what?", "a", "that"]
+    assert order(captioned("words", "a")) == ["words", "a"]
+    for text_first in (False, True):
+        (batch,) = take(batches(Rows(2, 1, 1, 190, False, NOTHING, text_first=text_first)), 1)
+        text, source, target = (Places(*batch[f"{kind}_places"][0].T) for kind in ("text", "clean", "noised"))
+        words = (text.sample == source.sample[0]) & (batch["text_ids"][0] < 256)  # bytes, no markers
+        assert words.sum() > 8
+        assert np.all(visible(source, text)[:, words] == text_first)
+        assert np.all(visible(text, source)[words] != text_first)
+        assert np.all(visible(target, text)[:, words]) and np.all(visible(target, source))
 
 
 def test_qwens_own_markers_are_used_with_its_vocabulary():

@@ -12,6 +12,7 @@ from rae_jax.data.scene_tokens import scene_tokenizer
 from rae_jax.data.scene_words import CATEGORIES, EDITS, NUMBERS, PLACES
 from rae_jax.data.scenes import CELL, CELLS, COLOURS, Item, SceneSource, described, randomness
 from rae_jax.data.sources import open_source
+from rae_jax.data.told_images import ToldScenes
 
 TEST_SCENES = [SceneSource("test").scene(i) for i in range(200)]
 NOUN = re.compile(rf"\b({'|'.join(COLOURS)}) ({'|'.join(NUMBERS)})\b(?: at the ({'|'.join(PLACES.values())}))?")
@@ -191,3 +192,31 @@ def test_edits_change_what_they_say_and_nothing_else():
             meant = [x for x in meant if PLACES[x.cell] == place] if len(meant) > 1 else meant
             assert len(meant) == 1 and meant[0].cell in changed, edit
     assert kinds == set(EDITS)
+
+
+def test_brief_instructions_name_a_digit_without_its_colour_where_that_is_enough():
+    found = set()
+    for i, items in enumerate(TEST_SCENES):
+        edit, brief = (scene_words.edit(items, randomness(i), brief=brief) for brief in (False, True))
+        assert (edit.kind, edit.target) == (brief.kind, brief.target)
+        named = re.compile(rf"the (?:({'|'.join(COLOURS)}) )?({'|'.join(NUMBERS)})\b")
+        assert named.sub(r"the \2", edit.instruction) == named.sub(r"the \2", brief.instruction)
+        if edit.kind != "chain":  # whose second names what the first has left
+            for colour, noun in named.findall(brief.instruction):
+                alone = sum(x.digit == NUMBERS.index(noun) for x in items) == 1
+                assert alone == (not colour), (brief, items)
+                found.add((edit.kind, alone))
+    kinds = ("recolour", "replace", "remove", "move", "swap")
+    assert found == {(kind, alone) for kind in kinds for alone in (True, False)}
+
+
+def test_half_of_the_edits_to_learn_from_are_told_briefly_and_none_that_are_judged():
+    for split, share in (("train", scene_words.BRIEF), ("test", 0.0)):
+        source = SceneSource(split)
+        told, found = ToldScenes(source, "edit"), []
+        for i in range(600):
+            items, edit = told.edit(i, 0)
+            alone = edit.kind == "remove" and sum(x.digit == y.digit for x in items for y in items) == len(items)
+            if alone:
+                found.append(not any(colour in edit.instruction for colour in COLOURS))
+        assert len(found) > 20 and abs(np.mean(found) - share) <= (0.25 if share else 0)

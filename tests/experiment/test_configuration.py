@@ -1,3 +1,4 @@
+import contextlib
 import importlib
 import json
 import re
@@ -9,8 +10,9 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 from PIL import Image
+from random_params import random_values
 
-from configs import architectures, base, digits, digits_rpiae, dith_xl, released
+from configs import architectures, base, digits, digits_edit, digits_rpiae, dith_xl, released
 from rae_jax.components.catalogue import CATALOGUE, component, trained_by
 from rae_jax.components.latent_spaces import latent_space
 from rae_jax.experiment.configuration import check, resolved
@@ -391,3 +393,18 @@ def test_statistics_that_a_run_measured_of_another_encoder_are_refused(tmp_path)
 
 def checked(config):
     check(config, file="test.py", num_devices=1)
+
+
+def test_a_mixture_is_not_taken_from_a_run_that_read_instructions_in_the_other_order(tmp_path):
+    config = digits_edit.get_config("tiny")
+    config.stages, config.mixture.weights = (), str(tmp_path / "mixture")
+    config.update({name: {"weights": "random"} for name in ("encoder", "decoder")} | {"stats": {"weights": "identity"}})
+    params = random_values(component(config, "mixture").structure())
+    for text_first, message in ((True, None), (False, r"mixture\.text_first=True, but .* with text_first=False")):
+        remembered = json.loads(config.to_json_best_effort())
+        remembered["mixture"]["text_first"] = text_first
+        if not text_first:
+            del remembered["mixture"]["text_first"]  # a run of before there was a choice
+        save_weights(tmp_path / "mixture", params, {"component": "mixture", "config": remembered})
+        with pytest.raises(ConfigError, match=message) if message else contextlib.nullcontext():
+            checked(config)

@@ -28,11 +28,18 @@ def config_of(task):
     return config
 
 
-@pytest.mark.parametrize("task", ["caption", "edit"])
-def test_the_sampler_shows_the_network_what_training_has_shown_it(task):
+EDITS = [("edit", text_first, dropped) for text_first in (False, True) for dropped in ("", "text", "source")]
+
+
+@pytest.mark.parametrize(("task", "text_first", "dropped"), [("caption", False, ""), *EDITS])
+def test_the_sampler_shows_the_network_what_training_has_shown_it(task, text_first, dropped):
     config, source = config_of(task), SceneSource("train")
+    config.mixture.text_first = text_first
     with contextlib.closing(pack_batches(config, "mixture", source)) as batches:
         planned = [batches._planned(position) for position in range(2)]
+    if dropped:
+        config.mixture[f"{dropped}_dropout"] = 1.0
+    with contextlib.closing(pack_batches(config, "mixture", source)) as batches:
         batch = next(batches)
     part, rng = mixture(config), np.random.default_rng(0)
     tokens, channels = 16, part.module.latent_channels
@@ -50,7 +57,7 @@ def test_the_sampler_shows_the_network_what_training_has_shown_it(task):
     given = images("clean", clean, jnp.zeros(2)) if task == "edit" else None
     params = random_params(part.module, texts, noised, given, std=0.2)
 
-    words = [each.splits[-2].item.ids for each in planned]  # before the image to be made
+    words = [next(split.item.ids for split in each.splits if split.item.kind == "text") for each in planned]
     spoken = [tokenizer(config).decode(ids) for ids in words]
     assert len(set(spoken)) == 2 and all(len(text) > 8 for text in spoken)
     requests = [Request(text, np.zeros((32, 32, 3), np.uint8)) for text in spoken]
@@ -59,8 +66,13 @@ def test_the_sampler_shows_the_network_what_training_has_shown_it(task):
     @jax.jit
     def both(params):
         trained = part.apply(params, texts, noised, given)[0]
+        length = asked["length"] * (dropped != "text")
         rows = rows_of(
-            asked["ids"], asked["length"], source=clean if task == "edit" else None, **given_arguments(config)
+            asked["ids"],
+            length,
+            source=clean if task == "edit" else None,
+            shown=dropped != "source",
+            **given_arguments(config),
         )
         return trained, remembering(part, params, *rows)(z, t)
 
