@@ -30,7 +30,7 @@ def get_config(variant: str = "") -> ConfigDict:
         vocabulary=448, width=128, depth=4, num_heads=4, num_kv_heads=4, head_dim=32, hidden=384, latent_capacity=4,
         wide_head=True, head_width=128, head_depth=1, head_num_heads=4,  # or noise and source share the 128 channels
     )  # fmt: skip
-    # An instruction has 18 tokens on average and 38 at the most; three fit beside each other, mostly.
+    # An instruction has 17 tokens on average and 39 at the most; three fit beside each other, mostly.
     config.mixture.pack_images = config.mixture.pack_sources = 3
     config.mixture.pack_texts = 76
     config.mixture.source_dropout = 0.1
