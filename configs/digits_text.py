@@ -131,11 +131,9 @@ def few_steps(config: ConfigDict) -> None:
     config.mid_training.pairs = 16
     stage(config.mid_training.train, steps=300, batch_size=16, learning_rate=2e-3, ema_decay=0.99)
     config.flow_map.unequal_share = 0.75
-    # With 2e-3, as on digits alone, for twice the steps, fewer prompts are painted in one step.
+    # With 2e-3 for twice the steps fewer prompts are painted in one step.
     stage(config.flow_map.train, steps=600, batch_size=32, learning_rate=3e-4, ema_decay=0.995)
     config.flow_map.train.max_gradient_norm = 1e4
-    for name in ("mid_training", "flow_map"):
-        config[name].train.transform = "resize"  # a caption says where things are
 
 
 def shrink(config: ConfigDict) -> None:

@@ -8,10 +8,11 @@
 Nobody has published it. The teacher is the DiT of `configs/t2i_qwen1_5b_dit2_4b.py`, with its language model and
 adapters, all three frozen; a released checkpoint holds them in one file. The flow map is the same network with the
 length of the interval and a guidance scale with its interval as inputs (iMF), so that one pass of it is a sample of any
-`sampling.guidance_scale`: 1 here, as in the published script. Batches are of conversations, of which only images that
-answer count. Numbers are MF-RAE's at 256 pixels (`configs/mf_rae_cmt_256.py`, `configs/mf_rae_mfd_256.py`). Words after
-the colon, joined by hyphens, are the stages: `cmt`, `mfd`; both without a word. Nothing of it has been run at full
-size; `configs/digits_text.py:few_steps` is the same on a laptop.
+`sampling.guidance_scale` from 1, as in the published script and here, to 8. Batches are of conversations, of which only
+images that answer count. Numbers are MF-RAE's at 256 pixels (`configs/mf_rae_cmt_256.py`, `configs/mf_rae_mfd_256.py`).
+Words after the colon, joined by hyphens, are the stages: `cmt`, `mfd`; both without a word. `mfd` alone needs
+`--config.mid_training.weights`. Nothing of it has been run at full size; `configs/digits_text.py:few_steps` is the same
+on a laptop.
 """
 
 from ml_collections import ConfigDict

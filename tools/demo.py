@@ -87,6 +87,7 @@ class Session:
         self._generation = functools.lru_cache(KEPT)(self._with_guidance)  # compiled programs among others
         self._editing = functools.lru_cache(KEPT)(self._mixture)
         sampling, told = self.config.sampling, self.config.flow_map
+        # One slider for all numbers of steps: no further than a guided flow map has learnt.
         self.guidance = (GUIDANCE[0], min(GUIDANCE[1], told.largest_guidance_scale) if told.guided else GUIDANCE[1])
         if self._mixes:
             self._editing(self.config.mixture.task, sampling.num_steps, 1.0, 1.0).require_weights()

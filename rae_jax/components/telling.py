@@ -26,11 +26,11 @@ class Telling(NamedTuple):
 
     Attributes:
       parts: the frozen components that it takes.
-      seen: `(their parameters, batch) -> ` the batch that the others take, with its "image" as uint8 `[n, H, W, 3]`.
+      seen: `(their parameters, batch) -> ` the batch that the others take; what it has of images has n rows.
       condition: `(their parameters, batch seen) -> condition` of n rows.
       null: `condition -> as many nulls`.
       whole: the batch with what its parts have to know of all of it, for `objective.single_network`.
-      shares: what each image counts for, 1, or `[n]` with the mean 1; all zeros where no image answers.
+      shares: what each image counts for, 1, or `[n]` with the mean 1 over the whole batch; zeros where none answers.
       reads_conversations: whether batches are of conversations.
     """
 
@@ -66,6 +66,7 @@ def _of_conversations(config: ConfigDict) -> Telling:
     def seen(frozen: dict[str, Params], batch: Batch) -> Batch:
         images = batch["image"].reshape(-1, *batch["image"].shape[2:])
         features = encode(frozen["encoder"], images.astype(jnp.float32) / 255.0)
+        # Tokens that are the latents need not be made again.
         return batch | {"image": images, "features": features} | ({"latent": features} if tokens_are_latents else {})
 
     def of_batch(frozen: dict[str, Params], batch: Batch) -> TokenCondition:

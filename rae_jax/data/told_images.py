@@ -71,7 +71,7 @@ def edited(images: Sequence[Any], instructions: Sequence[str]) -> list[Part]:
 
 
 def texts_first(parts: Sequence[Part]) -> list[Part]:
-    """Each text that is given before the given image right before it, so that the tokens of the image see the text."""
+    """The parts with each given text moved before the one given image that precedes it, whose tokens then see it."""
     turned = list(parts)
     for i, (image, text) in enumerate(itertools.pairwise(parts)):
         if image.kind == "clean" and text.kind == "text" and not text.loss:

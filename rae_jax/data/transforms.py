@@ -37,6 +37,11 @@ class Transform:
     fixed: tuple[FixedStep, ...] = ()
     random: tuple[RandomStep, ...] = ()
 
+    @property
+    def flips(self) -> bool:
+        """Whether images are mirrored at random."""
+        return random_flip in self.random
+
     def __call__(self, image: np.ndarray, rng: np.random.Generator | None = None) -> np.ndarray:
         """uint8 `[H, W, 3]` to uint8 `[S, S, 3]`; `rng` is needed only where there are random steps."""
         image = without_ends(image)

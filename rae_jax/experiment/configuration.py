@@ -20,7 +20,7 @@ from rae_jax.components.language import embedding, layout, speaks
 from rae_jax.components.latent_spaces import IDENTITY, latent_space
 from rae_jax.data import conversation_batches, pack_batches
 from rae_jax.data.sources import count_classes, count_images
-from rae_jax.data.transforms import transform, without_flip
+from rae_jax.data.transforms import transform
 from rae_jax.experiment import latent_cache
 from rae_jax.experiment.weights import WORKDIR
 from rae_jax.experiment.workdir import ConfigError, begun, progress
@@ -204,7 +204,8 @@ def _check(config: ConfigDict, *, file: str, num_devices: int, weights: bool) ->
             objective = trace(config, stage)
         except ValueError as error:
             refuse(f"{stage}: {error}")
-        if objective.reads_conversations and without_flip(config[stage].train.transform)[1]:
+        flips = transform(config[stage].train.transform, config.data.image_size).flips
+        if objective.reads_conversations and flips:
             refuse(f"{stage}.train.transform={config[stage].train.transform!r} mirrors images, of which words may tell "
                    "left and right; use 'resize' or 'center_crop'")  # fmt: skip
         if objective.reads_latents:
@@ -302,12 +303,17 @@ def _check_sampling(config: ConfigDict, available: set[str]) -> None:
 
 
 def _check_guided_flow_map(config: ConfigDict) -> None:
-    """Raises ValueError if a guided flow map would learn from what nobody trains: a network that is told nothing."""
-    if not config.flow_map.guided or not {"mid_training", "flow_map"} & set(config.stages):
+    """Raises ValueError if a guided flow map would learn from a null condition that is never trained."""
+    stages = set(config.stages)
+    if not config.flow_map.guided:
         return
-    stage, field = ("text_to_image", "condition_dropout") if speaks(config) else ("flow", "label_dropout")
-    needed = {stage: field} if stage in config.stages else {}
-    if "flow_map" in config.stages and config.flow_map.eta < 1:
+    teacher, stage, field = (
+        ("text_dit", "text_to_image", "condition_dropout") if speaks(config) else ("flow", "flow", "label_dropout")
+    )
+    taught = "mid_training" in stages or ("flow_map" in stages and config.flow_map.eta > 0)
+    trained = stage in stages and teacher in trained_components(config, stage)
+    needed = {stage: field} if taught and trained else {}
+    if "flow_map" in stages and config.flow_map.eta < 1:
         needed["flow_map"] = "label_dropout"
     for stage, field in needed.items():
         if config[stage][field] <= 0:
@@ -377,13 +383,13 @@ def _check_weights(config: ConfigDict) -> None:
 
 
 def _check_order(config: ConfigDict, weights: str) -> None:
-    """Raises ValueError if a run has left the mixture at `weights` that read texts and images in the other order."""
-    theirs = read_weights(weights)[0].get("config") if is_weights(weights) else None
-    ours = config.mixture.text_first
-    if theirs and (text_first := theirs["mixture"].get("text_first", False)) != ours:
+    """Raises ValueError if the mixture at `weights` has learnt instructions and their images in the other order."""
+    theirs = (read_weights(weights)[0].get("config") or {}).get("mixture", {}) if is_weights(weights) else {}
+    theirs_first, ours = theirs.get("text_first", False), config.mixture.text_first
+    if theirs.get("task") == "edit" and theirs_first != ours:
         raise ValueError(
             f"mixture.text_first={ours}, but mixture.weights={weights!r} have learnt edits with text_first="
-            f"{text_first}; set it to that"
+            f"{theirs_first}; set it to that"
         )
 
 

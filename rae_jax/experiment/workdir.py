@@ -32,6 +32,8 @@ MAY_CHANGE_IN_TRAIN = (
     "profile_step", "best_metric", "evaluate_every", "evaluation_images", "max_skipped_steps", "batch_size",
     "gradient_accumulation",
 )  # fmt: skip
+# Fields that a run may have begun without, and what it did then.
+FORMERLY = {"mixture.text_first": False}
 OF_TIME = {name for units in DURATIONS for name in units}  # in whatever part of a stage
 
 
@@ -141,7 +143,8 @@ def remember(config: ConfigDict, workdir: Path, *, file: str, write: bool) -> tu
         if isinstance(section, dict) and section.get("weights") and _made_here(section["weights"], workdir):
             section["weights"] = kept.get(name, {}).get("weights", "")
     if kept:
-        before, now = _flat(kept), _flat(plain)
+        now = _flat(plain)
+        before = {name: value for name, value in FORMERLY.items() if name in now} | _flat(kept)
         differing = [name for name in sorted(before.keys() & now.keys()) if before[name] != now[name]]
         if refused := [name for name in differing if not _may_change(name)]:
             raise ConfigError(

@@ -5,7 +5,7 @@ and `z_j` at the earlier `t_j < t_i`, the mean velocity is known, and the flow m
 
     || u(z_i, t_j, t_i) - (z_i - z_j) / (t_i - t_j) ||^2
 
-Points are counted from the clean end, so that i > j. The stage needs noise, conditions and a teacher, no images. If the
+Points are counted from the clean end, so that i > j. The stage learns from noise, conditions and a teacher. If the
 flow map is guided, as `objectives/meanflow.py` has it, each trajectory has a scale and an interval of its own, with
 which the teacher's velocity is guided.
 """

@@ -395,14 +395,29 @@ def checked(config):
     check(config, file="test.py", num_devices=1)
 
 
+def test_a_run_of_before_there_was_an_order_of_texts_and_images_has_the_former_one(tmp_path):
+    config = digits_edit.get_config("tiny")
+    remember(config, tmp_path, file="configs/x.py", write=True)
+    (tmp_path / "mixture").mkdir()
+    (tmp_path / "mixture" / "finished.json").write_text("{}")
+    kept = json.loads((tmp_path / "config.json").read_text())
+    del kept["mixture"]["text_first"]
+    (tmp_path / "config.json").write_text(json.dumps(kept))
+    with pytest.raises(ConfigError, match=r"mixture\.text_first: False there, True now"):
+        remember(config, tmp_path, file="configs/x.py", write=True)
+    config.mixture.text_first = False
+    assert remember(config, tmp_path, file="configs/x.py", write=True)[1] == []
+
+
 def test_a_mixture_is_not_taken_from_a_run_that_read_instructions_in_the_other_order(tmp_path):
     config = digits_edit.get_config("tiny")
     config.stages, config.mixture.weights = (), str(tmp_path / "mixture")
     config.update({name: {"weights": "random"} for name in ("encoder", "decoder")} | {"stats": {"weights": "identity"}})
     params = random_values(component(config, "mixture").structure())
-    for text_first, message in ((True, None), (False, r"mixture\.text_first=True, but .* with text_first=False")):
+    refused = r"mixture\.text_first=True, but .* with text_first=False"
+    for text_first, task, message in ((True, "edit", None), (False, "edit", refused), (False, "caption", None)):
         remembered = json.loads(config.to_json_best_effort())
-        remembered["mixture"]["text_first"] = text_first
+        remembered["mixture"] |= {"text_first": text_first, "task": task}
         if not text_first:
             del remembered["mixture"]["text_first"]  # a run of before there was a choice
         save_weights(tmp_path / "mixture", params, {"component": "mixture", "config": remembered})

@@ -153,6 +153,7 @@ def test_at_full_size_the_released_dit_is_distilled_as_mf_rae_does():
     [
         ({"data__latents": "DIR"}, "flow_map is told prompts, and data.latents='DIR' has none"),
         ({"flow_map__train__transform": "center_crop_flip"}, "mirrors images, of which words may tell left and right"),
+        ({"flow_map__train__transform": "random_resized_crop"}, r"configs/x.py: flow_map\.train\.transform=.* mirrors"),
         ({"text_to_image__condition_dropout": 0.0, "sampling__guidance_scale": 1.0}, "never trains the null condition"),
         ({"flow_map__label_dropout": 0.0, "flow_map__eta": 0.5}, r"flow_map\.label_dropout=0\.0 never trains"),
         ({"sampling__guidance_scale": 5.0}, "the flow map learns scales from 1 to flow_map.largest_guidance_scale=4.0"),
@@ -168,6 +169,12 @@ def test_what_a_flow_map_of_prompts_cannot_learn_is_refused(changes, message):
         section[field] = value
     with pytest.raises(ConfigError, match=message):
         check(config, file="configs/x.py", num_devices=1)
+
+
+def test_a_crop_is_no_flip():
+    config = config_of()
+    config.flow_map.train.transform = "random_crop"
+    check(config, file="configs/x.py", num_devices=1)
 
 
 def test_words_that_exclude_each_other_are_named():

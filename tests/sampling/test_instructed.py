@@ -29,12 +29,16 @@ def config_of(task):
 
 
 EDITS = [("edit", text_first, dropped) for text_first in (False, True) for dropped in ("", "text", "source")]
+SEMANTIC = [("semantic", text_first, dropped) for text_first in (False, True) for dropped in ("", "source")]
 
 
-@pytest.mark.parametrize(("task", "text_first", "dropped"), [("caption", False, ""), *EDITS])
+@pytest.mark.parametrize(("task", "text_first", "dropped"), [("caption", False, ""), *EDITS, *SEMANTIC])
 def test_the_sampler_shows_the_network_what_training_has_shown_it(task, text_first, dropped):
+    semantic, task = task == "semantic", "caption" if task == "caption" else "edit"
     config, source = config_of(task), SceneSource("train")
-    config.mixture.text_first = text_first
+    config.mixture.text_first, config.mixture.semantic = text_first, semantic
+    config.mixture.semantic_dropout = float(semantic and dropped == "source")
+    config.mixture.pack_texts += 2
     with contextlib.closing(pack_batches(config, "mixture", source)) as batches:
         planned = [batches._planned(position) for position in range(2)]
     if dropped:
@@ -55,7 +59,9 @@ def test_the_sampler_shows_the_network_what_training_has_shown_it(task, text_fir
     texts = Texts(batch["text_ids"], places("text"))
     noised = images("noised", z, t)
     given = images("clean", clean, jnp.zeros(2)) if task == "edit" else None
-    params = random_params(part.module, texts, noised, given, std=0.2)
+    features = rng.normal(size=(2, tokens, part.module.semantic_channels)).astype(np.float32) if semantic else None
+    seen = Images(features, position, places("semantic")) if semantic else None
+    params = random_params(part.module, texts, noised, given, seen, std=0.2)
 
     words = [next(split.item.ids for split in each.splits if split.item.kind == "text") for each in planned]
     spoken = [tokenizer(config).decode(ids) for ids in words]
@@ -65,12 +71,13 @@ def test_the_sampler_shows_the_network_what_training_has_shown_it(task, text_fir
 
     @jax.jit
     def both(params):
-        trained = part.apply(params, texts, noised, given)[0]
+        trained = part.apply(params, texts, noised, given, seen)[0]
         length = asked["length"] * (dropped != "text")
         rows = rows_of(
             asked["ids"],
             length,
             source=clean if task == "edit" else None,
+            semantic=features,
             shown=dropped != "source",
             **given_arguments(config),
         )
