@@ -35,7 +35,7 @@ CATALOGUE: dict[str, Callable[[ConfigDict], Component]] = {
 
 # The sections that say of what architecture a component is, where its own does not.
 BUILT_AS = {"adapters": "language_model", "tuned_coder": "coder"}
-FLOW_MAPS = ("mid_training", "flow_map")  # are built as what they learn from
+FLOW_MAPS = ("mid_training", "flow_map")  # in the order of their training; they are built as what they learn from
 
 
 def component(config: ConfigDict, name: str) -> Component:

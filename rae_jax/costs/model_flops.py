@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from rae_jax.components import critics
-from rae_jax.components.catalogue import component
+from rae_jax.components.catalogue import FLOW_MAPS, component
 from rae_jax.components.component import flow_map_inputs, spec
 from rae_jax.components.conditions import condition
 from rae_jax.components.encoders import encoder
@@ -155,7 +155,7 @@ def costs(config: ConfigDict) -> dict[str, Cost]:
     velocity, told = ("text_dit", token_condition(config)) if prompted else ("flow", condition(config).example)
     for name in (velocity, "flow_map") if prompted else (velocity, "guide", "flow_map"):
         section = config[velocity if name == "flow_map" else name]
-        if not section.model or (name == "flow_map" and not {"mid_training", "flow_map"} & set(config.stages)):
+        if not section.model or (name == "flow_map" and not set(FLOW_MAPS) & set(config.stages)):
             continue
         network, others = component(config, name), flow_map_inputs(config) if name == "flow_map" else ()
         result[name] = cost_of(network.init, network.apply, latent, spec(), told, *others)

@@ -4,6 +4,7 @@ import json
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -193,6 +194,7 @@ def _check(config: ConfigDict, *, file: str, num_devices: int, weights: bool) ->
     given = {name for name, value in config.items() if isinstance(value, ConfigDict) and value.get("weights")}
     available = set(config.stages) | given
     try:
+        _check_guided_flow_map(config)
         _check_sampling(config, available)
         if weights:
             _check_weights(config)
@@ -269,7 +271,6 @@ def _check_sampling(config: ConfigDict, available: set[str]) -> None:
     if sampling.prompt and config.mixture.model and config.mixture.task == "edit":
         raise ValueError(f"sampling.prompt={list(sampling.prompt)} asks for images from nothing, and this "
                          "mixture edits; use --mode=edit, or set mixture.task='caption'")  # fmt: skip
-    _check_guided_flow_map(config)
     if speaks(config):
         _check_prompted(config, available)
     if "flow" not in available or not sampling.num_steps:
@@ -382,9 +383,14 @@ def _check_weights(config: ConfigDict) -> None:
                 _check_order(config, weights)
 
 
+def _config_of_run(weights: str) -> dict[str, Any]:
+    """The config of the run that has left `weights`, as plain values; empty if none has, as of official ones."""
+    return (read_weights(weights)[0].get("config") or {}) if is_weights(weights) else {}
+
+
 def _check_order(config: ConfigDict, weights: str) -> None:
     """Raises ValueError if the mixture at `weights` has learnt instructions and their images in the other order."""
-    theirs = (read_weights(weights)[0].get("config") or {}).get("mixture", {}) if is_weights(weights) else {}
+    theirs = _config_of_run(weights).get("mixture", {})
     theirs_first, ours = theirs.get("text_first", False), config.mixture.text_first
     if theirs.get("task") == "edit" and theirs_first != ours:
         raise ValueError(
@@ -398,7 +404,7 @@ def _check_measured_here(config: ConfigDict, name: str, weights: str) -> None:
 
     They may be of the same shape. Of which latents an official file is cannot be told; training warns of what comes.
     """
-    theirs = read_weights(weights)[0].get("config") if is_weights(weights) else None
+    theirs = _config_of_run(weights)
     if not theirs:
         return
     ours = json.loads(config.to_json_best_effort())

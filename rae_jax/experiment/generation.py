@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from rae_jax.components.catalogue import component
+from rae_jax.components.catalogue import FLOW_MAPS, component
 from rae_jax.components.component import Component
 from rae_jax.components.conditions import Condition, condition
 from rae_jax.components.language import embedding, speaks
@@ -29,7 +29,6 @@ from rae_jax.training.progress import RunLog
 
 SEEDS = 8  # columns of a seed grid
 PICTURED = 10  # rows and columns of the picture of samples
-FLOW_MAPS = ("flow_map", "mid_training")  # the first that is trained makes the one- and few-step samples
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +73,7 @@ class Generation:
         if speaks(config) and sampling.num_steps and weights.available("text_dit"):
             generate, beside = prompted_generator(config), decoding | embedding(config)[0]
             self._files.append(Sampled("samples", component(config, "text_dit"), beside, program(generate)))
-        if flow_maps := [name for name in FLOW_MAPS if weights.available(name)]:
+        if flow_maps := [name for name in reversed(FLOW_MAPS) if weights.available(name)]:  # the last makes the samples
             network, beside = component(config, flow_maps[0]), decoding | embedding(config)[0]
             self._files += [
                 Sampled(f"samples{end}", network, beside, program(flow_map_generator(config, times)))

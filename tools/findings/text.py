@@ -112,8 +112,8 @@ def section(found: Mapping[str, Numbers]) -> str:
         for name, n in found.items()
     ]
 
-    def beside(name: str, other: str = BASE) -> str:
-        one, two = found[name], found[other]
+    def beside(name: str) -> str:
+        one, two = found[name], found[BASE]
         each = {"seen prompts": (one.seen, two.seen), "others": (one.unseen, two.unseen)}
         said = ", ".join(f"{what} {verdict(*values, 'higher')}" for what, values in each.items())
         return f"- {name[0].upper()}{name[1:]}: {said}."
