@@ -305,10 +305,10 @@ def get_config() -> ConfigDict:
     config.mid_training.dtype = ""
     config.mid_training.weights = ""
     config.mid_training.objective = "consistency_mid_training"
-    # The component whose weights it starts from, "text_dit" where prompts are told; "": random.
+    # The component whose weights it starts from, "text_dit" where prompts are told, or "mixture"; "": random.
     config.mid_training.initial = "flow"
     config.mid_training.label_dropout = 0.1
-    config.mid_training.trajectory_steps = 15  # of the teacher, "flow" or "text_dit"; the paper's 16 points
+    config.mid_training.trajectory_steps = 15  # of the teacher; the paper's 16 points
     config.mid_training.trajectory_method = "euler"  # or "heun"
     config.mid_training.trajectory_grid = "full"  # or "released", as in sampling
     config.mid_training.time_labels = "true"  # of the points (paper), or "released": evenly spaced whatever the shift
@@ -324,7 +324,7 @@ def get_config() -> ConfigDict:
     config.flow_map.dtype = ""
     config.flow_map.weights = ""
     config.flow_map.objective = "meanflow"
-    config.flow_map.initial = "mid_training"  # or the teacher, "flow" or "text_dit"; "": random
+    config.flow_map.initial = "mid_training"  # or the teacher: "flow", "text_dit", "mixture"; "": random
     config.flow_map.eta = 1.0  # share of the teacher in the velocity; 1: distillation (MFD), 0: training (MFT)
     config.flow_map.derivative = "finite_difference"  # or "jvp"
     config.flow_map.dt = 0.005  # of the finite difference
@@ -334,6 +334,13 @@ def get_config() -> ConfigDict:
     # which it is sampled with, in one pass of the network.
     config.flow_map.guided = False
     config.flow_map.largest_guidance_scale = 8.0
+    # Of a mixture of transformers, whose flow maps are told no guidance: how their teacher is guided, as in sampling.
+    config.flow_map.teacher = ConfigDict()
+    config.flow_map.teacher.guidance_scale = 1.0
+    config.flow_map.teacher.image_guidance_scale = 1.0
+    config.flow_map.teacher.guidance_interval = (0.0, 1.0)
+    config.flow_map.teacher.renormalisation = "global"
+    config.flow_map.teacher.least_norm = 0.0
     config.flow_map.time_distribution = "uniform"  # of both ends of the interval, as in flow
     config.flow_map.logit_normal_mean = 0.0
     config.flow_map.logit_normal_std = 1.0

@@ -16,9 +16,10 @@ from configs import architectures, digits, digits_text, variants
 def get_config(variant: str = "") -> ConfigDict:
     """The experiment; `configs/digits_edit.py:tiny` takes seconds, for tests: nothing is learnt.
 
-    `caption` paints the prompts of `configs/digits_text.py` instead, from texts alone; with `tiny`, `tiny-caption`.
+    `caption` paints the prompts of `configs/digits_text.py` instead, from texts alone. `few_steps` goes on to a flow
+    map that edits in one step and in two. Words are joined by hyphens, as in `tiny-caption`.
     """
-    words = variants.words_of(variant, ("tiny",), ("caption",), file="configs/digits_edit.py")
+    words = variants.words_of(variant, ("tiny",), ("caption",), ("few_steps",), file="configs/digits_edit.py")
     config = digits_text.get_config("tiny" if "tiny" in words else "")
     config.stages = ("encoder", "decoder", "stats", "mixture")
     config.language_model.model = ConfigDict()
@@ -47,6 +48,8 @@ def get_config(variant: str = "") -> ConfigDict:
         config.mixture.task, config.mixture.pack_sources = "caption", 0
         config.sampling.guidance_scale = 2.0
         config.sampling.num_samples = 600
+    if "few_steps" in words:
+        few_steps(config)
     if "tiny" in words:
         digits.shorten(config.mixture.train)
         config.mixture.train.optimizer.name = "adamw"  # whose steps at this rate are longer
@@ -54,4 +57,26 @@ def get_config(variant: str = "") -> ConfigDict:
         config.mixture.model.num_heads, config.mixture.model.num_kv_heads, config.mixture.model.head_dim = 2, 1, 8
         config.mixture.model.head_width, config.mixture.model.head_num_heads = 16, 2
         config.sampling.num_samples = 8
+        config.mid_training.pairs = 2
+        for name in ("mid_training", "flow_map"):
+            digits.shorten(config[name].train)
     return config
+
+
+def few_steps(config: ConfigDict) -> None:
+    """Adds consistency mid-training and MeanFlow distillation of the mixture, guided as samples are (MF-RAE)."""
+    config.stages = (*config.stages, "mid_training", "flow_map")
+    config.mid_training.initial = "mixture"
+    learn_guidance(config)
+    config.mid_training.label_dropout = config.flow_map.label_dropout = 0.0  # nothing is guided afterwards
+    config.mid_training.pairs = 16
+    digits.stage(config.mid_training.train, steps=300, batch_size=16, learning_rate=2e-3, ema_decay=0.99)
+    config.flow_map.unequal_share = 0.75
+    digits.stage(config.flow_map.train, steps=600, batch_size=32, learning_rate=3e-4, ema_decay=0.995)
+    config.flow_map.train.max_gradient_norm = 1e4
+
+
+def learn_guidance(config: ConfigDict) -> None:
+    """Has the teacher of the mixture's flow maps guided as samples of the mixture are."""
+    for name in config.flow_map.teacher:
+        config.flow_map.teacher[name] = config.sampling[name]

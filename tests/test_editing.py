@@ -17,12 +17,13 @@ from tools import demo
 
 CONFIG = "configs/digits_edit.py:tiny"
 PARTS = ("encoder", "decoder", "stats", "mixture")
+FLOW_MAPS = ("mid_training", "flow_map")
 UNTRAINED = ["--config.stages=()", "--config.sampling.num_steps=2", "--config.stats.weights=identity"]
 UNTRAINED += [f"--config.{name}.weights=random" for name in PARTS if name != "stats"]
 
 
-def run(workdir, *options):
-    return runs.run(workdir, *options, config=CONFIG)
+def run(workdir, *options, config=CONFIG):
+    return runs.run(workdir, *options, config=config)
 
 
 @pytest.fixture
@@ -34,16 +35,26 @@ def picture(tmp_path):
 
 @pytest.mark.slow
 def test_scenes_are_learnt_to_be_edited_and_the_edits_judged(tmp_path):
-    status, output = run(tmp_path, *(f"--config.{name}.train.steps=2" for name in PARTS if name != "stats"))
+    short = [f"--config.{name}.train.steps=2" for name in (*PARTS, *FLOW_MAPS) if name != "stats"]
+    status, output = run(tmp_path, *short, config=f"{CONFIG}-few_steps")
     assert status == 0, output
-    sources, edited, rows = read_edits(tmp_path / "edits.npz")
-    assert sources.shape == edited.shape == (8, 32, 32, 3) and edited.dtype == np.uint8
-    assert {"instruction", "kind", "source_scene", "target_scene"} == rows[0].keys()
+    made = {}
+    for way in ("", "_1step", "_2step"):
+        sources, made[way], rows = read_edits(tmp_path / f"edits{way}.npz")
+        assert sources.shape == made[way].shape == (8, 32, 32, 3) and made[way].dtype == np.uint8
+        assert {"instruction", "kind", "source_scene", "target_scene"} == rows[0].keys()
+        assert (tmp_path / f"edits{way}.png").exists()
+    assert len({images.tobytes() for images in made.values()}) == 3
     results = json.loads((tmp_path / "summary.json").read_text())["results"]
-    assert {
-        f"{way}_{score}" for way in ("edit", "copying", "ignoring") for score in ("followed", "kept", "overall")
-    } <= (results.keys())
-    assert (tmp_path / "edits.png").exists()
+    ways = ("edit_{}", "edit_{}_1step", "edit_{}_2step", "copying_{}", "ignoring_{}")
+    assert {way.format(score) for way in ways for score in ("followed", "kept", "overall")} <= results.keys()
+    page = demo.Session(tmp_path)
+    assert page.steps == {49: "", 1: "_1step", 2: "_2step"}
+    request = json.loads((tmp_path / "edits.jsonl").read_text().splitlines()[0])["instruction"]
+    Image.fromarray(sources[0]).save(tmp_path / "first.png")
+    for steps, way in page.steps.items():
+        _, after = page.edit(str(tmp_path / "first.png"), request, steps, 3.0, 1.5, seed=0)
+        np.testing.assert_array_equal(after[0], made[way][0])  # the first noise
 
 
 @pytest.mark.slow

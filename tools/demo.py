@@ -89,15 +89,12 @@ class Session:
         sampling, told = self.config.sampling, self.config.flow_map
         # One slider for all numbers of steps: no further than a guided flow map has learnt.
         self.guidance = (GUIDANCE[0], min(GUIDANCE[1], told.largest_guidance_scale) if told.guided else GUIDANCE[1])
-        if self._mixes:
-            self._editing(self.config.mixture.task, sampling.num_steps, 1.0, 1.0).require_weights()
-            self.steps = {sampling.num_steps: "samples"}
-            return
         with sharding.use(self._mesh):
-            generation = self._generation(sampling.guidance_scale)
-            generation.require_weights()
-        number = lambda way: int(way.removeprefix("samples_").removesuffix("step"))  # noqa: E731
-        self.steps = {sampling.num_steps if w == "samples" else number(w): w for w in generation.ways}
+            one = (self.config.mixture.task, sampling.num_steps, 1.0, 1.0)
+            source = self._editing(*one) if self._mixes else self._generation(sampling.guidance_scale)
+            source.require_weights()
+        number = lambda way: int(way.rpartition("_")[2].removesuffix("step"))  # noqa: E731
+        self.steps = {sampling.num_steps if w in ("", "samples") else number(w): w for w in source.ways}
 
     def images(self, words: str, steps: int, guidance: float, seed: int) -> np.ndarray:
         """Eight images uint8 `[8, H, W, 3]` of what `words` ask for.
@@ -108,7 +105,8 @@ class Session:
         indices = int(seed) * SHOWN + np.arange(SHOWN)
         with sharding.use(self._mesh):
             if self._mixes:
-                return self._editing("caption", int(steps), float(guidance), 1.0).painted(words, indices)
+                way = self._way(int(steps))
+                return self._editing("caption", int(steps), float(guidance), 1.0).painted(way, words, indices)
             return self._generation(float(guidance)).images(self.steps[int(steps)], self._label(words), indices)
 
     def edit(
@@ -120,8 +118,19 @@ class Session:
           ValueError: the image cannot be read, or the instruction is empty or too long.
         """
         with sharding.use(self._mesh):
+            way = self._way(int(steps))
             editing = self._editing("edit", int(steps), float(guidance), float(image_guidance))
-            return editing.edited(image, instruction, int(seed) * SEEDS + np.arange(SEEDS))
+            return editing.edited(way, image, instruction, int(seed) * SEEDS + np.arange(SEEDS))
+
+    def _way(self, steps: int) -> str:
+        """The way of so many steps: a flow map's own, or of any number if the mixture can be sampled.
+
+        Raises:
+          ValueError: it cannot.
+        """
+        if steps not in self.steps and "" not in self.steps.values():
+            raise ValueError(f"there are no samples in {steps} steps, but in {', '.join(map(str, self.steps))}")
+        return self.steps.get(steps, "")
 
     def answer(self, image: str, question: str) -> str:
         """What the language model says to a question about the image in a file.
@@ -241,8 +250,11 @@ def page(session: Session) -> Any:
                     source = upload("source")
                     with gradio.Column():
                         instruction = gradio.Textbox(label="Instruction", elem_id="instruction")
-                        most = max(MOST_STEPS, sampling.num_steps)
-                        steps = gradio.Slider(1, most, value=sampling.num_steps, step=1, label="Steps")
+                        if list(session.steps.values()) != [""]:  # a flow map has its own numbers, and no others
+                            steps = gradio.Radio(list(session.steps), value=next(iter(session.steps)), label="Steps")
+                        else:
+                            most = max(MOST_STEPS, sampling.num_steps)
+                            steps = gradio.Slider(1, most, value=sampling.num_steps, step=1, label="Steps")
                         by_text = gradio.Slider(*GUIDANCE, value=sampling.guidance_scale, label="Guidance by the text")
                         by_image = gradio.Slider(
                             *GUIDANCE,

@@ -52,7 +52,8 @@ def component(config: ConfigDict, name: str) -> Component:
 def described(config: ConfigDict) -> tuple[str, ...]:
     """The components with a module whose architecture the config tells."""
     statistics = ("feature_stats", "stats")
-    built_as = BUILT_AS | dict.fromkeys(FLOW_MAPS, "text_dit" if language.speaks(config) else "flow")
+    teacher = "mixture" if config.mixture.model else "text_dit" if language.speaks(config) else "flow"
+    built_as = BUILT_AS | dict.fromkeys(FLOW_MAPS, teacher)
     sections = {name: config[built_as.get(name, name)] for name in CATALOGUE if name not in statistics}
     return tuple(name for name, section in sections.items() if section.get("model", True))
 

@@ -65,6 +65,11 @@ class Component:
         with self.precise():
             return self.module.apply({"params": params}, *arguments, **keywords)
 
+    def read(self, params: Params, condition: Any) -> Any:
+        """What `apply` of a generator takes of a condition: itself, unless the network reads it once for all times."""
+        del params
+        return condition
+
     def clone(self, **changes: Any) -> "Component":
         """The component with other arguments of the module."""
         return dataclasses.replace(self, module=self.module.clone(**changes))

@@ -7,7 +7,7 @@ kind is gathered here, a class a kind.
 
 import dataclasses
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -15,17 +15,33 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from rae_jax.components.language import layout, prompt_length, prompts, speaks, tells_features, tokenizer
+from rae_jax.components.component import Component, Params
+from rae_jax.components.language import (
+    adapters,
+    language_model,
+    layout,
+    prompt_length,
+    prompts,
+    reader,
+    speaks,
+    tells_features,
+    tokenizer,
+)
+from rae_jax.components.mixtures import instruction_embedding
 from rae_jax.data.conversations import HERE, IMAGE, CaptionLayout, caption_ids, prompt
 from rae_jax.data.tokenizer import IMAGE_START, Tokenizer
+from rae_jax.models.text_to_image import TokenCondition
 
 Condition = Any
+Embed = Callable[[dict[str, Params], Any], Any]
 CHOICES = ("permuted", "random", "unconditional")
 SHOWN_CLASSES, SHOWN_OF_EACH, SHOWN_UNCONDITIONAL = 10, 8, 32  # samples in a picture that is taken while training
 
 
 def drop(key: jax.Array, condition: Condition, null: Condition, probability: float) -> Condition:
     """`condition` with each row replaced by that of `null` with the given probability, decided row by row."""
+    if not probability:
+        return condition
     rows = jax.tree.leaves(condition)[0].shape[0]
     dropped = jax.random.bernoulli(key, probability, (rows,))
     return jax.tree.map(lambda c, n: jnp.where(dropped.reshape(-1, *(1,) * (c.ndim - 1)), n, c), condition, null)
@@ -238,3 +254,43 @@ def condition(config: ConfigDict) -> ClassCondition | PromptCondition:
     if speaks(config):
         return PromptCondition(prompts(config), tokenizer(config), prompt_length(config))
     return ClassCondition(config.flow.num_classes, config.sampling.labels, config.seed)
+
+
+def embedding(config: ConfigDict) -> tuple[dict[str, Component], Embed]:
+    """What generators are given in place of a condition: `(parts, (their parameters, condition) -> what)`.
+
+    A class is what it is. A prompt becomes a `TokenCondition`, an instruction a `mixtures.Instruction`; the raw text of
+    a caption, where features are told, its last hidden states after the final norm.
+
+    Raises:
+      ValueError: there is no language model, or one of another width.
+    """
+    if config.mixture.model:
+        return instruction_embedding(config)
+    if speaks(config):
+        return _of_prompts(config)
+    if not tells_features(config):
+        return {}, lambda frozen, condition: condition
+    model = language_model(config)
+    if model.module.width != config.flow.model.context_width:
+        raise ValueError(
+            f"flow.model.context_width={config.flow.model.context_width}, but language_model.model has features of "
+            f"width {model.module.width}; they must be equal"
+        )
+
+    def features(frozen: dict[str, Params], condition: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        states = model.apply(frozen["language_model"], condition["ids"], mask=condition["mask"])
+        return {"features": states, "mask": condition["mask"]}
+
+    return {"language_model": model}, features
+
+
+def _of_prompts(config: ConfigDict) -> tuple[dict[str, Component], Embed]:
+    model, read = language_model(config), reader(config)
+
+    def told(frozen: dict[str, Params], condition: dict[str, jax.Array]) -> TokenCondition:
+        with model.precise():
+            tokens = read.asked(frozen, condition["ids"], condition["length"])
+        return TokenCondition(tokens, condition["dropped"])
+
+    return {"language_model": model, "adapters": adapters(config)}, told

@@ -13,6 +13,7 @@ from rae_jax.components.conditions import condition
 from rae_jax.components.encoders import tokens_shape
 from rae_jax.components.language import speaks, tells_features, text_dit
 from rae_jax.components.latent_spaces import latent_space
+from rae_jax.components.mixtures import instructed
 from rae_jax.flow.prediction import check_prediction, velocity_of
 from rae_jax.flow.times import dimension_shift
 from rae_jax.models.alignment import AlignmentProjector
@@ -76,18 +77,32 @@ def velocity_network(config: ConfigDict, name: str = "flow") -> VelocityNetwork:
 
 
 def flow_map_teacher(config: ConfigDict) -> Component:
-    """The velocity network that flow maps learn from: "flow", or where generators are told prompts "text_dit"."""
+    """The velocity network that flow maps learn from: "flow", "text_dit" where it is told prompts, or "mixture"."""
+    if config.mixture.model:
+        return instructed(config)
     return text_dit(config) if speaks(config) else velocity_network(config)
 
 
 def flow_map(config: ConfigDict, name: str = "flow_map") -> Component:
-    """The network `(z, t, condition, r, guidance) -> mean velocity`: that of `flow_map_teacher` with the second time.
+    """The network `(z, t, condition, r, *guidance) -> mean velocity`: that of `flow_map_teacher` with the second time.
 
-    With `config.flow_map.guided` guidance is one more input, `[B, 3]`, a scale and its interval; otherwise it is None.
+    With `config.flow_map.guided` guidance is one more input, `[B, 3]`, a scale and its interval.
 
     Raises:
-      ValueError: the velocity network is told the features of a text.
+      ValueError: the velocity network is told the features of a text; or guidance is learnt otherwise.
     """
+    if config.mixture.model:
+        if config.flow_map.guided:
+            raise ValueError(
+                "flow_map.guided=True, but the flow map of a mixture of transformers is told no guidance: it learns "
+                "velocities that flow_map.teacher guides; set it to False"
+            )
+        return instructed(config, name, flow_map=True)
+    if config.flow_map.teacher.guidance_scale != 1:
+        raise ValueError(
+            f"flow_map.teacher.guidance_scale={config.flow_map.teacher.guidance_scale} is of a mixture of "
+            "transformers; a flow map that is told classes or prompts learns guidance with flow_map.guided=True"
+        )
     if speaks(config):
         return text_dit(config, name, flow_map=True)
     if tells_features(config):

@@ -2,14 +2,12 @@
 
 import functools
 import math
-from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from rae_jax.components.component import Component, Params, architecture, flow_map_inputs, of_module, spec
+from rae_jax.components.component import Component, architecture, flow_map_inputs, of_module, spec
 from rae_jax.components.encoders import tokens_shape
 from rae_jax.components.latent_spaces import latent_space
 from rae_jax.data.conversations import CaptionLayout, Layout
@@ -19,7 +17,6 @@ from rae_jax.data.tokenizer import Tokenizer, open_tokenizer
 from rae_jax.models.language_model import LanguageModel
 from rae_jax.models.text_to_image import Adapters, PromptedDiT, Reader, TokenCondition
 
-Embed = Callable[[dict[str, Params], Any], Any]
 SCENES = "scenes"  # the source; as a tokenizer: that of their grammar
 
 
@@ -31,44 +28,6 @@ def speaks(config: ConfigDict) -> bool:
 def tells_features(config: ConfigDict) -> bool:
     """Whether the network "flow" is told the features that a frozen language model has of a text (RAEv2)."""
     return bool(config.flow.model.get("context_width"))
-
-
-def embedding(config: ConfigDict) -> tuple[dict[str, Component], Embed]:
-    """What generators are given in place of a condition: `(parts, (their parameters, condition) -> what)`.
-
-    A class is what it is. A prompt becomes a `TokenCondition`; the raw text of a caption, where features are told, its
-    last hidden states after the final norm.
-
-    Raises:
-      ValueError: there is no language model, or one of another width.
-    """
-    if speaks(config):
-        return _of_prompts(config)
-    if not tells_features(config):
-        return {}, lambda frozen, condition: condition
-    model = language_model(config)
-    if model.module.width != config.flow.model.context_width:
-        raise ValueError(
-            f"flow.model.context_width={config.flow.model.context_width}, but language_model.model has features of "
-            f"width {model.module.width}; they must be equal"
-        )
-
-    def features(frozen: dict[str, Params], condition: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        states = model.apply(frozen["language_model"], condition["ids"], mask=condition["mask"])
-        return {"features": states, "mask": condition["mask"]}
-
-    return {"language_model": model}, features
-
-
-def _of_prompts(config: ConfigDict) -> tuple[dict[str, Component], Embed]:
-    model, read = language_model(config), reader(config)
-
-    def told(frozen: dict[str, Params], condition: dict[str, jax.Array]) -> TokenCondition:
-        with model.precise():
-            tokens = read.asked(frozen, condition["ids"], condition["length"])
-        return TokenCondition(tokens, condition["dropped"])
-
-    return {"language_model": model, "adapters": adapters(config)}, told
 
 
 def language_model(config: ConfigDict) -> Component:

@@ -1,27 +1,148 @@
 """Mixtures of transformers: the network that reads texts and images and makes images, and what it is asked for."""
 
 import dataclasses
+import functools
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from rae_jax.components.component import Component, architecture, of_module, spec
-from rae_jax.components.encoders import tokens_shape
+from rae_jax.components.component import Component, Params, architecture, of_module, spec
+from rae_jax.components.encoders import encoder, tokens_of, tokens_shape
 from rae_jax.components.language import tokenizer_of
-from rae_jax.components.latent_spaces import latent_space
+from rae_jax.components.latent_spaces import by_name, latent_space, stats
+from rae_jax.components.remembered import Guidance, Remembered, guided_velocity, remember, rows_of, velocity_after
 from rae_jax.data.pack_batches import Rows, markers_of
 from rae_jax.data.tokenizer import Tokenizer
 from rae_jax.data.told_images import TASKS
+from rae_jax.flow.samplers import VelocityFunction
+from rae_jax.models.autoencoder import LatentStatistics
 from rae_jax.models.mixture_of_transformers import Images, MixtureOfTransformers, Texts
 from rae_jax.models.pack import Places
 
 
-def mixture(config: ConfigDict) -> Component:
+class Instruction(NamedTuple):
+    """What images are asked for by, a row each.
+
+    Attributes:
+      ids: of the text, `[B, T]`, markers included.
+      length: `[B]`, how many of them there are; 0: there is no text.
+      source: normalised latents `[B, N, C]` of images to edit.
+      semantic: `[B, N, S]`, the encoder's tokens of the same, where the mixture takes them.
+    """
+
+    ids: jax.Array
+    length: jax.Array
+    source: jax.Array | None = None
+    semantic: jax.Array | None = None
+
+    def null(self) -> "Instruction":
+        """The same without the text."""
+        return self._replace(length=jnp.zeros_like(self.length))
+
+
+@dataclasses.dataclass(frozen=True)
+class InstructedNetwork(Component):
+    """A mixture as a network of velocities of images, each of which is asked for by an `Instruction`.
+
+    Attributes:
+      rows: arguments of `remembered.rows_of`.
+    """
+
+    rows: Mapping[str, Any] = dataclasses.field(hash=False)
+
+    def read(self, params: Params, condition: Instruction, *, shown: bool = True) -> Remembered:
+        """What `apply` takes of it; `shown`: whether the given images are."""
+        told = condition._asdict()
+        return remember(self, params, *rows_of(told.pop("ids"), told.pop("length"), shown=shown, **told, **self.rows))
+
+    def apply(
+        self, params: Params, z: jax.Array, t: jax.Array, read: Remembered, r: jax.Array | None = None
+    ) -> jax.Array:
+        """The velocity `[B, N, C]`; of a flow map, the mean one over `[r, t]`."""
+        return velocity_after(self, params, read, z, t, r)
+
+
+def instructed(config: ConfigDict, name: str = "mixture", *, flow_map: bool = False) -> InstructedNetwork:
+    """The mixture as a network of velocities, or as the flow map of section `name`.
+
+    Raises:
+      ValueError: see `mixture`.
+    """
+    part = mixture(config, name, flow_map=flow_map)
+    fields = {field.name: getattr(part, field.name) for field in dataclasses.fields(part)}
+    return InstructedNetwork(**fields, rows=given_arguments(config))
+
+
+def instruction_example(config: ConfigDict) -> Instruction:
+    """The shapes of an `Instruction` of one row."""
+    told = Instruction(spec(text_room(config), dtype=jnp.int32), spec(dtype=jnp.int32))
+    if config.mixture.task != "edit":
+        return told
+    seen = spec(*tokens_shape(config)) if config.mixture.semantic else None
+    return told._replace(source=spec(*latent_space(config).shape), semantic=seen)
+
+
+def guidance_of(section: ConfigDict) -> Guidance:
+    """The guidance that a section tells: `config.sampling`, or `config.flow_map.teacher`.
+
+    Raises:
+      ValueError: it makes no sense.
+    """
+    guidance = Guidance(
+        section.guidance_scale,
+        section.image_guidance_scale,
+        tuple(section.guidance_interval),
+        section.renormalisation,
+        section.least_norm,
+    )
+    guided_velocity(lambda z, t: z, lambda z, t: z, lambda z, t: z, guidance)
+    return guidance
+
+
+def instructed_velocity(
+    network: InstructedNetwork, params: Params, asked: Instruction, null: Instruction, guidance: Guidance
+) -> VelocityFunction:
+    """The guided velocity function of images that are `asked` for; `null` is the same without the texts."""
+
+    def after(condition: Instruction, shown: bool = True) -> VelocityFunction:
+        read = network.read(params, condition, shown=shown)
+        return lambda z, t: network.apply(params, z, t, read)
+
+    if not guidance.by_text:
+        return after(asked)
+    by_image = asked.source is not None and guidance.image_scale > 1
+    return guided_velocity(after(asked), after(null), after(asked, shown=False) if by_image else None, guidance)
+
+
+def instruction_embedding(
+    config: ConfigDict,
+) -> tuple[dict[str, Component], Callable[[dict[str, Params], Any], Instruction]]:
+    """As `conditions.embedding`, for an `instruction_condition`: images to edit become latents, and tokens."""
+    if config.mixture.task != "edit":
+        return {}, lambda frozen, condition: Instruction(condition["ids"], condition["length"])
+    space, semantic = latent_space(config), config.mixture.semantic
+    see = tokens_of(config) if semantic else None
+
+    def told(frozen: dict[str, Params], condition: dict[str, jax.Array]) -> Instruction:
+        images = condition["source"].astype(jnp.float32) / 255.0
+        source = LatentStatistics(**frozen["stats"]).normalise(space.encode(frozen, images))
+        tokens = see(frozen["encoder"], images) if semantic else None
+        return Instruction(condition["ids"], condition["length"], source, tokens)
+
+    return {"stats": stats(config), **space.encoding, **(by_name(encoder(config)) if semantic else {})}, told
+
+
+def mixture(config: ConfigDict, name: str = "mixture", *, flow_map: bool = False) -> Component:
     """The network; `MixtureOfTransformers` says what it is called with.
+
+    Args:
+      name: of its section.
+      flow_map: whether it gives mean velocities.
 
     Raises:
       ValueError: no architecture, fewer tokens in its table than the tokenizer has, or too few positions.
@@ -52,24 +173,21 @@ def mixture(config: ConfigDict) -> Component:
         return Places(*(spec(count, dtype=jnp.int32) for _ in Places._fields))
 
     def images(width: int) -> Images:
-        return Images(
-            spec(tokens, width),
-            spec(tokens, dtype=jnp.int32),
-            places(tokens),
-            spec(tokens),
-        )
+        return Images(spec(tokens, width), spec(tokens, dtype=jnp.int32), places(tokens), spec(tokens))
 
     texts = Texts(spec(2, dtype=jnp.int32), places(2))
+    noised = images(channels)._replace(r=spec(tokens) if flow_map else None)
     semantic = [images(features)] if section.semantic else []
     return of_module(
         config,
-        "mixture",
-        lambda dtype: MixtureOfTransformers(**fields, dtype=dtype),
+        name,
+        lambda dtype: MixtureOfTransformers(**fields, flow_map=flow_map, dtype=dtype),
         texts,
-        images(channels),
+        noised,
         images(channels),
         *semantic,
-        kind="bagel",
+        kind="" if flow_map else "bagel",
+        described_by="config.mixture.model",
     )
 
 
@@ -123,20 +241,12 @@ def instruction_condition(config: ConfigDict, requests: Sequence[Request]) -> di
     Raises:
       ValueError: a text is too long, or there is none; or an image is missing or of another size.
     """
-    spoken, room, size = tokenizer(config), text_room(config), config.data.image_size
-    markers, ids = markers_of(spoken), np.zeros((len(requests), room), np.int32)
-    lengths = np.zeros(len(requests), np.int32)
+    size, spell = config.data.image_size, spelling(config)
     for number, request in enumerate(requests):
         if not request.text.strip():
             raise ValueError(f"request {number} has no text; say what is wanted")
-        words = [markers.text_start, *spoken.encode(request.text), markers.text_end]
-        if len(words) > room:
-            raise ValueError(
-                f"the text {request.text[:40]!r}... has {len(words)} tokens with its markers, and room is for {room}; "
-                "shorten it, or raise mixture.pack_texts"
-            )
-        ids[number, : len(words)], lengths[number] = words, len(words)
-    told = {"ids": ids, "length": lengths}
+    words = [spell(request.text) for request in requests]
+    told = {name: np.stack([each[name] for each in words]) for name in ("ids", "length")}
     if config.mixture.task != "edit":
         return told
     for request in requests:
@@ -145,6 +255,29 @@ def instruction_condition(config: ConfigDict, requests: Sequence[Request]) -> di
         if request.image.shape != (size, size, 3):
             raise ValueError(f"an image to edit is of the shape {request.image.shape}, and not {(size, size, 3)}")
     return told | {"source": np.stack([request.image for request in requests])}
+
+
+def spelling(config: ConfigDict) -> Callable[[str], dict[str, np.ndarray]]:
+    """`text -> {"ids": [T], "length"}`, with the markers around the text; see `spelt` for its errors."""
+    return functools.partial(spelt, tokenizer(config), text_room(config))
+
+
+def spelt(spoken: Tokenizer, room: int, text: str) -> dict[str, np.ndarray]:
+    """The ids of a text with its markers, int32 `[room]`, and their number.
+
+    Raises:
+      ValueError: it is too long.
+    """
+    markers = markers_of(spoken)
+    words = [markers.text_start, *spoken.encode(text), markers.text_end]
+    if len(words) > room:
+        raise ValueError(
+            f"the text {text[:40]!r}... has {len(words)} tokens with its markers, and room is for {room}; "
+            "shorten it, or raise mixture.pack_texts"
+        )
+    ids = np.zeros(room, np.int32)
+    ids[: len(words)] = words
+    return {"ids": ids, "length": np.int32(len(words))}
 
 
 def text_room(config: ConfigDict) -> int:

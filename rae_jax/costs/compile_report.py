@@ -22,13 +22,11 @@ from rich.table import Table
 
 from rae_jax.components.catalogue import component
 from rae_jax.components.conditions import condition
-from rae_jax.components.language import embedding
-from rae_jax.components.latent_spaces import latent_space
 from rae_jax.costs.model_flops import matrix_flops, model_flops
 from rae_jax.experiment.configuration import example_batch
 from rae_jax.objectives.catalogue import OBJECTIVES
 from rae_jax.sampling.batches import sampling_program
-from rae_jax.sampling.generator import generator
+from rae_jax.sampling.generator import generator, parts_beside
 from rae_jax.training import sharding
 from rae_jax.training.checkpoint import structure_of
 from rae_jax.training.loop import lower_step as lower
@@ -292,7 +290,7 @@ def lower_step(
 def lower_sampler(config: ConfigDict, mesh: jax.sharding.Mesh) -> tuple[jax.stages.Lowered, float, int]:
     """The same for one batch of the sampler that `config.sampling` describes."""
     key, rows = jax.random.key(0), sharding.batch_sharding(mesh)
-    names, count = ("stats", *latent_space(config).decoding, *embedding(config)[0]), config.sampling.batch_size
+    names, count = tuple(parts_beside(config)), config.sampling.batch_size
     indices = jax.ShapeDtypeStruct((count,), jax.numpy.int32, sharding=rows)
     asked = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((count, *x.shape[1:]), x.dtype, sharding=rows), condition(config).example

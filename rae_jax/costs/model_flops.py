@@ -16,6 +16,7 @@ from rae_jax.components.conditions import condition
 from rae_jax.components.encoders import encoder
 from rae_jax.components.language import speaks, token_condition
 from rae_jax.components.latent_spaces import latent_space
+from rae_jax.components.mixtures import instructed, instruction_example
 from rae_jax.experiment.configuration import example_batch
 from rae_jax.objectives.catalogue import OBJECTIVES
 from rae_jax.training import sharding
@@ -151,6 +152,8 @@ def costs(config: ConfigDict) -> dict[str, Cost]:
             return discriminator.init(key, pixels)
 
         result["discriminator"] = cost_of(make, lambda variables, x: discriminator.apply(variables, x), image)
+    if config.mixture.model:
+        return result | _costs_of_mixture(config)
     prompted = speaks(config)
     velocity, told = ("text_dit", token_condition(config)) if prompted else ("flow", condition(config).example)
     for name in (velocity, "flow_map") if prompted else (velocity, "guide", "flow_map"):
@@ -159,4 +162,17 @@ def costs(config: ConfigDict) -> dict[str, Cost]:
             continue
         network, others = component(config, name), flow_map_inputs(config) if name == "flow_map" else ()
         result[name] = cost_of(network.init, network.apply, latent, spec(), told, *others)
+    return result
+
+
+def _costs_of_mixture(config: ConfigDict) -> dict[str, Cost]:
+    """Of a mixture of transformers and of its flow map, with all that they read once for an image."""
+    told, latent, result = instruction_example(config), spec(*latent_space(config).shape), {}
+    for name in ("mixture", *["flow_map"] * bool(set(FLOW_MAPS) & set(config.stages))):
+        network = instructed(config, name, flow_map=name == "flow_map")
+
+        def evaluate(params: Any, z: jax.Array, t: jax.Array, told: Any, *r: jax.Array, of: Any = network) -> jax.Array:
+            return of.apply(params, z, t, of.read(params, told), *r)
+
+        result[name] = cost_of(network.init, evaluate, latent, spec(), told, *[spec()] * (name == "flow_map"))
     return result

@@ -158,6 +158,9 @@ class SceneSource:
             raise ValueError(f"the scenes have the splits 'train' and 'test', not {split!r}")
         self.split, self._seed = split, seed
 
+    def __repr__(self) -> str:
+        return f"the {self.split} scenes"
+
     def __len__(self) -> int:
         return self.IMAGES[self.split]
 

@@ -100,6 +100,9 @@ class ToldScenes:
             raise ValueError(f"scenes are told by one of {TASKS}, not by {task!r}")
         self._source, self._task, self._question_share = source, task, question_share
 
+    def __repr__(self) -> str:
+        return f"what is told of {self._source}"
+
     def __len__(self) -> int:
         return len(self._source)
 

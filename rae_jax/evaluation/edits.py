@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from rae_jax.evaluation.scene_judge import Edited, SceneJudge, judge_edit, train_scene_judge
+from rae_jax.evaluation.scene_judge import Edited, SceneJudge, judge_edit
 from rae_jax.files import read_json_lines, whole_file, write_json_lines
 from rae_jax.sampling.samples import check_images, open_npz
 
@@ -64,15 +64,12 @@ def edit_scores(sources: np.ndarray, edited: np.ndarray, rows: Rows, judge: Scen
     return {"followed": followed, "kept": kept, "overall": math.sqrt(followed * kept)} | distance
 
 
-def scored_with_baselines(
-    sources: np.ndarray, edited: np.ndarray, rows: Rows, judge: SceneJudge | None = None
-) -> dict[str, float]:
-    """`edit_scores`, and those of two ways to edit that are none: copying the source, and ignoring it.
+def baselines(sources: np.ndarray, edited: np.ndarray, rows: Rows, judge: SceneJudge) -> dict[str, float]:
+    """The `edit_scores` of two ways to edit that are none, "copying" the source and "ignoring" it, as `copying_kept`.
 
     The latter is what was made of another source: every edit is judged by the image of the one after it.
     """
-    judge = judge or train_scene_judge()
-    versions = {"edit": edited, "copying": sources, "ignoring": np.roll(edited, -1, axis=0)}
+    versions = {"copying": sources, "ignoring": np.roll(edited, -1, axis=0)}
     return {
         f"{name}_{score}": value
         for name, images in versions.items()

@@ -12,14 +12,14 @@ from flax.errors import FlaxError
 from ml_collections import ConfigDict
 
 from rae_jax.components import mixtures
-from rae_jax.components.catalogue import CATALOGUE, component, trained_by, trained_components
+from rae_jax.components.catalogue import CATALOGUE, FLOW_MAPS, component, trained_by, trained_components
 from rae_jax.components.component import PRECISIONS, RANDOM, architecture
 from rae_jax.components.conditions import condition
 from rae_jax.components.decoders import decoded_size, decoder
 from rae_jax.components.encoders import grid as encoder_grid
-from rae_jax.components.language import embedding, layout, speaks
+from rae_jax.components.language import layout, speaks
 from rae_jax.components.latent_spaces import IDENTITY, latent_space
-from rae_jax.data import conversation_batches, pack_batches
+from rae_jax.data import conversation_batches, pack_batches, request_batches
 from rae_jax.data.sources import count_classes, count_images
 from rae_jax.data.transforms import transform
 from rae_jax.experiment import latent_cache
@@ -31,7 +31,7 @@ from rae_jax.interop import hub
 from rae_jax.interop.weights import is_weights, read_weights
 from rae_jax.objectives.catalogue import OBJECTIVES, objective_of
 from rae_jax.objectives.objective import Objective
-from rae_jax.sampling.generator import generator, guiding_component, sample_keys
+from rae_jax.sampling.generator import generator, guiding_component, parts_beside, sample_keys
 from rae_jax.sampling.prompted import prompted_generator
 from rae_jax.spelling import nearest
 from rae_jax.training import durations, sharding
@@ -207,7 +207,7 @@ def _check(config: ConfigDict, *, file: str, num_devices: int, weights: bool) ->
         except ValueError as error:
             refuse(f"{stage}: {error}")
         flips = transform(config[stage].train.transform, config.data.image_size).flips
-        if objective.reads_conversations and flips:
+        if (objective.reads_conversations or objective.reads_requests) and flips:
             refuse(f"{stage}.train.transform={config[stage].train.transform!r} mirrors images, of which words may tell "
                    "left and right; use 'resize' or 'center_crop'")  # fmt: skip
         if objective.reads_latents:
@@ -291,9 +291,8 @@ def _check_sampling(config: ConfigDict, available: set[str]) -> None:
             raise ValueError(f"{name}.label_dropout={dropout} never trains the null label, which "
                              f"{'unconditional sampling' if unconditional else 'classifier-free guidance'} needs; "
                              f"set {name}.label_dropout=0.1")  # fmt: skip
-    names = ("flow", "stats", *latent_space(config).decoding, *([guide] if guide else []))
-    parts, generate = {name: component(config, name) for name in names}, generator(config, guide=guide)
-    parts |= embedding(config)[0]
+    parts = {name: component(config, name) for name in ("flow", *([guide] if guide else []))} | parts_beside(config)
+    generate = generator(config, guide=guide)
 
     def run(key: jax.Array) -> jax.Array:
         params = {name: sharding.unbox(part.init(key)) for name, part in parts.items()}
@@ -379,8 +378,8 @@ def _check_weights(config: ConfigDict) -> None:
             component(config, name).check(weights)
             if "stats" in name:
                 _check_measured_here(config, name, weights)
-            if name == "mixture":
-                _check_order(config, weights)
+            if config.mixture.model and name in ("mixture", *FLOW_MAPS):
+                _check_order(config, name, weights)
 
 
 def _config_of_run(weights: str) -> dict[str, Any]:
@@ -388,13 +387,13 @@ def _config_of_run(weights: str) -> dict[str, Any]:
     return (read_weights(weights)[0].get("config") or {}) if is_weights(weights) else {}
 
 
-def _check_order(config: ConfigDict, weights: str) -> None:
-    """Raises ValueError if the mixture at `weights` has learnt instructions and their images in the other order."""
+def _check_order(config: ConfigDict, name: str, weights: str) -> None:
+    """Raises ValueError if `weights`, of a mixture or its flow map `name`, have learnt edits in the other order."""
     theirs = _config_of_run(weights).get("mixture", {})
     theirs_first, ours = theirs.get("text_first", False), config.mixture.text_first
     if theirs.get("task") == "edit" and theirs_first != ours:
         raise ValueError(
-            f"mixture.text_first={ours}, but mixture.weights={weights!r} have learnt edits with text_first="
+            f"mixture.text_first={ours}, but {name}.weights={weights!r} have learnt edits with text_first="
             f"{theirs_first}; set it to that"
         )
 
@@ -434,6 +433,8 @@ def example_batch(
         return conversation_batches.shapes(layout(config), size, rows)
     if objective.reads_packs:
         return pack_batches.shapes(mixtures.rows(config), (size, size, 3), jnp.uint8, rows)
+    if objective.reads_requests:
+        return request_batches.shapes(mixtures.text_room(config), size, rows, edits=config.mixture.task == "edit")
     if latents or objective.reads_latents:
         content = {"latent": jax.ShapeDtypeStruct((rows, *latent_space(config).shape), jnp.bfloat16)}
     else:

@@ -4,8 +4,11 @@ edits.npz  edits.jsonl  edits.png   edits of held-out scenes, or of a file of re
 edit.png                            one image edited by one instruction, from several noises
 gedit/  geneval/  dpg/              what the judges of these benchmarks read
 samples.npz                         images from texts alone, and the texts as `prompts`
+
+With a flow map all of it also in few steps: edits_1step.npz, edit_2step.png, gedit_1step/ and so on.
 """
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +18,8 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from rae_jax.components.catalogue import FLOW_MAPS, component
+from rae_jax.components.component import Component
 from rae_jax.components.mixtures import Request, instruction_condition, mixture
 from rae_jax.data.decoding import decode_image
 from rae_jax.data.prompts import read_prompts, scene_prompts
@@ -27,7 +32,8 @@ from rae_jax.experiment.weights import Weights
 from rae_jax.files import read_json_lines
 from rae_jax.sampling import benchmarks
 from rae_jax.sampling.batches import Program, sample_batches, sampling_program
-from rae_jax.sampling.instructed import instructed_generator, parts_beside
+from rae_jax.sampling.generator import few_step_names, flow_map_generator, parts_beside
+from rae_jax.sampling.instructed import instructed_generator
 from rae_jax.sampling.samples import save_png, write_samples
 from rae_jax.training.progress import RunLog
 
@@ -47,23 +53,55 @@ SEEDS = 4  # noises from which one image is edited
 PICTURED = 24
 
 
+@dataclasses.dataclass(frozen=True)
+class Way:
+    """One way to make images: the component that is sampled, and the program that does it."""
+
+    network: Component
+    program: Program
+
+
 class Editing:
-    """The images of one run's mixture of transformers, as `config.sampling` says."""
+    """The images of one run's mixture of transformers, as `config.sampling` says.
+
+    They are made with the mixture, if there are weights of it and `num_steps` is not 0, and in few steps with a flow
+    map, if there are weights of one.
+    """
 
     def __init__(self, config: ConfigDict, weights: Weights, mesh: jax.sharding.Mesh, workdir: Path, log: RunLog):
         self._config, self._weights, self._mesh, self._workdir, self._log = config, weights, mesh, workdir, log
         self._beside = parts_beside(config)
         self._edits = config.mixture.task == "edit"
 
+    @functools.cached_property
+    def _ways(self) -> dict[str, Way]:
+        """The ways that there are weights for, by what ends the names of their files."""
+        config, program, ways = self._config, functools.partial(sampling_program, seed=self._config.seed), {}
+        if config.sampling.num_steps and self._weights.available("mixture"):
+            ways[""] = Way(mixture(config), program(instructed_generator(config)))
+        if flow_maps := [name for name in reversed(FLOW_MAPS) if self._weights.available(name)]:  # the last trained
+            network = component(config, flow_maps[0])
+            for end, times in few_step_names(config).items():
+                ways[end] = Way(network, program(flow_map_generator(config, times)))
+        return ways
+
+    @property
+    def ways(self) -> tuple[str, ...]:
+        """What ends the names of the files that there can be, of each way to make images: "", "_1step"..."""
+        return tuple(self._ways)
+
     @property
     def possible(self) -> bool:
         """Whether there are weights for everything that it needs."""
-        return all(self._weights.available(name) for name in ("mixture", *self._beside))
+        return bool(self._ways) and all(self._weights.available(name) for name in self._beside)
 
     def require_weights(self) -> None:
-        """Raises ValueError unless there are weights of the mixture, and of what its images go through."""
+        """Raises ValueError unless there are weights of a network, and of what its images go through."""
+        if not self._ways and self._weights.available("mixture"):
+            raise ValueError("sampling.num_steps=0 leaves the mixture out, and no flow map has weights; "
+                             "set it to a number of steps, or train 'mid_training' or 'flow_map'")  # fmt: skip
         if not self.possible:
-            names = " and ".join(map(repr, ("mixture", *self._beside)))
+            names = " and ".join(("'mixture' or a flow map", *map(repr, self._beside)))
             raise ValueError(f"this needs trained weights of {names}: train these stages in {self._workdir}, or set "
                              "weights in their sections of the config")  # fmt: skip
 
@@ -74,17 +112,22 @@ class Editing:
             self._write_benchmark(*self._config.sampling.benchmark.partition(":")[::2])
             return
         requests, rows = self._asked()
-        images = self._images(requests, np.arange(len(requests)))
-        if jax.process_index():
-            return
+        for way in self._ways:
+            images = self._images(way, requests, np.arange(len(requests)))
+            if jax.process_index() == 0:
+                self._write(way, requests, rows, images)
+
+    def _write(self, way: str, requests: list[Request], rows: list[Row], images: np.ndarray) -> None:
         if self._edits:
-            sources = np.stack([request.image for request in requests])
-            write_edits(self._workdir / "edits.npz", sources, images, rows)
-            save_png(self._workdir / "edits.png", before_and_after(sources, images, [r.text for r in requests]))
-            self._log.say(f"edits: {len(images)} in {self._workdir / 'edits.npz'}, some of them in edits.png")
+            path, sources = self._workdir / f"edits{way}.npz", np.stack([request.image for request in requests])
+            write_edits(path, sources, images, rows)
+            picture = path.with_suffix(".png")
+            save_png(picture, before_and_after(sources, images, [request.text for request in requests]))
+            self._log.say(f"edits{way}: {len(images)} in {path}, some of them in {picture.name}")
             return
-        write_samples(self._workdir / "samples.npz", images, prompts=np.array([row["prompt"] for row in rows]))
-        self._log.say(f"samples: {len(images)} in {self._workdir / 'samples.npz'}")
+        path = self._workdir / f"samples{way}.npz"
+        write_samples(path, images, prompts=np.array([row["prompt"] for row in rows]))
+        self._log.say(f"samples{way}: {len(images)} in {path}")
 
     def _write_benchmark(self, name: str, path: str) -> None:
         """Writes what the judge of a benchmark reads, each image from a noise of its own."""
@@ -100,52 +143,57 @@ class Editing:
         asked = read(path)
         fitted = [None if row.image is None else self._fitted(row.image) for row in asked]
         requests = [Request(row.text, image) for row, image in zip(asked, fitted, strict=True) for _ in range(count)]
-        images = self._images(requests, np.arange(len(requests)))
-        for i, row in enumerate(asked if jax.process_index() == 0 else ()):
-            write(self._workdir / name, row, images[i * count : (i + 1) * count])
-        self._log.say(f"{name}: {len(images)} images in {self._workdir / name}")
+        for way in self._ways:
+            images, place = self._images(way, requests, np.arange(len(requests))), self._workdir / f"{name}{way}"
+            for i, row in enumerate(asked if jax.process_index() == 0 else ()):
+                write(place, row, images[i * count : (i + 1) * count])
+            self._log.say(f"{name}{way}: {len(images)} images in {place}")
 
-    def write_edit(self, file: str, instruction: str) -> Path:
+    def write_edit(self, file: str, instruction: str) -> None:
         """Edits the image in `file` as told, from several noises: `edit.png`, before and after side by side.
 
         Raises:
           ValueError: see `edited`.
         """
-        image, images = self.edited(file, instruction, np.arange(SEEDS))
-        path = self._workdir / "edit.png"
-        if jax.process_index() == 0:
-            names = ["before", *(f"noise {i}" for i in range(SEEDS))]
-            sheet = pictures.image_grid(
-                np.stack([image, *images]), columns=SEEDS + 1, captions=names, title=instruction
-            )
-            save_png(path, sheet)
-        self._log.say(f"{path}: {instruction}")
-        return path
+        image = self._to_edit(file, instruction)
+        for way in self._ways:
+            images = self._images(way, [Request(instruction, image)] * SEEDS, np.arange(SEEDS))
+            path = self._workdir / f"edit{way}.png"
+            if jax.process_index() == 0:
+                names = ["before", *(f"noise {i}" for i in range(SEEDS))]
+                sheet = pictures.image_grid(
+                    np.stack([image, *images]), columns=SEEDS + 1, captions=names, title=instruction
+                )
+                save_png(path, sheet)
+            self._log.say(f"{path}: {instruction}")
 
-    def edited(self, file: str, instruction: str, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def edited(self, way: str, file: str, instruction: str, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The image in `file`, uint8 `[S, S, 3]`, and its edits as told, `[N, S, S, 3]`, of the noises `indices: [N]`.
 
-        The image is resized and cropped as images of the data are.
+        The image is resized and cropped as images of the data are. `way` is one of `ways`.
 
         Raises:
           ValueError: there is no image, or no instruction; see `require_weights`.
         """
+        image = self._to_edit(file, instruction)
+        return image, self._images(way, [Request(instruction, image)] * len(indices), indices)
+
+    def _to_edit(self, file: str, instruction: str) -> np.ndarray:
         if not self._edits:
             raise ValueError(f"mixture.task={self._config.mixture.task!r} makes images from texts alone; it edits none")
         if not instruction.strip():
             raise ValueError("the instruction says nothing; say what is to be done with the image")
         self.require_weights()
-        image = self._fitted(_read(file))
-        return image, self._images([Request(instruction, image)] * len(indices), indices)
+        return self._fitted(_read(file))
 
-    def painted(self, prompt: str, indices: np.ndarray) -> np.ndarray:
-        """Images uint8 `[N, S, S, 3]` of a prompt and of the noises `indices: [N]`.
+    def painted(self, way: str, prompt: str, indices: np.ndarray) -> np.ndarray:
+        """Images uint8 `[N, S, S, 3]` of a prompt and of the noises `indices: [N]`, made in one of `ways`.
 
         Raises:
           ValueError: the prompt is empty or too long, or the mixture edits; see `require_weights`.
         """
         self.require_weights()
-        return self._images([Request(prompt)] * len(indices), indices)
+        return self._images(way, [Request(prompt)] * len(indices), indices)
 
     def _asked(self) -> tuple[list[Request], list[Row]]:
         """What is asked for, and what a file of it says of each."""
@@ -194,17 +242,12 @@ class Editing:
     def _fitted(self, image: np.ndarray) -> np.ndarray:
         return transform("center_crop", self._config.data.image_size)(image, None)
 
-    @functools.cached_property
-    def _program(self) -> Program:
-        return sampling_program(instructed_generator(self._config), self._config.seed)
-
-    def _images(self, requests: Sequence[Request], indices: np.ndarray) -> np.ndarray:
-        network, asked = mixture(self._config), instruction_condition(self._config, requests)
+    def _images(self, way: str, requests: Sequence[Request], indices: np.ndarray) -> np.ndarray:
         batches = sample_batches(
-            self._program,
-            self._weights.load(network),
+            self._ways[way].program,
+            self._weights.load(self._ways[way].network),
             {name: self._weights.load(part) for name, part in self._beside.items()},
-            asked,
+            instruction_condition(self._config, requests),
             indices,
             batch_size=self._config.sampling.batch_size,
             mesh=self._mesh,

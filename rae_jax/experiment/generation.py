@@ -14,14 +14,13 @@ from ml_collections import ConfigDict
 from rae_jax.components.catalogue import FLOW_MAPS, component
 from rae_jax.components.component import Component
 from rae_jax.components.conditions import Condition, condition
-from rae_jax.components.language import embedding, speaks
-from rae_jax.components.latent_spaces import latent_space, stats
+from rae_jax.components.language import speaks
 from rae_jax.evaluation import pictures
 from rae_jax.experiment.dataset import captioned, class_names
 from rae_jax.experiment.weights import Weights
 from rae_jax.files import whole_file
 from rae_jax.sampling.batches import PartialSamples, Program, sample_batches, sampling_program
-from rae_jax.sampling.generator import few_step_names, flow_map_generator, generator, guiding_component
+from rae_jax.sampling.generator import few_step_names, flow_map_generator, generator, guiding_component, parts_beside
 from rae_jax.sampling.prompted import prompted_generator
 from rae_jax.sampling.samples import save_png, write_png_folder, write_samples
 from rae_jax.training import sharding
@@ -62,19 +61,19 @@ class Generation:
         self._count, self._batch_size, self._png = sampling.num_samples, sampling.batch_size, sampling.png
         self._asked = settings(config)
         self._condition, self._class_names = condition(config), class_names(workdir)
-        decoding = {"stats": stats(config), **latent_space(config).decoding}
-        self._decoding = list(decoding)
+        beside = parts_beside(config)
+        self._needed = list(beside)
         self._files, program = [], functools.partial(sampling_program, seed=config.seed)
         if sampling.num_steps and weights.available("flow"):
             guide = guiding_component(config)
-            beside = decoding | ({guide: component(config, guide)} if guide else {}) | embedding(config)[0]
+            guided = beside | ({guide: component(config, guide)} if guide else {})
             generate = generator(config, guide=guide)
-            self._files.append(Sampled("samples", component(config, "flow"), beside, program(generate)))
+            self._files.append(Sampled("samples", component(config, "flow"), guided, program(generate)))
         if speaks(config) and sampling.num_steps and weights.available("text_dit"):
-            generate, beside = prompted_generator(config), decoding | embedding(config)[0]
-            self._files.append(Sampled("samples", component(config, "text_dit"), beside, program(generate)))
+            generate = program(prompted_generator(config))
+            self._files.append(Sampled("samples", component(config, "text_dit"), beside, generate))
         if flow_maps := [name for name in reversed(FLOW_MAPS) if weights.available(name)]:  # the last makes the samples
-            network, beside = component(config, flow_maps[0]), decoding | embedding(config)[0]
+            network = component(config, flow_maps[0])
             self._files += [
                 Sampled(f"samples{end}", network, beside, program(flow_map_generator(config, times)))
                 for end, times in few_step_names(config).items()
@@ -85,12 +84,12 @@ class Generation:
     @property
     def possible(self) -> bool:
         """Whether there are weights for everything that sampling needs."""
-        return self._network_trained and all(self._weights.available(name) for name in self._decoding)
+        return self._network_trained and all(self._weights.available(name) for name in self._needed)
 
     def require_weights(self) -> None:
-        """Raises ValueError unless there are weights of a network, and of what turns its latents into images."""
+        """Raises ValueError unless there are weights of a network, and of all that tells it and decodes."""
         if not self.possible:
-            needed = " and ".join((self._networks, *map(repr, self._decoding)))
+            needed = " and ".join((self._networks, *map(repr, self._needed)))
             raise ValueError(
                 f"sampling needs trained weights of {needed}: train these stages in {self._workdir}, "
                 "or set weights in their sections of the config"

@@ -1,15 +1,17 @@
-"""What is said of a run's images, and the packs that it trains on."""
+"""What is said of a run's images, and the packs or the single requests that a stage trains on."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from rae_jax.components.mixtures import rows, tokenizer
+from rae_jax.components.mixtures import rows, spelling, tokenizer
+from rae_jax.data.batches import Batches
 from rae_jax.data.decoding import decode_image
 from rae_jax.data.pack_batches import PackBatches
+from rae_jax.data.request_batches import request_batches
 from rae_jax.data.scenes import SceneSource
 from rae_jax.data.sources import Source
 from rae_jax.data.told_files import ToldFiles
@@ -17,14 +19,14 @@ from rae_jax.data.told_images import ToldImages, ToldScenes
 from rae_jax.data.transforms import Transform, transform
 
 
-def told_images(config: ConfigDict, source: Source) -> ToldImages:
-    """The images of `source` with what `config.mixture.task` has said of them.
+def told_images(config: ConfigDict, source: Source, *, questions: bool = True) -> ToldImages:
+    """The images of `source` with what `config.mixture.task` has said of them; `questions`: and asked, if it is.
 
     Raises:
       ValueError: nothing is said of these images.
     """
     if isinstance(source, SceneSource):
-        share = config.mixture.question_share
+        share = config.mixture.question_share if questions else 0.0
         if share and not config.mixture.pack_sources:
             raise ValueError("questions are about given images, for which rows have no room; set mixture.pack_sources")
         return ToldScenes(source, config.mixture.task, share)
@@ -45,23 +47,44 @@ def pack_batches(config: ConfigDict, stage: str, source: Source, of_batch: Seque
     Raises:
       ValueError: see `told_images`, `mixtures.rows` and `PackBatches`; or images would be changed at random.
     """
-    train = config[stage].train
-    fit = transform(train.transform, config.data.image_size)
-    if fit.random:
-        raise ValueError(
-            f"{stage}.train.transform={train.transform!r} is random, and would change each image of an edit in its own "
-            "way; use 'center_crop' or 'resize'"
-        )
     return PackBatches(
         told_images(config, source),
         tokenizer(config),
         rows(config),
-        read=functools.partial(_read, fit),
-        batch_size=train.batch_size,
+        read=_reading(config, stage),
+        batch_size=config[stage].train.batch_size,
         seed=config.seed,
         rows=of_batch,
         threads=config.data.num_workers,
     )
+
+
+def requests(config: ConfigDict, stage: str, source: Source, of_batch: Sequence[int] | None = None) -> Batches:
+    """The batches of single images that `stage` trains on, questions left out; `of_batch` as in `pack_batches`.
+
+    Raises:
+      ValueError: see `told_images` and `request_batches`; or images would be changed at random.
+    """
+    return request_batches(
+        told_images(config, source, questions=False),
+        spelling(config),
+        read=_reading(config, stage),
+        batch_size=config[stage].train.batch_size,
+        seed=config.seed,
+        num_workers=config.data.num_workers,
+        rows=of_batch,
+    )
+
+
+def _reading(config: ConfigDict, stage: str) -> Callable[[Any], np.ndarray]:
+    name = config[stage].train.transform
+    fit = transform(name, config.data.image_size)
+    if fit.random:
+        raise ValueError(
+            f"{stage}.train.transform={name!r} is random, and would change each image of an edit in its own "
+            "way; use 'center_crop' or 'resize'"
+        )
+    return functools.partial(_read, fit)
 
 
 def _read(fit: Transform, image: Any) -> np.ndarray:

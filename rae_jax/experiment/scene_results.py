@@ -19,7 +19,7 @@ from rae_jax.data.prompts import scene_prompts
 from rae_jax.data.scene_words import CATEGORIES, question
 from rae_jax.data.scenes import SceneSource, described, description, randomness, render, seen
 from rae_jax.evaluation.answers import exact
-from rae_jax.evaluation.edits import read_edits, scored_with_baselines
+from rae_jax.evaluation.edits import baselines, edit_scores, read_edits
 from rae_jax.evaluation.scene_judge import SceneJudge, exactly, painted, train_scene_judge
 from rae_jax.experiment.answers import Answers
 from rae_jax.experiment.weights import Weights
@@ -86,6 +86,19 @@ def of_answers(workdir: Path, answer: Callable[[np.ndarray, Sequence[str]], list
     return {"answers": float(np.mean([exact(line["answer"], [line["expected"]]) for line in lines]))}
 
 
+def of_edits(workdir: Path, ends: Sequence[str]) -> dict[str, float]:
+    """What the files of edits whose names have these endings are worth; the first beside two ways that edit nothing."""
+    files = {end: workdir / f"edits{end}.npz" for end in ends}
+    files, results = {end: path for end, path in files.items() if path.exists()}, {}
+    judge = train_scene_judge() if files else None
+    for number, (end, path) in enumerate(files.items()):
+        sources, edited, rows = read_edits(path)
+        if not number:
+            results |= baselines(sources, edited, rows, judge)
+        results |= {f"edit_{name}{end}": value for name, value in edit_scores(sources, edited, rows, judge).items()}
+    return results
+
+
 def of_judge(judge: SceneJudge) -> dict[str, float]:
     """The share of real held-out scenes in which the judge sees everything as it is."""
     source = SceneSource("test")
@@ -102,11 +115,11 @@ def of_judge(judge: SceneJudge) -> dict[str, float]:
 
 def scene_results(config: ConfigDict, weights: Weights, workdir: Path) -> dict[str, float]:
     """All of it, as far as there are samples and a language model that answers; or of edits, what they are worth."""
+    ends = ("", *few_step_names(config))
     if config.mixture.model and config.mixture.task == "edit":
-        edits = workdir / "edits.npz"
-        return scored_with_baselines(*read_edits(edits)) if edits.exists() else {}
+        return of_edits(workdir, ends)
     results = {}
-    names = [f"samples{end}" for end in ("", *few_step_names(config))]
+    names = [f"samples{end}" for end in ends]
     if made := [name for name in names if (workdir / f"{name}.npz").exists()]:
         judge = train_scene_judge()
         for name in made:

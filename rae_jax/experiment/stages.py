@@ -141,6 +141,8 @@ def open_batches(
         )
     if objective.reads_packs:
         return pack_source.pack_batches(config, stage, source, rows)
+    if objective.reads_requests:
+        return pack_source.requests(config, stage, source, rows)
     if objective.reads_latents:
         _, flip = without_flip(train.transform)
         return latent_batches(LatentSource(config.data.latents), seed=config.seed, flip=flip, **arguments)
@@ -373,9 +375,9 @@ class Stages:
     def _editing(self) -> Editing:
         return Editing(self.config, self.weights, self.mesh, self.workdir, self.log)
 
-    def edit(self, image: str, instruction: str) -> Path:
+    def edit(self, image: str, instruction: str) -> None:
         """Edits the image in a file as told; see `Editing.write_edit`."""
-        return self._editing().write_edit(image, instruction)
+        self._editing().write_edit(image, instruction)
 
     def sample(self, names: Sequence[str] = (), *, required: bool = True) -> None:
         """Writes samples, or with `names` only seed grids of them; see `Generation`.

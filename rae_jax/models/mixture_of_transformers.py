@@ -24,6 +24,7 @@ from rae_jax.models.layers import (
     ZEROS,
     Dense,
     RMSNorm,
+    Start,
     SwiGLU,
     apply_blocks,
     divided_by_batch,
@@ -53,27 +54,44 @@ class Images(NamedTuple):
       position: `[B, N]`, row times capacity plus column in the image.
       places: where they stand in the pack.
       t: `[B, N]`, the time of latents.
+      r: `[B, N]`, where a flow map is to jump from there; None: nowhere.
     """
 
     values: jax.Array
     position: jax.Array
     places: Places
     t: jax.Array | None = None
+    r: jax.Array | None = None
+
+    @property
+    def duration(self) -> jax.Array:
+        """How far a flow map is to jump, `t - r`."""
+        return jnp.zeros_like(self.t) if self.r is None else self.t - self.r
 
 
 class TimestepEmbedding(nn.Module):
-    """Cosines, then sines, of `t * 10000^(-i / 128)`, then an MLP: `t: [...]` in [0, 1] `-> [..., width]`, float32."""
+    """Cosines, then sines, of `t * 10000^(-i / 128)`, then an MLP: `t: [...]` in [0, 1] `-> [..., width]`, float32.
+
+    Attributes:
+      start: of the MLP's last layer.
+    """
 
     width: int
+    start: Start = PYTORCH
 
     @nn.compact
     def __call__(self, t: jax.Array) -> jax.Array:
         frequencies = jnp.exp(-math.log(10000) * jnp.arange(TIME_FREQUENCIES) / TIME_FREQUENCIES)
         angle = t.astype(jnp.float32)[..., None] * frequencies
         features = jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
-        exact = dict(dtype=jnp.float32, start=PYTORCH, collect=False, precision=jax.lax.Precision.HIGHEST)
-        hidden = Dense(self.width, (None, "mlp"), name="hidden", **exact)(features)
-        return Dense(self.width, ("mlp", "embed"), name="out", **exact)(nn.silu(hidden))
+        exact = dict(dtype=jnp.float32, collect=False, precision=jax.lax.Precision.HIGHEST)
+        hidden = Dense(self.width, (None, "mlp"), start=PYTORCH, name="hidden", **exact)(features)
+        return Dense(self.width, ("mlp", "embed"), start=self.start, name="out", **exact)(nn.silu(hidden))
+
+
+def duration_embedding(width: int) -> TimestepEmbedding:
+    """That of a flow map's `t - r`, in the calling compact module: zero, so that it begins as what it goes on from."""
+    return TimestepEmbedding(width, ZEROS, name="duration_embedding")
 
 
 class Expert(nn.Module):
@@ -227,20 +245,24 @@ class WideHead(nn.Module):
     """DiT^DH's head on the states of a mixture of transformers (RAE, Section 5): the velocity of whole images.
 
     `x_t: [M, N, C]`, `t: [M]`, states `h: [M, N, D]` -> `[M, N, C]` float32. The latents are embedded anew; each token
-    is conditioned on `SiLU(time(t) + h)`.
+    is conditioned on `SiLU(time(t) + h)`, that of a flow map, which also takes `t - r: [M]`, on that of it too.
     """
 
     grid_size: int
     width: int
     depth: int
     num_heads: int
+    fused_attention: bool = True
     dtype: Any = jnp.float32
     scan: bool = False
     remat: str = "none"
 
     @nn.compact
-    def __call__(self, x_t: jax.Array, t: jax.Array, h: jax.Array) -> jax.Array:
-        told = nn.silu(TimestepEmbedding(h.shape[-1], name="time_embedding")(t)[:, None] + h)
+    def __call__(self, x_t: jax.Array, t: jax.Array, h: jax.Array, duration: jax.Array | None = None) -> jax.Array:
+        times = TimestepEmbedding(h.shape[-1], name="time_embedding")(t)
+        if duration is not None:
+            times += duration_embedding(h.shape[-1])(duration)
+        told = nn.silu(times[:, None] + h)
         if self.width != h.shape[-1]:
             told = Dense(self.width, ("embed", "mlp"), start=PYTORCH, dtype=self.dtype, name="projection")(told)
         x = Dense(self.width, ("patch", "embed"), dtype=self.dtype, name="patch_embedding")(x_t).astype(jnp.float32)
@@ -258,7 +280,7 @@ class WideHead(nn.Module):
             swiglu=True,
             rms_norm=True,
             start=lambda parts: PYTORCH,
-            fused_attention=True,
+            fused_attention=self.fused_attention,
             dtype=self.dtype,
         )
         return FinalLayer(x_t.shape[-1], True, self.dtype, name="final")(x, told)
@@ -284,6 +306,8 @@ class MixtureOfTransformers(nn.Module):
       semantic_capacity: rows and columns of their table.
       vision: arguments of the vision transformer that makes semantic tokens of patches of pixels, if there is one.
       freeze_understanding: as in `Layer`.
+      flow_map: it gives mean velocities over `[r, t]`; noised latents then have an `r`.
+      fused_attention: of the wide head, as in `attention.attend`.
       dtype: of matrix products; the residual stream, norms, softmax, times and outputs are float32.
       scan, remat: as in `layers.apply_blocks`.
     """
@@ -310,6 +334,8 @@ class MixtureOfTransformers(nn.Module):
     semantic_capacity: int = 0
     vision: Mapping[str, Any] | None = None
     freeze_understanding: bool = False
+    flow_map: bool = False
+    fused_attention: bool = True
     dtype: Any = jnp.float32
     scan: bool = False
     remat: str = "none"
@@ -327,7 +353,12 @@ class MixtureOfTransformers(nn.Module):
 
         Args:
           context: the places of the tokens in the collection `cache`, which come before these.
+
+        Raises:
+          ValueError: noised latents of a flow map have no `r`, or others have one.
         """
+        if noised is not None and self.flow_map != (noised.r is not None):
+            raise ValueError(f"flow_map={self.flow_map}: noised latents {'need' if self.flow_map else 'have no'} r")
         table = named(nn.initializers.normal(self.width**-0.5), "vocabulary", "embed")
         table = self.param("embedding", table, (self.vocabulary, self.width))
         if self.language_head == "own":
@@ -351,18 +382,21 @@ class MixtureOfTransformers(nn.Module):
         if not self.head_grid:
             linear = Dense(self.latent_channels, ("embed", "patch"), jnp.float32, ZEROS, name="to_latent")
             return linear(h), states
-        images = [a.reshape(-1, self.head_grid**2, a.shape[-1]) for a in (noised.values, noised.t[..., None], h)]
+        arrays = (noised.values, noised.t[..., None], h, noised.duration[..., None])
+        images = [a.reshape(-1, self.head_grid**2, a.shape[-1]) for a in arrays]
         wide = WideHead(
             self.head_grid,
             self.head_width,
             self.head_depth,
             self.head_num_heads,
+            self.fused_attention,
             self.dtype,
             self.scan,
             self.remat,
             name="head_of_velocity",
         )
-        return wide(images[0], images[1][:, 0, 0], images[2]).reshape(noised.values.shape), states
+        duration = images[3][:, 0, 0] if self.flow_map else None
+        return wide(images[0], images[1][:, 0, 0], images[2], duration).reshape(noised.values.shape), states
 
     def decoder(self, name: str) -> Decoder:
         """The layers."""
@@ -371,11 +405,14 @@ class MixtureOfTransformers(nn.Module):
 
     def embedded(self, latents: list[Images]) -> jax.Array:
         """Latent tokens `[B, N, D]` as the first layer takes them: what they hold, their time and their place."""
-        values, t, position = (
-            jnp.concatenate([getattr(part, name) for part in latents], axis=1) for name in ("values", "t", "position")
+        values, t, position, duration = (
+            jnp.concatenate([getattr(part, name) for part in latents], axis=1)
+            for name in ("values", "t", "position", "duration")
         )
         x = Dense(self.width, ("patch", "embed"), self.dtype, PYTORCH, name="from_latent")(values).astype(jnp.float32)
         x = x + TimestepEmbedding(self.width, name="time_embedding")(t)
+        if self.flow_map:
+            x = x + duration_embedding(self.width)(duration)
         return x + jnp.take(jnp.asarray(sincos_table(self.latent_capacity, self.width)), position, axis=0)
 
     def seen(self, semantic: Images) -> jax.Array:

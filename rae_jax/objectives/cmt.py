@@ -10,6 +10,7 @@ flow map is guided, as `objectives/meanflow.py` has it, each trajectory has a sc
 which the teacher's velocity is guided.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -17,22 +18,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
+from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from rae_jax.components.component import Component, Params
 from rae_jax.components.conditions import drop
 from rae_jax.components.generators import flow_map as flow_map_network
 from rae_jax.components.generators import flow_map_teacher, time_shift
-from rae_jax.components.language import embedding, speaks
-from rae_jax.components.latent_spaces import by_name, latent_space, stats
+from rae_jax.components.language import speaks
+from rae_jax.components.latent_spaces import by_name, latent_space
 from rae_jax.components.telling import telling
 from rae_jax.flow import guidance
-from rae_jax.flow.guidance import guide
 from rae_jax.flow.path import over
 from rae_jax.flow.times import sampling_times
 from rae_jax.objectives.objective import Batch, Metrics, Objective, single_network, stage_key
 from rae_jax.objectives.quality import sample_evaluation
-from rae_jax.sampling.generator import ODE_SAMPLERS, flow_map_generator, shown_samples
+from rae_jax.sampling.generator import ODE_SAMPLERS, flow_map_generator, parts_beside, shown_samples
 
 ConditionalFlowMap = Callable[[jax.Array, jax.Array, jax.Array, Any], jax.Array]
 TIME_LABELS = ("true", "released")
@@ -124,16 +125,16 @@ def take_over(params: Params, initial: dict[str, Params]) -> Params:
     A velocity network has no embedding of t - r, which then keeps its fresh values.
     """
     (source,) = initial.values()
-    unknown = sorted(source.keys() - params.keys())
-    if unknown:
+    ours, theirs = flatten_dict(params), flatten_dict(source)
+    if unknown := sorted({path[0] for path in theirs.keys() - ours.keys()}):
         raise ValueError(f"the flow map has no place for the parameters {unknown} that it is to start from")
-    return params | source
+    return unflatten_dict(ours | theirs)
 
 
 def make(config: ConfigDict, stage: str) -> Objective:
     """The objective of `stage`."""
     section, told, space = config[stage], telling(config), latent_space(config)
-    teacher, student = flow_map_teacher(config), flow_map_network(config, stage)
+    student = flow_map_network(config, stage)
     if section.trajectory_method not in ODE_SAMPLERS:
         raise ValueError(f"trajectory_method={section.trajectory_method!r} is not one of {list(ODE_SAMPLERS)}")
     walk = ODE_SAMPLERS[section.trajectory_method]
@@ -152,22 +153,18 @@ def make(config: ConfigDict, stage: str) -> Objective:
         # Dropped before the teacher walks, so that it and the flow map mean the same.
         null = told.null(asked)
         asked = drop(drop_key, asked, null, dropout)
-        guiding = guidance.draw(guidance_key, batch_size, largest_scale) if guided else None
-
-        def velocity(z: jax.Array, t: jax.Array) -> jax.Array:
-            v = teacher.apply(frozen[teacher.name], z, t, asked)
-            if not guided:
-                return v
-            v_null = teacher.apply(frozen[teacher.name], z, t, null)
-            return guide(v, v_null, t, guidance.scale_at(guiding, t), (0.0, 1.0))
+        guiding = [guidance.draw(guidance_key, batch_size, largest_scale)] if guided else []
+        scale = functools.partial(guidance.scale_at, *guiding) if guided else None
 
         def flow_map(z: jax.Array, r: jax.Array, t: jax.Array, told_now: Any) -> jax.Array:
-            asked, guiding = told_now
-            return student.apply(params, z, t, drop(again_key, asked, told.null(asked), again), r, guiding)
+            asked, null, *guiding = told_now
+            return student.apply(params, z, t, drop(again_key, asked, null, again), r, *guiding)
 
-        states = walk(velocity, noise, times, trajectory=True)
+        states = walk(told.velocity(frozen, asked, null, scale), noise, times, trajectory=True)
         pairs = draw_pairs(pair_key, batch_size, len(times), num_pairs)
-        of_pairs = errors(flow_map, states, labelled, pairs, (asked, guiding))
+        read = student.read(params, asked)
+        nothing = student.read(params, null) if again else read  # which is for nothing else
+        of_pairs = errors(flow_map, states, labelled, pairs, [read, nothing, *guiding])
         return jnp.mean(told.shares(batch) * jnp.mean(of_pairs, axis=1)), {}
 
     return single_network(
@@ -175,20 +172,25 @@ def make(config: ConfigDict, stage: str) -> Objective:
         loss=loss,
         train=section.train,
         key=stage_key(config.seed, stage),
-        frozen=by_name(teacher) | told.parts,
+        frozen=by_name(flow_map_teacher(config)) | told.parts,
         initial=starts_from(config, stage),
         begin=take_over,
         whole=told.whole,
-        reads_conversations=told.reads_conversations,
+        **told.reads,
         **sampled_in_one_step(config, stage),
     )
 
 
 def sampled_in_one_step(config: ConfigDict, stage: str) -> dict[str, Any]:
-    """The fields of an `Objective` that say how one-step samples of a flow map are shown and judged."""
+    """The fields of an `Objective` that say how one-step samples of a flow map are shown and judged.
+
+    Those of a mixture of transformers are not while it trains.
+    """
+    if config.mixture.model:
+        return {}
     in_one_step = flow_map_generator(config, (1.0, 0.0))
     return dict(
-        wanted=latent_space(config).decoding | {"stats": stats(config)} | embedding(config)[0],
+        wanted=parts_beside(config),
         evaluation=None if speaks(config) else sample_evaluation(config, stage, in_one_step),
         **shown_samples(config, in_one_step),
     )

@@ -26,13 +26,12 @@ from einops import rearrange
 from ml_collections import ConfigDict
 
 from rae_jax.components.component import Params
-from rae_jax.components.conditions import Condition, drop
+from rae_jax.components.conditions import drop
 from rae_jax.components.generators import flow_map as flow_map_network
 from rae_jax.components.generators import flow_map_teacher, time_shift
 from rae_jax.components.latent_spaces import by_name
 from rae_jax.components.telling import telling
 from rae_jax.flow import guidance
-from rae_jax.flow.guidance import guide
 from rae_jax.flow.path import interpolate, over, velocity_target
 from rae_jax.flow.times import sample_times
 from rae_jax.objectives.cmt import sampled_in_one_step, starts_from, take_over
@@ -73,7 +72,7 @@ def finite_difference(
     # for the backward pass, which one pass over all three would need. Each sample next to its twin keeps a divided
     # batch where it is.
     z, t_outer = (rearrange(jnp.stack([x + d, x - d]), "two b ... -> (b two) ...") for x, d in ((z_t, dt * v), (t, dt)))
-    r_outer, asked_outer = jax.tree.map(lambda x: jnp.repeat(x, 2, axis=0), (r, asked))
+    r_outer, asked_outer = jax.tree.map(lambda x: jnp.repeat(x, 2, axis=0), jax.lax.stop_gradient((r, asked)))
     outer = flow_map(jax.lax.stop_gradient(params), z, r_outer, t_outer, asked_outer)
     after, before = rearrange(outer, "(b two) ... -> two b ...", two=2)
     return flow_map(params, z_t, r, t, asked), (after - before) / (2 * dt)
@@ -127,7 +126,7 @@ def squared_error(u: jax.Array, target: jax.Array) -> jax.Array:
 def make(config: ConfigDict, stage: str) -> Objective:
     """The objective of `stage`."""
     section, told = config[stage], telling(config)
-    teacher, student = flow_map_teacher(config), flow_map_network(config, stage)
+    student = flow_map_network(config, stage)
     encode = latent_encoder(config)
     draw_times = functools.partial(
         sample_times,
@@ -141,10 +140,20 @@ def make(config: ConfigDict, stage: str) -> Objective:
     if section.derivative not in DERIVATIVES:
         raise ValueError(f"derivative={section.derivative!r} is not one of {DERIVATIVES}")
     guided, largest_scale, tangent = section.guided, section.largest_guidance_scale, section.tangent
-    if told.reads_conversations and config.data.latents:
-        raise ValueError(f"{stage} is told prompts, and data.latents={config.data.latents!r} has none; set it to ''")
+    if told.reads and config.data.latents:
+        raise ValueError(f"{stage} is told texts, and data.latents={config.data.latents!r} has none; set it to ''")
     if tangent not in TANGENTS:
         raise ValueError(f"tangent={tangent!r} is not one of {TANGENTS}")
+    if by_jvp and config.mixture.model.get("freeze_understanding"):
+        raise ValueError(
+            f"{stage}.derivative='jvp', which does not see through the understanding expert that "
+            "mixture.model.freeze_understanding holds; use 'finite_difference'"
+        )
+    if config.mixture.model and eta < 1 and config.flow_map.teacher.guidance_scale > 1:
+        raise ValueError(
+            f"{stage}.eta={eta} learns a part from data, which nothing guides, and flow_map.teacher.guidance_scale="
+            f"{config.flow_map.teacher.guidance_scale}; set {stage}.eta=1, or that scale to 1"
+        )
     if by_jvp:
         student = student.clone(fused_attention=False)  # whose kernel has no forward derivative
     if not 0 <= eta <= 1:
@@ -158,11 +167,11 @@ def make(config: ConfigDict, stage: str) -> Objective:
         times = draw_times(time_key, 2 * rows).reshape(rows, 2)
         r, t = intervals(times, jax.random.uniform(equal_key, (rows,)), unequal_share=unequal_share)
         eps = jax.random.normal(noise_key, z.shape)
-        guiding, scale = None, jnp.ones_like(t)  # what the flow map is told of guidance, and what that comes to at t
+        guiding, scale = [], jnp.ones_like(t)  # what the flow map is told of guidance, and what that comes to at t
         if guided:
-            guiding = guidance.draw(guidance_key, rows, largest_scale)
-            guiding = jnp.where((r == t)[:, None], guidance.throughout(guiding[:, 0]), guiding)
-            scale = guidance.scale_at(guiding, t)
+            drawn = guidance.draw(guidance_key, rows, largest_scale)
+            guiding = [jnp.where((r == t)[:, None], guidance.throughout(drawn[:, 0]), drawn)]
+            scale = guidance.scale_at(*guiding, t)
         # Once, so that teacher and all evaluations of the flow map mean the same.
         asked = told.condition(frozen, batch)
         null = told.null(asked)
@@ -170,26 +179,26 @@ def make(config: ConfigDict, stage: str) -> Objective:
         z_t, v = interpolate(z, eps, t), velocity_target(z, eps)
 
         def flow_map(params: Params, z: jax.Array, r: jax.Array, t: jax.Array, told_now: Any) -> jax.Array:
-            asked, guiding = told_now
+            asked, null, *guiding = told_now
             # A batch and the twins of its finite difference differ in rows, and so draw apart.
             row_key = jax.random.fold_in(again_key, z.shape[0])
-            return student.apply(params, z, t, drop(row_key, asked, told.null(asked), again), r, guiding)
+            return student.apply(params, z, t, drop(row_key, asked, null, again), r, *guiding)
 
-        def own_velocity(asked: Condition, scale: jax.Array) -> jax.Array:
-            told_now = (asked, guidance.throughout(scale) if guided else None)
-            return flow_map(jax.lax.stop_gradient(params), z_t, t, t, told_now)
+        read = student.read(params, asked)
+        nothing = student.read(params, null) if again or guided else read  # which is for nothing else
+
+        def own_velocity(read: Any, scale: jax.Array) -> jax.Array:
+            told_now = [read, nothing, *[guidance.throughout(scale)] * guided]
+            return flow_map(*jax.lax.stop_gradient((params, z_t, t, t, told_now)))
 
         if tangent == "own" or (guided and eta < 1):
-            own = own_velocity(asked, scale)
+            own = own_velocity(read, scale)
         if guided and eta < 1:
-            v = guided_by_itself(v, own, own_velocity(null, jnp.ones_like(scale)), scale)
+            v = guided_by_itself(v, own, own_velocity(nothing, jnp.ones_like(scale)), scale)
         if eta > 0:
-            v_teacher = teacher.apply(frozen[teacher.name], z_t, t, asked)
-            if guided:
-                v_null = teacher.apply(frozen[teacher.name], z_t, t, null)
-                v_teacher = guide(v_teacher, v_null, t, scale, (0.0, 1.0))
-            v = (1 - eta) * v + eta * v_teacher
-        direction, told_now = own if tangent == "own" else v, (asked, guiding)
+            v_teacher = told.velocity(frozen, asked, null, (lambda t: scale) if guided else None)
+            v = (1 - eta) * v + eta * v_teacher(z_t, t)
+        direction, told_now = own if tangent == "own" else v, [read, nothing, *guiding]
         if by_jvp:
             u, dudt = exact_derivative(flow_map, params, z_t, direction, r, t, told_now)
         else:
@@ -207,11 +216,11 @@ def make(config: ConfigDict, stage: str) -> Objective:
         loss=loss,
         train=section.train,
         key=stage_key(config.seed, stage),
-        frozen=encoding_parts(config) | told.parts | (by_name(teacher) if eta > 0 else {}),
+        frozen=encoding_parts(config) | told.parts | (by_name(flow_map_teacher(config)) if eta > 0 else {}),
         initial=starts_from(config, stage),
         begin=take_over,
         whole=told.whole,
-        reads_conversations=told.reads_conversations,
+        **told.reads,
         reads_latents=bool(config.data.latents),
         likely_cause="" if section.initial == "mid_training" else without_mid_training,
         **sampled_in_one_step(config, stage),

@@ -69,6 +69,7 @@ class Objective:
       reads_latents: its batches have the "latent" of `config.data.latents` in place of the "image".
       reads_conversations: its batches are of conversations, with their images (`data.conversation_batches`).
       reads_packs: its batches are of packs, as `data/pack_batches.py` makes them.
+      reads_requests: its batches are of single images and what they are asked for by, of `data/request_batches.py`.
       one_epoch: the stage makes one exact pass over the data in order (with `mask`) instead of `train.steps` steps.
     """
 
@@ -89,6 +90,7 @@ class Objective:
     reads_latents: bool = False
     reads_conversations: bool = False
     reads_packs: bool = False
+    reads_requests: bool = False
     one_epoch: bool = False
 
     def first_state(self, key: jax.Array, batch: Batch, initial: dict[str, Params]) -> TrainState:

@@ -13,10 +13,9 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from rae_jax.components.component import Component, Params
-from rae_jax.components.conditions import condition, drop
+from rae_jax.components.conditions import condition, drop, embedding
 from rae_jax.components.encoders import encoder, tokens_of
 from rae_jax.components.generators import VelocityNetwork, time_shift, velocity_network
-from rae_jax.components.language import embedding
 from rae_jax.components.latent_spaces import IDENTITY, latent_space, stats
 from rae_jax.flow.path import interpolate
 from rae_jax.flow.prediction import held_velocity_target

@@ -8,12 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from rae_jax.components.component import Params
-from rae_jax.components.conditions import Condition, condition
+from rae_jax.components.component import Component, Params
+from rae_jax.components.conditions import Condition, condition, embedding
 from rae_jax.components.generators import VelocityNetwork, time_shift, velocity_network
 from rae_jax.components.generators import flow_map as flow_map_network
-from rae_jax.components.language import embedding
-from rae_jax.components.latent_spaces import latent_space
+from rae_jax.components.latent_spaces import latent_space, stats
 from rae_jax.flow import flow_map, samplers
 from rae_jax.flow.guidance import autoguidance, classifier_free_guidance, internal_guidance
 from rae_jax.flow.times import sampling_times
@@ -30,6 +29,11 @@ Generator = Callable[[Params, dict[str, Params], jax.Array, Condition], jax.Arra
 def sample_keys(seed: int, indices: jax.Array) -> jax.Array:
     """The random key of each sample `[B]`, fixed by (seed, sample index) alone, however samples are batched."""
     return jax.vmap(lambda index: jax.random.fold_in(jax.random.key(seed), index))(indices)
+
+
+def parts_beside(config: ConfigDict) -> dict[str, Component]:
+    """The components that every generator needs beside its network, by name."""
+    return {"stats": stats(config), **latent_space(config).decoding, **embedding(config)[0]}
 
 
 def guiding_component(config: ConfigDict) -> str | None:
@@ -148,10 +152,11 @@ def flow_map_generator(config: ConfigDict, times: Sequence[float]) -> Generator:
         params: Params, frozen: dict[str, Params], noise: jax.Array, path_keys: jax.Array, asked: Condition
     ) -> jax.Array:
         del path_keys  # the path is not random
-        told, told_too = embed(frozen, asked), jnp.broadcast_to(guidance, (noise.shape[0], 3)) if guided else None
+        told = network.read(params, embed(frozen, asked))
+        guiding = [jnp.broadcast_to(guidance, (noise.shape[0], 3))] * guided
 
         def u(z: jax.Array, r: jax.Array, t: jax.Array) -> jax.Array:
-            return network.apply(params, z, t, told, r, told_too)
+            return network.apply(params, z, t, told, r, *guiding)
 
         return flow_map.sample(u, noise, path)
 

@@ -7,8 +7,9 @@ import jax
 from ml_collections import ConfigDict
 
 from rae_jax.components.component import Params
+from rae_jax.components.conditions import embedding
 from rae_jax.components.generators import time_shift
-from rae_jax.components.language import embedding, text_dit
+from rae_jax.components.language import text_dit
 from rae_jax.flow import samplers
 from rae_jax.flow.guidance import classifier_free_guidance
 from rae_jax.flow.times import sampling_times

@@ -7,7 +7,8 @@ import pytest
 
 from rae_jax.data.scenes import SceneSource, described, render
 from rae_jax.data.told_images import ToldScenes
-from rae_jax.evaluation.edits import read_edits, scored_with_baselines, write_edits
+from rae_jax.evaluation.edits import baselines, edit_scores, read_edits, write_edits
+from rae_jax.evaluation.scene_judge import train_scene_judge
 
 
 def edits(count=24):
@@ -27,11 +28,12 @@ def test_an_edit_as_it_should_be_follows_and_keeps_and_a_copy_only_keeps(tmp_pat
     found = read_edits(tmp_path / "edits.npz")
     np.testing.assert_array_equal(found[0], sources)
     assert found[2] == json.loads(json.dumps(rows))
-    scores = scored_with_baselines(*found)
-    assert scores["edit_followed"] > 0.85 and scores["edit_kept"] > 0.85 and scores["edit_overall"] > 0.85
-    assert scores["edit_kept_psnr"] > 50  # nothing else has changed
-    assert scores["copying_followed"] < 0.1 < 0.85 < scores["copying_kept"]
-    assert scores["ignoring_overall"] < 0.3
+    judge = train_scene_judge()
+    scores, trivial = edit_scores(*found, judge), baselines(*found, judge)
+    assert scores["followed"] > 0.85 and scores["kept"] > 0.85 and scores["overall"] > 0.85
+    assert scores["kept_psnr"] > 50  # nothing else has changed
+    assert trivial["copying_followed"] < 0.1 < 0.85 < trivial["copying_kept"]
+    assert trivial["ignoring_overall"] < 0.3
 
 
 def test_edits_and_lines_have_to_be_of_the_same(tmp_path):

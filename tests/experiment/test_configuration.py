@@ -409,17 +409,18 @@ def test_a_run_of_before_there_was_an_order_of_texts_and_images_has_the_former_o
     assert remember(config, tmp_path, file="configs/x.py", write=True)[1] == []
 
 
-def test_a_mixture_is_not_taken_from_a_run_that_read_instructions_in_the_other_order(tmp_path):
+@pytest.mark.parametrize("name", ["mixture", "mid_training"])
+def test_a_mixture_is_not_taken_from_a_run_that_read_instructions_in_the_other_order(name, tmp_path):
     config = digits_edit.get_config("tiny")
-    config.stages, config.mixture.weights = (), str(tmp_path / "mixture")
+    config.stages, config[name].weights = (), str(tmp_path / name)
     config.update({name: {"weights": "random"} for name in ("encoder", "decoder")} | {"stats": {"weights": "identity"}})
-    params = random_values(component(config, "mixture").structure())
-    refused = r"mixture\.text_first=True, but .* with text_first=False"
+    params = random_values(component(config, name).structure())
+    refused = rf"mixture\.text_first=True, but {name}\.weights=.* with text_first=False"
     for text_first, task, message in ((True, "edit", None), (False, "edit", refused), (False, "caption", None)):
         remembered = json.loads(config.to_json_best_effort())
         remembered["mixture"] |= {"text_first": text_first, "task": task}
         if not text_first:
             del remembered["mixture"]["text_first"]  # a run of before there was a choice
-        save_weights(tmp_path / "mixture", params, {"component": "mixture", "config": remembered})
+        save_weights(tmp_path / name, params, {"component": name, "config": remembered})
         with pytest.raises(ConfigError, match=message) if message else contextlib.nullcontext():
             checked(config)

@@ -10,9 +10,9 @@ from flax.core import meta
 from random_params import random_params
 
 from rae_jax.components.component import Component
+from rae_jax.components.remembered import remember, rows_of, velocity_after
 from rae_jax.data.packing import QWEN
 from rae_jax.models.mixture_of_transformers import Images, MixtureOfTransformers, Texts, joined
-from rae_jax.sampling.remembered import remembering, rows_of
 
 SIZES = {"vocabulary": 20, "width": 16, "depth": 1, "num_heads": 2, "num_kv_heads": 1, "head_dim": 8, "hidden": 24}
 HEAD = {"head_grid": 2, "head_width": 24, "head_depth": 1, "head_num_heads": 2}
@@ -62,7 +62,7 @@ def test_with_semantic_tokens_and_either_head_what_is_remembered_changes_nothing
     def both(params, semantic):
         packed = model.apply({"params": params}, *whole(True, z, t))[0]
         rows = ROWS(ids, length, source=source, semantic=semantic)
-        return packed, remembering(part, params, *rows)(z, t)
+        return packed, velocity_after(part, params, remember(part, params, *rows), z, t)
 
     packed, after = both(params, semantic)
     assert np.isfinite(packed).all()

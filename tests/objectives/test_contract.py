@@ -29,6 +29,8 @@ CONFIGS |= {stage: digits_rpiae for stage in ("feature_stats", "pivot", "bridge"
 CONFIGS |= {"text_to_image": digits_text, "mixture": digits_edit}
 PROMPTED = types.SimpleNamespace(get_config=lambda variant: digits_text.get_config(f"{variant}-few_steps"))
 CONFIGS |= {f"{stage}/prompted": PROMPTED for stage in ("mid_training", "flow_map")}
+INSTRUCTED = types.SimpleNamespace(get_config=lambda variant: digits_edit.get_config(f"{variant}-few_steps"))
+CONFIGS |= {f"{stage}/instructed": INSTRUCTED for stage in ("mid_training", "flow_map")}
 BY_JVP = types.SimpleNamespace(get_config=PROMPTED.get_config)  # by the exact derivative along its own velocity
 CONFIGS |= {"flow_map/prompted_jvp": BY_JVP}
 STAGES = tuple(CONFIGS)
@@ -93,7 +95,7 @@ def prepared(stage: str):
     config = config_of(stage)
     stage = stage.partition("/")[0]
     objective = OBJECTIVES[config[stage].objective](config, stage)
-    if objective.reads_conversations or objective.reads_packs:
+    if objective.reads_conversations or objective.reads_packs or objective.reads_requests:
         config[stage].train.batch_size = BATCH
         with contextlib.closing(open_batches(config, stage, objective, SceneSource("train"))) as batches:
             batch = jax.tree.map(jnp.asarray, next(batches))

@@ -11,9 +11,8 @@ from random_params import random_state, random_weights
 
 from configs import digits_text, t2i_one_step
 from rae_jax.components.catalogue import component
-from rae_jax.components.conditions import condition
+from rae_jax.components.conditions import condition, embedding
 from rae_jax.components.generators import flow_map_teacher
-from rae_jax.components.language import embedding
 from rae_jax.components.latent_spaces import latent_space
 from rae_jax.components.telling import telling
 from rae_jax.data.conversations import caption_of
@@ -151,7 +150,7 @@ def test_at_full_size_the_released_dit_is_distilled_as_mf_rae_does():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"data__latents": "DIR"}, "flow_map is told prompts, and data.latents='DIR' has none"),
+        ({"data__latents": "DIR"}, "flow_map is told texts, and data.latents='DIR' has none"),
         ({"flow_map__train__transform": "center_crop_flip"}, "mirrors images, of which words may tell left and right"),
         ({"flow_map__train__transform": "random_resized_crop"}, r"configs/x.py: flow_map\.train\.transform=.* mirrors"),
         ({"text_to_image__condition_dropout": 0.0, "sampling__guidance_scale": 1.0}, "never trains the null condition"),

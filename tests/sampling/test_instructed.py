@@ -10,13 +10,14 @@ from random_params import random_params, random_weights
 
 from configs import digits_edit
 from rae_jax.components.mixtures import Request, given_arguments, instruction_condition, mixture, tokenizer
+from rae_jax.components.remembered import remember, rows_of, velocity_after
 from rae_jax.data.scenes import SceneSource
 from rae_jax.data.told_images import ToldScenes
 from rae_jax.experiment.pack_source import pack_batches
 from rae_jax.models.mixture_of_transformers import Images, Texts
 from rae_jax.models.pack import Places
-from rae_jax.sampling.instructed import instructed_generator, parts_beside
-from rae_jax.sampling.remembered import remembering, rows_of
+from rae_jax.sampling.generator import parts_beside
+from rae_jax.sampling.instructed import instructed_generator
 
 
 def config_of(task):
@@ -81,7 +82,7 @@ def test_the_sampler_shows_the_network_what_training_has_shown_it(task, text_fir
             shown=dropped != "source",
             **given_arguments(config),
         )
-        return trained, remembering(part, params, *rows)(z, t)
+        return trained, velocity_after(part, params, remember(part, params, *rows), z, t)
 
     trained, sampled = both(params)
     assert np.isfinite(trained).all() and np.abs(trained).max() > 0.1

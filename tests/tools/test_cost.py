@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from configs import dith_xl, mf_rae_mfd_256
+from configs import digits_edit, dith_xl, mf_rae_mfd_256
 from rae_jax.components.component import spec
+from rae_jax.components.mixtures import text_room
 from rae_jax.costs.model_flops import cost_of, costs
 from rae_jax.models.decoder import SIZES, ViTDecoder
 from rae_jax.models.kl_vae import KLVAE
@@ -83,3 +84,19 @@ def test_a_dense_layer_and_attention_are_counted_by_hand():
     x = jax.ShapeDtypeStruct((2, 5, 3), jnp.float32)
     cost = cost_of(lambda key: jnp.zeros((3, 7)), apply, x)
     assert (cost.parameters, cost.without_attention, cost.multiply_adds) == (21, 2 * 5 * 3 * 7, 210 + 2 * 5 * 5 * 7)
+
+
+def test_a_mixture_costs_what_each_expert_does_with_its_own_tokens():
+    """By hand: an edit of 16 tokens from 16 others, with 4 markers beside the room for the text."""
+    config = digits_edit.get_config("tiny-few_steps")
+    config.mixture.model.wide_head, config.mixture.model.depth = False, 3
+    model, found, tokens, channels = config.mixture.model, costs(config), 16, 16
+    width, heads, groups = model.width, model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
+    expert = 2 * width * heads + 2 * width * groups + 3 * width * model.hidden
+    texts = text_room(config) + 4
+    times = 256 * width + width**2
+    layers = model.depth * expert * (texts + 2 * tokens)
+    expected = layers + 2 * tokens * (channels * width + times) + tokens * width * channels
+    assert found["mixture"].without_attention == expected
+    assert found["flow_map"].without_attention == expected + 2 * tokens * times  # the length of the interval
+    assert found["flow_map"].parameters == found["mixture"].parameters + times + 2 * width

@@ -123,7 +123,8 @@ def test_what_cannot_be_made_is_one_line(session, tmp_path, capsys):
 
 def test_edits_are_those_that_the_command_makes_and_nothing_is_compiled_twice(mixture, editor, picture, tmp_path):
     with commanded(mixture[1], tmp_path, num_steps=2, guidance_scale=3.0, image_guidance_scale=1.5) as editing:
-        made = np.asarray(Image.open(editing.write_edit(picture, INSTRUCTION)))
+        editing.write_edit(picture, INSTRUCTION)
+    made = np.asarray(Image.open(tmp_path / "edit.png"))
     before, after = editor.edit(picture, INSTRUCTION, 2, 3.0, 1.5, seed=0)
     names = ["before", *(f"noise {i}" for i in range(4))]
     sheet = pictures.image_grid(np.stack([before, *after]), columns=5, captions=names, title=INSTRUCTION)
@@ -138,7 +139,7 @@ def test_edits_are_those_that_the_command_makes_and_nothing_is_compiled_twice(mi
 
 def test_prompts_of_a_mixture_are_painted_as_the_command_paints_them(mixture, editor, tmp_path):
     prompt, config = "a red two at the top left", mixture[1].copy_and_resolve_references()
-    assert editor.prompted and not editor.asks and editor.steps == {1: "samples"}
+    assert editor.prompted and not editor.asks and editor.steps == {1: ""}
     config.mixture.task = "caption"
     with commanded(config, tmp_path, prompt=(prompt,) * 16, guidance_scale=2.0, batch_size=8) as editing:
         editing.write()
@@ -179,6 +180,26 @@ def test_a_tab_is_there_for_what_the_run_can_do(mixture, tmp_path):
     for name in ("encoder", "decoder", "language_model", "adapters", "text_dit"):
         talking[name].weights = "random"
     assert tabs(talking) == ["Generate", "Ask"]
+
+
+def test_steps_are_those_that_there_are(mixture, picture, tmp_path):
+    """Of a run that has a flow map alone."""
+    gradio = pytest.importorskip("gradio")
+    config = mixture[1].copy_and_resolve_references()
+    config.sampling.num_steps, config.sampling.flow_map_times = 0, ((1.0, 0.0),)
+    (tmp_path / "config.json").write_text(config.to_json_best_effort())
+    with pytest.raises(ValueError, match=r"sampling\.num_steps=0 leaves the mixture out"):
+        demo.Session(tmp_path)
+    config.mixture.weights, config.flow_map.weights = "", "random"
+    (tmp_path / "config.json").write_text(config.to_json_best_effort())
+    session = demo.Session(tmp_path)
+    assert session.steps == {1: "_1step"}
+    with pytest.raises(ValueError, match="there are no samples in 3 steps, but in 1"):
+        session.edit(picture, INSTRUCTION, 3, 1.0, 1.0, seed=0)
+    with pytest.raises(ValueError, match="there are no samples in 3 steps, but in 1"):
+        session.images("a red two", 3, 1.0, 0)
+    steps = [block for block in demo.page(session).blocks.values() if getattr(block, "label", "") == "Steps"]
+    assert [type(block) for block in steps] == [gradio.Radio] * 2
 
 
 def test_without_gradio_it_is_named(session, monkeypatch):

@@ -12,18 +12,24 @@ from golden_mixtures import at, mixture, patches_of, row
 from golden_packs import capacity, markers
 
 from rae_jax.components.component import Component
+from rae_jax.components.remembered import Given, Guidance, Wanted, guided_velocity, remember, rows_of, velocity_after
 from rae_jax.data.packing import Item, arrange, pack
 from rae_jax.flow.guidance import guide_twice
 from rae_jax.flow.samplers import euler
 from rae_jax.flow.times import sampling_times
 from rae_jax.models.mixture_of_transformers import Images, Texts, joined
-from rae_jax.sampling.remembered import Given, Guidance, Wanted, guided_velocity, remembering, rows_of
 
 NOTHING = {"text": 0.0, "semantic": 0.0, "clean": 0.0}
 
 
 def component(model):
     return Component("flow", model, None, "float32", "bagel", "", "the golden case")
+
+
+def velocity(model, params, halves, z, t):
+    """After what is given has been read."""
+    part = component(model)
+    return velocity_after(part, params, remember(part, params, *halves), z, t)
 
 
 def samples_of(case, inputs):
@@ -142,7 +148,7 @@ def compiled(case, told):
         parts = [part for part in (given.texts, given.semantic, given.clean) if part is not None]
         order = np.argsort(np.concatenate([part.places.order[0] for part in parts]))
         keys = memory["cache"]["decoder"]["blocks_0"]["key"][0][order]
-        return [remembering(component(model), params, *halves(packed))(z, t) for packed in packs], keys
+        return [velocity(model, params, halves(packed), z, t) for packed in packs], keys
 
     noised = packs[0].position[packs[0].indexes("noised")]
     z, t = (jax.ShapeDtypeStruct(shape, np.float32) for shape in ((1, len(noised), model.latent_channels), (1,)))
@@ -245,10 +251,12 @@ def test_guidance_holds_above_the_interval_and_up_to_its_end():
     told = Guidance(3.0, image_scale=2.0, interval=(0.25, 0.75), least_norm=1.0)
     velocity = guided_velocity(*functions, told)
     z = jnp.zeros((1, 2, 3))
-    found = [float(velocity(z, jnp.full(1, t))[0, 0, 0]) for t in (0.2, 0.25, 0.26, 0.75, 0.76)]
+    times = (0.2, 0.25, 0.26, 0.75, 0.76)
+    found = [float(velocity(z, jnp.full(1, t))[0, 0, 0]) for t in times]
+    together = velocity(jnp.zeros((5, 2, 3)), jnp.array(times))[:, 0, 0].tolist()  # each row by its own time
     once = 1 + 3 * (2 - 1)
     twice = 0.5 + 2 * (once - 0.5)
-    assert found == [2.0, 2.0, twice, twice, 2.0]
+    assert found == together == [2.0, 2.0, twice, twice, 2.0]
     alone = guided_velocity(*functions, told._replace(text_scale=1.0))  # without a text scale the image's does nothing
     assert float(alone(z, jnp.full(1, 0.5))[0, 0, 0]) == 2.0
     unseen = guided_velocity(*functions[:2], None, told)  # nor where no image is shown
@@ -271,10 +279,10 @@ def test_rows_for_the_samplers_stand_as_the_pack_does(case):
     @functools.partial(jax.jit, static_argnames="image")
     def of_rows(length, image):
         rows = rows_of(padded, length, grid=grid, capacity=capacity_, markers=told, source=latents, shown=image)
-        return remembering(component(model), params, *rows)(z, t)
+        return velocity(model, params, rows, z, t)
 
     for text, image in ((True, True), (False, True), *([(True, False)] if editing else [])):
         packed = whole_pack(case, [(given, ids, (grid, grid))], text=text, image=image)
-        expected = jax.jit(lambda z, t, p=packed: remembering(component(model), params, *halves(p))(z, t))(z, t)
+        expected = jax.jit(lambda z, t, p=packed: velocity(model, params, halves(p), z, t))(z, t)
         assert np.isfinite(expected).all()
         np.testing.assert_allclose(of_rows(jnp.array([5 if text else 0]), image), expected, atol=3e-6)

@@ -1,17 +1,18 @@
-"""Sampling with a mixture of transformers: what is given is read once, only the latents go through it at every time.
+"""Velocities of a mixture of transformers: what is given is read once, only the latents go through it at every time.
 
 The keys and values of texts and given images do not depend on the noised latents, which they never see. So a run with
 this memory is the run of the whole pack (Bagel).
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from rae_jax.components.component import Component, Params
 from rae_jax.data.packing import Markers
-from rae_jax.flow.guidance import Interval, guide_twice
+from rae_jax.flow.guidance import RENORMALISATIONS, Interval, guide_twice
+from rae_jax.flow.path import over
 from rae_jax.flow.samplers import VelocityFunction
 from rae_jax.models.mixture_of_transformers import Images, Texts, joined
 from rae_jax.models.pack import Places, Run, placed
@@ -40,6 +41,14 @@ class Wanted(NamedTuple):
     places: Places
 
 
+class Remembered(NamedTuple):
+    """What a network has read, a row each: keys and values of all layers, where they stand, and what is to be made."""
+
+    memory: Any
+    context: Places
+    wanted: Wanted
+
+
 class Guidance(NamedTuple):
     """How two conditions guide, see `guidance.guide_twice`; inside the interval, without its lower end.
 
@@ -51,6 +60,11 @@ class Guidance(NamedTuple):
     interval: Interval = (0.0, 1.0)
     renormalisation: str = "global"
     least_norm: float = 0.0
+
+    @property
+    def by_text(self) -> bool:
+        """Whether anything is guided."""
+        return self.text_scale > 1
 
 
 def rows_of(
@@ -111,21 +125,34 @@ def rows_of(
     return Given(texts, clean, images[-1] if semantic is not None and shown else None), wanted
 
 
-def remembering(network: Component, params: Params, given: Given, wanted: Wanted) -> VelocityFunction:
-    """The velocity function of the wanted latents `[B, N, C]` after what is given, which is read now."""
+def remember(network: Component, params: Params, given: Given, wanted: Wanted) -> Remembered:
+    """Reads what is given."""
+    arguments = (given.texts, None, given.clean, given.semantic)
     with network.precise():
-        _, memory = network.module.apply(
-            {"params": params}, given.texts, None, given.clean, given.semantic, mutable=["cache"]
-        )
-    context = given.places
+        _, memory = network.module.apply({"params": params}, *arguments, mutable=["cache"])
+    return Remembered(_rows_first(network, memory), given.places, wanted)
 
-    def velocity(z: jax.Array, t: jax.Array) -> jax.Array:
-        noised = Images(z, wanted.position, wanted.places, jnp.broadcast_to(t[:, None], z.shape[:2]))
-        with network.precise():
-            v, _ = network.module.apply({"params": params, **memory}, wanted.markers, noised, context=context)
-        return v
 
-    return velocity
+def velocity_after(
+    network: Component,
+    params: Params,
+    read: Remembered,
+    z: jax.Array,
+    t: jax.Array,
+    r: jax.Array | None = None,
+) -> jax.Array:
+    """The velocity of the wanted latents `[B, N, C]` at times `t: [B]`; of a flow map, the mean one over `[r, t]`."""
+    memory, wanted = _rows_first(network, read.memory), read.wanted
+    times = [None if time is None else jnp.broadcast_to(time[:, None], z.shape[:2]) for time in (t, r)]
+    noised = Images(z, wanted.position, wanted.places, *times)
+    with network.precise():
+        v, _ = network.module.apply({"params": params, **memory}, wanted.markers, noised, context=read.context)
+    return v
+
+
+def _rows_first(network: Component, memory: Any) -> Any:
+    """The memory with rows before layers, where layers are scanned; and back."""
+    return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), memory) if network.module.scan else memory
 
 
 def guided_velocity(
@@ -134,14 +161,16 @@ def guided_velocity(
     without_image: VelocityFunction | None,
     guidance: Guidance,
 ) -> VelocityFunction:
-    """The guided velocity function; the other two are not asked outside the interval.
+    """The guided velocity function; the other two are not asked where all rows are outside the interval.
 
     Where no image is shown, `without_image` is None and there is no guidance by it.
     """
     low, high = guidance.interval
     if low > high:
         raise ValueError(f"guidance interval {guidance.interval} is empty; give (t_min, t_max) with t_min <= t_max")
-    if guidance.text_scale <= 1:
+    if guidance.renormalisation not in RENORMALISATIONS:
+        raise ValueError(f"renormalisation {guidance.renormalisation!r} is not one of {RENORMALISATIONS}")
+    if not guidance.by_text:
         return full
     image_scale = 1.0 if without_image is None else guidance.image_scale
 
@@ -159,6 +188,7 @@ def guided_velocity(
                 least_norm=guidance.least_norm,
             )
 
-        return jax.lax.cond((t[0] > low) & (t[0] <= high), guided, lambda: v)
+        inside = (t > low) & (t <= high)
+        return jax.lax.cond(jnp.any(inside), lambda: jnp.where(over(inside, v), guided(), v), lambda: v)
 
     return velocity
