@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from configs import digits_text
+
 TEXT = (Path(__file__).parents[1] / "docs" / "findings.md").read_text()
 
 
@@ -225,6 +227,27 @@ def test_precision():
     seeds, precisions = re.search(r"and ([\d.]+) at the last; .* and ([\d.]*\d)\. Every", section("precision")).groups()
     said("precision", "about twenty times closer")
     assert float(seeds) / float(precisions) == pytest.approx(20, abs=3)
+
+
+def test_text():
+    rows, same = section("text"), "no different (within two standard errors)"
+    names = ("as in the config", "in a KL-VAE's latents", "without guidance", "without the time shift")
+    seen, unseen = ({name: number(rows, name, column) for name in names} for column in (2, 3))
+    answers = {name: number(rows, name, 4) for name in (*names, "questions alone")}
+    base, kl, unguided, unshifted = names
+    said("text", "a seventh of the config's 5,300 steps")
+    assert digits_text.get_config().text_to_image.train.steps == 5300
+    assert 5300 / number(rows, base, 1) == pytest.approx(7, abs=0.5)
+    said("text", f"shown for combinations that training shows, {seen[base]} against {seen[kl]} % of the prompts")
+    assert unseen[base] == unseen[kl] and f"- In a KL-VAE's latents: seen prompts worse, others {same}." in rows
+    said("text", f"of the others both paint {unseen[kl]} %", f"answers {answers['questions alone']} % of them")
+    said("text", f"one that paints {answers[base]} %", f"({seen[unguided]} and {seen[unshifted]} % without)")
+    for name in ("Without guidance", "Without the time shift"):
+        assert f"- {name}: seen prompts worse, others {same}." in rows
+    assert rows.strip().endswith("beside one that does not: better.")
+    summary = TEXT.split("<!-- mf_rae: begin -->")[0]
+    assert f"{seen[base]} against {seen[kl]} % of the prompts painted | shown" in summary
+    assert f"{answers[base]} % of the questions answered with, {answers['questions alone']} % without" in summary
 
 
 def test_the_summary_repeats_the_sections():

@@ -99,7 +99,10 @@ def _config(words: str) -> str:
 
 
 def reproduce(workdir: Path, digits: Path) -> str:
-    """Trains four models from three seeds, an hour on two cores; returns the section. It needs no run of digits."""
+    """Trains four models from three seeds, an hour and a half on one core; returns the section.
+
+    It needs no run of digits.
+    """
     del digits
     bench = Bench(workdir)
     return section({name: bench.numbers(name) for name in VARIANTS})
