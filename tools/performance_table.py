@@ -43,7 +43,7 @@ class Row:
 
 LATENTS = ("--latents",)
 SCANNED = "--config.flow.model.scan=True"
-BFLOAT16, FLOAT32 = "--config.dtype=bfloat16", "--config.dtype=float32"
+BFLOAT16 = "--config.dtype=bfloat16"
 
 
 def batch(size: int, **mesh: int) -> tuple[str, ...]:
@@ -71,18 +71,14 @@ ROWS = {
     "mfd": Row("MFD, finite difference, bfloat16", "mf_rae_mfd_256.py", options=(*LATENTS, BFLOAT16)),
     "mfd_jvp": Row("MFD, `jax.jvp`, bfloat16", "mf_rae_mfd_256.py:jvp", options=(*LATENTS, BFLOAT16)),
     "cmt": Row(
-        "CMT, 8 trajectories of 8 pairs, bfloat16",
-        "mf_rae_cmt_256.py:paper",
-        "v5p:2x2x2",
-        (*LATENTS, BFLOAT16, "--config.mid_training.pairs=8"),
+        "CMT, 8 trajectories of 64 pairs, bfloat16", "mf_rae_cmt_256.py:paper", "v5p:2x2x2", (*LATENTS, BFLOAT16)
     ),
-    "rae_stage1": Row("RAE stage 1, with discriminator", "rae_dinov2b_vitxl.py", options=("--stage=decoder",)),
-    "rae_stage1_v6e": Row("RAE stage 1", "rae_dinov2b_vitxl.py", "v6e:8x8", ("--stage=decoder",)),
-    "rpiae_1": Row("RPiAE stage I, float32", "rpiae_dinov2b_vitxl.py:paper", options=("--stage=pivot", FLOAT32)),
-    "rpiae_2": Row("RPiAE stage II, float32", "rpiae_dinov2b_vitxl.py:paper", options=("--stage=bridge", FLOAT32)),
-    "rpiae_3": Row(
-        "RPiAE stage III, float32", "rpiae_dinov2b_vitxl.py:paper", options=("--stage=specialisation", FLOAT32)
-    ),
+    "rae_stage1": Row("RAE stage 1, with discriminator, float32", "rae_dinov2b_vitxl.py", options=("--stage=decoder",)),
+    "rae_stage1_bfloat16": Row("the same, bfloat16", "rae_dinov2b_vitxl.py", options=("--stage=decoder", BFLOAT16)),
+    "rae_stage1_v6e": Row("RAE stage 1, bfloat16", "rae_dinov2b_vitxl.py", "v6e:8x8", ("--stage=decoder", BFLOAT16)),
+    "rpiae_1": Row("RPiAE stage I", "rpiae_dinov2b_vitxl.py:paper", options=("--stage=pivot",)),
+    "rpiae_2": Row("RPiAE stage II", "rpiae_dinov2b_vitxl.py:paper", options=("--stage=bridge",)),
+    "rpiae_3": Row("RPiAE stage III", "rpiae_dinov2b_vitxl.py:paper", options=("--stage=specialisation",)),
     "coder": Row("RAC 0.3x", "rac_256.py:coder_0.3x"),
     "sit": Row("SiT-XL + REPA", "rac_256.py:sit_XL"),
     "raev2": Row("RAEv2's generator, k = 7", "raev2_dinov3l.py:k7", options=("--stage=flow", *LATENTS)),
@@ -91,12 +87,22 @@ ROWS = {
     "text_to_image_2": Row("text to image, 1.5 B and 2.4 B, stage 2", "t2i_qwen1_5b_dit2_4b.py:stage2"),
     "text_to_image_v6e": Row("text to image, 1.5 B and 2.4 B, stage 1", "t2i_qwen1_5b_dit2_4b.py", "v6e:16x16"),
     "text_to_image_7b": Row("text to image, 7 B and 9.8 B, stage 1", "t2i_qwen7b_dit9_8b.py"),
+    "text_to_image_cmt": Row(
+        "text to image in one step: mid-training", "t2i_one_step.py:cmt", "v5p:2x2x2", ("--stage=mid_training",)
+    ),
+    "text_to_image_mfd": Row(
+        "text to image in one step: distillation", "t2i_one_step.py:mfd", options=("--stage=flow_map",)
+    ),
     "mixture": Row("mixture of transformers, text to image", "rpiae_t2i.py:chips64", options=("--stage=mixture",)),
     "mixture_edit": Row(
         "mixture of transformers, editing, 192 rows",
         "rpiae_edit.py",
         options=("--stage=mixture", "--config.mixture.train.batch_size=192"),
     ),
+    "mixture_cmt": Row(
+        "editing in one step: mid-training", "edit_one_step.py:cmt", "v5p:2x2x2", ("--stage=mid_training",)
+    ),
+    "mixture_mfd": Row("editing in one step: distillation", "edit_one_step.py:mfd", options=("--stage=flow_map",)),
 }
 SCALING = ("dit_dh_xl_4_chips", "dit_dh_xl_scanned", "dit_dh_xl_256_chips")  # 16 images a chip, each
 COLUMNS = (

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from test_documents import check
 
-from tools.performance_table import ROWS, SCALING, Row, cells, draw_scaling, main, report, table
+from tools.performance_table import DOCUMENT, ROWS, SCALING, Row, cells, draw_scaling, main, report, table
 
 RESULT = {
     "hbm_bytes_per_chip": 3 * 2**30, "hbm_limit_bytes": 95 * 2**30, "compiler_step_seconds": 0.05,
@@ -31,7 +31,7 @@ def test_a_line_says_what_the_report_says():
 def test_a_program_that_does_not_fit_says_so_and_the_rows_keep_their_order():
     lines = table({"cmt": {"failed": "RESOURCE_EXHAUSTED: 54 G of 31 G"}, "dit_dh_s": RESULT}).splitlines()
     assert lines[2].startswith("| DiT^DH-S |") and lines[3].startswith(
-        "| CMT, 8 trajectories of 8 pairs, bfloat16 | v5p:2x2x2 | RESOURCE_EXHAUSTED: 54 G"
+        "| CMT, 8 trajectories of 64 pairs, bfloat16 | v5p:2x2x2 | RESOURCE_EXHAUSTED: 54 G"
     )
     assert len({line.count("|") for line in lines}) == 1
 
@@ -58,3 +58,14 @@ def test_a_row_is_compiled_for_its_slice_and_fits(tmp_path, monkeypatch):
     assert "failed" not in result, result
     assert result["chips"] == 4 and 0 < result["hbm_bytes_per_chip"] < result["hbm_limit_bytes"]
     assert result["contradiction"] is None and 0 < result["mfu"] < 0.6
+
+
+def test_what_is_said_of_precisions_is_what_the_table_holds():
+    text = DOCUMENT.read_text()
+    rows = {line.split(" | ")[0].strip("| "): line.split(" | ") for line in text.splitlines() if line.startswith("| ")}
+    exact, rounded = (rows[name] for name in ("RAE stage 1, with discriminator, float32", "the same, bfloat16"))
+    share, passes = float(exact[7].split()[0]), {6: 16.7, 3: 33.3}
+    assert f"{passes[6]} and {passes[3]} % are all that there is" in text
+    assert all(abs(100 / number - most) < 0.05 for number, most in passes.items())
+    assert f"has {100 * share / passes[6]:.0f} % of the former" in text.replace("\n", " ")
+    assert "three times the steps" in text and round(float(rounded[6]) / float(exact[6])) == 3
