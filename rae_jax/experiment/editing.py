@@ -243,11 +243,12 @@ class Editing:
         return transform("center_crop", self._config.data.image_size)(image, None)
 
     def _images(self, way: str, requests: Sequence[Request], indices: np.ndarray) -> np.ndarray:
+        asked = instruction_condition(self._config, requests)  # before any weights are read
         batches = sample_batches(
             self._ways[way].program,
             self._weights.load(self._ways[way].network),
             {name: self._weights.load(part) for name, part in self._beside.items()},
-            instruction_condition(self._config, requests),
+            asked,
             indices,
             batch_size=self._config.sampling.batch_size,
             mesh=self._mesh,

@@ -73,7 +73,7 @@ def test_a_stage_trains_on_its_own_sources_where_it_has_some():
     config = digits.get_config("tiny")
     config.data.num_workers, config.decoder.train.batch_size = 0, 2
     objective = types.SimpleNamespace(
-        reads_conversations=False, reads_packs=False, reads_latents=False, one_epoch=False
+        reads_conversations=False, reads_packs=False, reads_requests=False, reads_latents=False, one_epoch=False
     )
     config.decoder.sources = (("digits", "", 1.0), ("scenes", "", 3.0))
     with contextlib.closing(open_batches(config, "decoder", objective, None)) as batches:
