@@ -11,6 +11,7 @@ two cores, and then follows 84 % of the instructions and keeps everything else i
 from ml_collections import ConfigDict
 
 from configs import architectures, digits, digits_text, variants
+from configs.rpiae_edit import learn_guidance
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -49,7 +50,9 @@ def get_config(variant: str = "") -> ConfigDict:
         config.sampling.guidance_scale = 2.0
         config.sampling.num_samples = 600
     if "few_steps" in words:
-        few_steps(config)
+        digits_text.few_steps(config, "mixture")
+        learn_guidance(config)
+        config.mid_training.label_dropout = config.flow_map.label_dropout = 0.0  # nothing is guided afterwards
     if "tiny" in words:
         digits.shorten(config.mixture.train)
         config.mixture.train.optimizer.name = "adamw"  # whose steps at this rate are longer
@@ -61,22 +64,3 @@ def get_config(variant: str = "") -> ConfigDict:
         for name in ("mid_training", "flow_map"):
             digits.shorten(config[name].train)
     return config
-
-
-def few_steps(config: ConfigDict) -> None:
-    """Adds consistency mid-training and MeanFlow distillation of the mixture, guided as samples are (MF-RAE)."""
-    config.stages = (*config.stages, "mid_training", "flow_map")
-    config.mid_training.initial = "mixture"
-    learn_guidance(config)
-    config.mid_training.label_dropout = config.flow_map.label_dropout = 0.0  # nothing is guided afterwards
-    config.mid_training.pairs = 16
-    digits.stage(config.mid_training.train, steps=300, batch_size=16, learning_rate=2e-3, ema_decay=0.99)
-    config.flow_map.unequal_share = 0.75
-    digits.stage(config.flow_map.train, steps=600, batch_size=32, learning_rate=3e-4, ema_decay=0.995)
-    config.flow_map.train.max_gradient_norm = 1e4
-
-
-def learn_guidance(config: ConfigDict) -> None:
-    """Has the teacher of the mixture's flow maps guided as samples of the mixture are."""
-    for name in config.flow_map.teacher:
-        config.flow_map.teacher[name] = config.sampling[name]

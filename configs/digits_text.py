@@ -99,7 +99,8 @@ def get_config(variant: str = "") -> ConfigDict:
     if "unshifted" in words:
         config.flow.shift_base = 16 * 64
     if "few_steps" in words:
-        few_steps(config)
+        few_steps(config, "text_dit")
+        config.flow_map.guided, config.flow_map.largest_guidance_scale = True, 4.0
     if "features" in words:
         config.stages = (*config.stages[:-1], "flow")
         config.language_model.weights = "random"
@@ -123,11 +124,10 @@ def stage_optimizer(config: ConfigDict, *, learning_rate: float) -> None:
     config.text_to_image.image_optimizer.final_learning_rate = learning_rate / 10
 
 
-def few_steps(config: ConfigDict) -> None:
-    """Adds consistency mid-training and MeanFlow distillation of the DiT, by prompts and guidance (MF-RAE)."""
+def few_steps(config: ConfigDict, teacher: str) -> None:
+    """Adds consistency mid-training and MeanFlow distillation of the component `teacher` (MF-RAE)."""
     config.stages = (*config.stages, "mid_training", "flow_map")
-    config.flow_map.guided, config.flow_map.largest_guidance_scale = True, 4.0
-    config.mid_training.initial = "text_dit"
+    config.mid_training.initial = teacher
     config.mid_training.pairs = 16
     stage(config.mid_training.train, steps=300, batch_size=16, learning_rate=2e-3, ema_decay=0.99)
     config.flow_map.unequal_share = 0.75

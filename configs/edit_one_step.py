@@ -17,10 +17,8 @@ on a laptop.
 from ml_collections import ConfigDict
 
 from configs import rpiae_edit, variants
-from configs.digits_edit import learn_guidance
-from configs.mf_rae_cmt_256 import mid_training
-from configs.mf_rae_mfd_256 import meanflow
-from configs.raev2_one_step import STAGES
+from configs.mf_rae_mfd_256 import STAGES, on_another_generator
+from configs.rpiae_edit import learn_guidance
 
 FILE = "configs/edit_one_step.py"
 
@@ -32,18 +30,12 @@ def get_config(variant: str = "") -> ConfigDict:
       ValueError: a word of `variant` is unknown.
     """
     words = variants.words_of(variant, ["cmt"], ["mfd"], *([word] for word in rpiae_edit.WORDS), file=FILE)
-    stages = [word for word in words if word in STAGES] or list(STAGES)
     config = rpiae_edit.get_config("-".join(word for word in words if word not in STAGES))
-    config.stages = tuple(stage for word, stage in STAGES.items() if word in stages)
-    config.mid_training = mid_training(256, "paper", file=FILE).mid_training
-    config.flow_map = meanflow(256, "", file=FILE).flow_map
+    on_another_generator(config, words, transform="center_crop", file=FILE)
     for name in ("mixture", *STAGES.values()):
         config[name].dtype = "bfloat16_3x"  # a difference quotient divides its rounding by a small number
     config.mid_training.initial = "mixture"
     learn_guidance(config)
     for stage in STAGES.values():
-        config[stage].train.transform = "center_crop"
         config[stage].label_dropout = 0.0  # nothing is guided afterwards
-    config.sampling.num_steps = 0  # the teacher has been sampled where it was trained
-    config.mesh.fsdp = 8 if "mid_training" in config.stages else 16  # mid-training has 8 trajectories
     return config

@@ -9,10 +9,14 @@ Reported by the paper: FID 2.03 in one step, 1.89 in two; `configs/mf_rae_mfd_25
 H100 days. Nothing of it has been run yet.
 """
 
+from collections.abc import Sequence
+
 from ml_collections import ConfigDict
 
 from configs import variants
-from configs.mf_rae_cmt_256 import flow_map_of_dit_dh_xl
+from configs.mf_rae_cmt_256 import flow_map_of_dit_dh_xl, mid_training
+
+STAGES = {"cmt": "mid_training", "mfd": "flow_map"}  # by the words that name them
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -36,3 +40,15 @@ def meanflow(image_size: int, variant: str, *, file: str) -> ConfigDict:
     train.max_gradient_norm = 1e4  # without mid-training the paper sees 1e5 by the second epoch
     train.optimizer.learning_rate = 1e-4
     return config
+
+
+def on_another_generator(config: ConfigDict, words: Sequence[str], *, transform: str, file: str) -> None:
+    """Gives `config` those of both stages that are among `words`, or both, with the numbers of 256 pixels."""
+    chosen = [word for word in words if word in STAGES] or STAGES
+    config.stages = tuple(stage for word, stage in STAGES.items() if word in chosen)
+    config.mid_training = mid_training(256, "paper", file=file).mid_training
+    config.flow_map = meanflow(256, "", file=file).flow_map
+    for stage in STAGES.values():
+        config[stage].train.transform = transform
+    config.sampling.num_steps = 0  # the teacher has been sampled where it was trained
+    config.mesh.fsdp = 8 if "mid_training" in config.stages else 16  # mid-training has 8 trajectories

@@ -14,10 +14,9 @@ joined by hyphens, are the stages: `cmt`, `mfd`; both without a word. Nothing of
 from ml_collections import ConfigDict
 
 from configs import base, raev2_dinov3l, variants
-from configs.mf_rae_cmt_256 import mid_training
-from configs.mf_rae_mfd_256 import meanflow
+from configs.mf_rae_mfd_256 import on_another_generator
 
-STAGES = {"cmt": "mid_training", "mfd": "flow_map"}
+FILE = "configs/raev2_one_step.py"
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -26,17 +25,11 @@ def get_config(variant: str = "") -> ConfigDict:
     Raises:
       ValueError: a word of `variant` is unknown.
     """
-    words = variants.words_of(variant, ["cmt"], ["mfd"], file="configs/raev2_one_step.py") or list(STAGES)
+    words = variants.words_of(variant, ["cmt"], ["mfd"], file=FILE)
     config = base.get_config()
-    config.stages = tuple(stage for word, stage in STAGES.items() if word in words)
     config.dtype = "bfloat16_3x"  # a difference quotient divides its rounding by a small number
     raev2_dinov3l.latents(config, raev2_dinov3l.LAYERS["k7"])
     raev2_dinov3l.generator(config)
-    config.mid_training = mid_training(256, "paper", file="configs/raev2_one_step.py").mid_training
-    config.flow_map = meanflow(256, "", file="configs/raev2_one_step.py").flow_map
-    for stage in STAGES.values():
-        config[stage].train.transform = "center_crop"
-    config.sampling.num_steps = 0  # the teacher has been sampled where it was trained
+    on_another_generator(config, words, transform="center_crop", file=FILE)
     config.sampling.internal_guidance_scale = 1.0
-    config.mesh.fsdp = 8 if "mid_training" in config.stages else 16  # mid-training has 8 trajectories
     return config

@@ -40,3 +40,9 @@ def get_config(variant: str = "") -> ConfigDict:
     config.mixture.train.steps = 50_000
     config.mixture.train.batch_size = 184
     return config
+
+
+def learn_guidance(config: ConfigDict) -> None:
+    """Has the teacher of the mixture's flow maps guided as samples of the mixture are."""
+    for name in config.flow_map.teacher:
+        config.flow_map.teacher[name] = config.sampling[name]

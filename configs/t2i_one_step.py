@@ -18,9 +18,7 @@ on a laptop.
 from ml_collections import ConfigDict
 
 from configs import t2i_qwen1_5b_dit2_4b, variants
-from configs.mf_rae_cmt_256 import mid_training
-from configs.mf_rae_mfd_256 import meanflow
-from configs.raev2_one_step import STAGES
+from configs.mf_rae_mfd_256 import STAGES, on_another_generator
 
 FILE = "configs/t2i_one_step.py"
 
@@ -31,17 +29,11 @@ def get_config(variant: str = "") -> ConfigDict:
     Raises:
       ValueError: a word of `variant` is unknown.
     """
-    words = variants.words_of(variant, ["cmt"], ["mfd"], file=FILE) or list(STAGES)
+    words = variants.words_of(variant, ["cmt"], ["mfd"], file=FILE)
     config = t2i_qwen1_5b_dit2_4b.get_config()
-    config.stages = tuple(stage for word, stage in STAGES.items() if word in words)
-    config.mid_training = mid_training(256, "paper", file=FILE).mid_training
-    config.flow_map = meanflow(256, "", file=FILE).flow_map
+    on_another_generator(config, words, transform="resize", file=FILE)
     for name in ("text_dit", *STAGES.values()):
         config[name].dtype = "bfloat16_3x"  # a difference quotient divides its rounding by a small number
     config.mid_training.initial = "text_dit"
     config.flow_map.guided = True
-    for stage in STAGES.values():
-        config[stage].train.transform = "resize"
-    config.sampling.num_steps = 0  # the teacher has been sampled where it was trained
-    config.mesh.fsdp = 8 if "mid_training" in config.stages else 16  # mid-training has 8 trajectories
     return config

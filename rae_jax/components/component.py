@@ -91,6 +91,11 @@ class Component:
         return Origin(f"config.{self.name}.weights={str(source)!r}", self.described_by)
 
 
+def extended(part: Component, kind: Callable[..., Any], **attributes: Any) -> Any:
+    """The component as one of `kind`, a subclass of `Component`, whose further attributes are given."""
+    return kind(**{field.name: getattr(part, field.name) for field in dataclasses.fields(part)}, **attributes)
+
+
 def of_module(
     config: ConfigDict,
     name: str,

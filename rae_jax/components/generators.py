@@ -8,7 +8,7 @@ import jax
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from rae_jax.components.component import Component, Params, architecture, flow_map_inputs, of_module, spec
+from rae_jax.components.component import Component, Params, architecture, extended, flow_map_inputs, of_module, spec
 from rae_jax.components.conditions import condition
 from rae_jax.components.encoders import tokens_shape
 from rae_jax.components.language import speaks, tells_features, text_dit
@@ -136,8 +136,7 @@ def _network(config: ConfigDict, name: str, section: ConfigDict, *, flow_map: bo
     inputs = [spec(num_tokens, channels), spec(), example, *(flow_map_inputs(config) if flow_map else ())]
     kind = "" if guided else KINDS[section.family][flow_map]
     part = of_module(config, name, make, *inputs, kind=kind, described_by=f"config.{described}.model")
-    attributes = {field.name: getattr(part, field.name) for field in dataclasses.fields(part)}
-    return VelocityNetwork(**attributes, prediction=section.prediction, t_eps=section.t_eps)
+    return extended(part, VelocityNetwork, prediction=section.prediction, t_eps=section.t_eps)
 
 
 def alignment_projector(config: ConfigDict) -> Component:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from rae_jax.components.component import Component, Params, architecture, of_module, spec
+from rae_jax.components.component import Component, Params, architecture, extended, of_module, spec
 from rae_jax.components.encoders import encoder, tokens_of, tokens_shape
 from rae_jax.components.language import tokenizer_of
 from rae_jax.components.latent_spaces import by_name, latent_space, stats
@@ -73,9 +73,7 @@ def instructed(config: ConfigDict, name: str = "mixture", *, flow_map: bool = Fa
     Raises:
       ValueError: see `mixture`.
     """
-    part = mixture(config, name, flow_map=flow_map)
-    fields = {field.name: getattr(part, field.name) for field in dataclasses.fields(part)}
-    return InstructedNetwork(**fields, rows=given_arguments(config))
+    return extended(mixture(config, name, flow_map=flow_map), InstructedNetwork, rows=given_arguments(config))
 
 
 def instruction_example(config: ConfigDict) -> Instruction:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from rae_jax.components.component import Component, Params
 from rae_jax.data.packing import Markers
-from rae_jax.flow.guidance import RENORMALISATIONS, Interval, guide_twice
+from rae_jax.flow.guidance import Interval, check_renormalisation, guide_twice
 from rae_jax.flow.path import over
 from rae_jax.flow.samplers import VelocityFunction
 from rae_jax.models.mixture_of_transformers import Images, Texts, joined
@@ -168,8 +168,7 @@ def guided_velocity(
     low, high = guidance.interval
     if low > high:
         raise ValueError(f"guidance interval {guidance.interval} is empty; give (t_min, t_max) with t_min <= t_max")
-    if guidance.renormalisation not in RENORMALISATIONS:
-        raise ValueError(f"renormalisation {guidance.renormalisation!r} is not one of {RENORMALISATIONS}")
+    check_renormalisation(guidance.renormalisation)
     if not guidance.by_text:
         return full
     image_scale = 1.0 if without_image is None else guidance.image_scale

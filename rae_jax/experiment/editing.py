@@ -8,7 +8,6 @@ samples.npz                         images from texts alone, and the texts as `p
 With a flow map all of it also in few steps: edits_1step.npz, edit_2step.png, gedit_1step/ and so on.
 """
 
-import dataclasses
 import functools
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +17,6 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from rae_jax.components.catalogue import FLOW_MAPS, component
 from rae_jax.components.component import Component
 from rae_jax.components.mixtures import Request, instruction_condition, mixture
 from rae_jax.data.decoding import decode_image
@@ -28,11 +26,12 @@ from rae_jax.data.told_images import ToldScenes
 from rae_jax.data.transforms import transform
 from rae_jax.evaluation import pictures
 from rae_jax.evaluation.edits import write_edits
+from rae_jax.experiment.generation import few_step_programs
 from rae_jax.experiment.weights import Weights
 from rae_jax.files import read_json_lines
 from rae_jax.sampling import benchmarks
 from rae_jax.sampling.batches import Program, sample_batches, sampling_program
-from rae_jax.sampling.generator import few_step_names, flow_map_generator, parts_beside
+from rae_jax.sampling.generator import parts_beside
 from rae_jax.sampling.instructed import instructed_generator
 from rae_jax.sampling.samples import save_png, write_samples
 from rae_jax.training.progress import RunLog
@@ -53,14 +52,6 @@ SEEDS = 4  # noises from which one image is edited
 PICTURED = 24
 
 
-@dataclasses.dataclass(frozen=True)
-class Way:
-    """One way to make images: the component that is sampled, and the program that does it."""
-
-    network: Component
-    program: Program
-
-
 class Editing:
     """The images of one run's mixture of transformers, as `config.sampling` says.
 
@@ -74,16 +65,12 @@ class Editing:
         self._edits = config.mixture.task == "edit"
 
     @functools.cached_property
-    def _ways(self) -> dict[str, Way]:
-        """The ways that there are weights for, by what ends the names of their files."""
-        config, program, ways = self._config, functools.partial(sampling_program, seed=self._config.seed), {}
+    def _ways(self) -> dict[str, tuple[Component, Program]]:
+        """What is sampled, and by which program, of all that there are weights for, by what ends the files' names."""
+        config, ways = self._config, {}
         if config.sampling.num_steps and self._weights.available("mixture"):
-            ways[""] = Way(mixture(config), program(instructed_generator(config)))
-        if flow_maps := [name for name in reversed(FLOW_MAPS) if self._weights.available(name)]:  # the last trained
-            network = component(config, flow_maps[0])
-            for end, times in few_step_names(config).items():
-                ways[end] = Way(network, program(flow_map_generator(config, times)))
-        return ways
+            ways[""] = mixture(config), sampling_program(instructed_generator(config), config.seed)
+        return ways | few_step_programs(config, self._weights)
 
     @property
     def ways(self) -> tuple[str, ...]:
@@ -244,9 +231,10 @@ class Editing:
 
     def _images(self, way: str, requests: Sequence[Request], indices: np.ndarray) -> np.ndarray:
         asked = instruction_condition(self._config, requests)  # before any weights are read
+        network, program = self._ways[way]
         batches = sample_batches(
-            self._ways[way].program,
-            self._weights.load(self._ways[way].network),
+            program,
+            self._weights.load(network),
             {name: self._weights.load(part) for name, part in self._beside.items()},
             asked,
             indices,

@@ -72,14 +72,10 @@ class Generation:
         if speaks(config) and sampling.num_steps and weights.available("text_dit"):
             generate = program(prompted_generator(config))
             self._files.append(Sampled("samples", component(config, "text_dit"), beside, generate))
-        if flow_maps := [name for name in reversed(FLOW_MAPS) if weights.available(name)]:  # the last makes the samples
-            network = component(config, flow_maps[0])
-            self._files += [
-                Sampled(f"samples{end}", network, beside, program(flow_map_generator(config, times)))
-                for end, times in few_step_names(config).items()
-            ]
+        in_few_steps = few_step_programs(config, weights)
+        self._files += [Sampled(f"samples{end}", part, beside, run) for end, (part, run) in in_few_steps.items()]
         self._networks = f"{'text_dit' if speaks(config) else 'flow'!r} or a flow map"
-        self._network_trained = bool(flow_maps) or any(weights.available(name) for name in ("flow", "text_dit"))
+        self._network_trained = any(weights.available(name) for name in (*FLOW_MAPS, "flow", "text_dit"))
 
     @property
     def possible(self) -> bool:
@@ -206,6 +202,16 @@ class Generation:
             return pictures.image_grid(images[: PICTURED**2], columns=PICTURED)
         groups = [(caption, members[:PICTURED]) for caption, members in groups]
         return pictures.grouped_grid(images, captioned(groups, self._class_names))
+
+
+def few_step_programs(config: ConfigDict, weights: Weights) -> dict[str, tuple[Component, Program]]:
+    """The flow map that was trained last, of those with weights, and its program, by what ends the names of files."""
+    trained = [name for name in FLOW_MAPS if weights.available(name)]
+    if not trained:
+        return {}
+    network = component(config, trained[-1])
+    names = few_step_names(config)
+    return {end: (network, sampling_program(flow_map_generator(config, t), config.seed)) for end, t in names.items()}
 
 
 def settings(config: ConfigDict) -> dict[str, Any]:

@@ -123,6 +123,12 @@ def shrink(v: jax.Array, to: jax.Array, least: float, axes: tuple[int, ...]) -> 
     return v * jnp.clip(wanted / (norm + 1e-8), least, 1.0)
 
 
+def check_renormalisation(renormalisation: str) -> None:
+    """Raises ValueError for one that there is not."""
+    if renormalisation not in RENORMALISATIONS:
+        raise ValueError(f"renormalisation {renormalisation!r} is not one of {RENORMALISATIONS}")
+
+
 def guide_twice(
     v: jax.Array,
     v_without_text: jax.Array,
@@ -145,8 +151,7 @@ def guide_twice(
     Raises:
       ValueError: an unknown renormalisation.
     """
-    if renormalisation not in RENORMALISATIONS:
-        raise ValueError(f"renormalisation {renormalisation!r} is not one of {RENORMALISATIONS}")
+    check_renormalisation(renormalisation)
     guided = v_without_text + text_scale * (v - v_without_text)
     if renormalisation == "text_channel":
         guided = shrink(guided, v, least_norm, (-1,))
