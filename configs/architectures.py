@@ -151,6 +151,7 @@ def kl_vae(*, channels: tuple[int, ...], latent_channels: int, **changes: object
         quant=True,
         post_quant=True,
         scaling_factor=1.0,
+        shift_factor=0.0,
     )
     return _with(fields, changes)
 

@@ -22,7 +22,8 @@ def get_config() -> ConfigDict:
     # passes; or "bfloat16". Everything delicate is float32 anyway.
     config.dtype = "float32"
 
-    config.autoencoder = "rae"  # which latent space the flow lives in: `components/catalogue.py: LATENT_SPACES`
+    config.autoencoder = "rae"  # which latent space the flow lives in: `components/latent_spaces.py: LATENT_SPACES`
+    config.latent_patch_size = 1  # along a side, positions of a latent that make one token; Bagel's of a KL-VAE: 2
 
     config.data = ConfigDict()
     # "digits", "scenes", "folder", "conversations", "captions", "edits", or "tfds:<builder>".

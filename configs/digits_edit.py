@@ -10,19 +10,27 @@ two cores, and then follows 84 % of the instructions and keeps everything else i
 
 from ml_collections import ConfigDict
 
-from configs import architectures, digits, digits_text, variants
+from configs import architectures, digits, digits_rpiae, digits_text, variants
 from configs.rpiae_edit import learn_guidance
 
 
 def get_config(variant: str = "") -> ConfigDict:
     """The experiment; `configs/digits_edit.py:tiny` takes seconds, for tests: nothing is learnt.
 
-    `caption` paints the prompts of `configs/digits_text.py` instead, from texts alone. `few_steps` goes on to a flow
-    map that edits in one step and in two. Words are joined by hyphens, as in `tiny-caption`.
+    `rpiae` has RPiAE's latents, of 16 channels, and `kl` those of a KL-VAE; either is trained first. `caption` paints
+    the prompts of `configs/digits_text.py` instead, from texts alone. `few_steps` goes on to a flow map that edits in
+    one step and in two. Words are joined by hyphens, as in `tiny-caption`.
     """
-    words = variants.words_of(variant, ("tiny",), ("caption",), ("few_steps",), file="configs/digits_edit.py")
-    config = digits_text.get_config("tiny" if "tiny" in words else "")
+    words = variants.words_of(
+        variant, ("tiny",), ("rpiae", "kl"), ("caption",), ("few_steps",), file="configs/digits_edit.py"
+    )
+    config = digits_text.get_config("-".join(word for word in words if word in ("tiny", "kl")))
     config.stages = ("encoder", "decoder", "stats", "mixture")
+    if "kl" in words:
+        config.stages = ("teacher", "stats", "mixture")
+    if "rpiae" in words:
+        config.stages = ("encoder", "feature_stats", "pivot", "bridge", "specialisation", "stats", "mixture")
+        digits_rpiae.use_rpiae(config, tiny="tiny" in words)
     config.language_model.model = ConfigDict()
     config.flow.num_classes = 0
     config.sampling.labels = "unconditional"

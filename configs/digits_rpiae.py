@@ -18,10 +18,17 @@ def get_config(variant: str = "") -> ConfigDict:
     words = variants.words_of(variant, ("tiny",), file="configs/digits_rpiae.py")
     config = digits.get_config(variant)
     config.stages = ("encoder", "feature_stats", "pivot", "bridge", "specialisation", "stats", "flow")
+    use_rpiae(config, tiny="tiny" in words)
+    config.flow.shift_base = 64  # no shift, as for the encoder's tokens
+    return config
+
+
+def use_rpiae(config: ConfigDict, *, tiny: bool) -> None:
+    """Makes the latent space of a laptop's experiment RPiAE's: what its three stages train, and for how long."""
     released.use_bridge(config, latent_channels=16, depth=2)
     config.feature_stats.train = config.stats.train
 
-    config.pivot.noise_tau = 0.5
+    config.pivot.noise_tau = config.decoder.noise_tau
     config.pivot.pivot_balance_layer = "kernel"  # the small encoder has no layer scales
     config.pivot.pivot_fixed_steps = 100
     digits.stage(config.pivot.train, steps=1500, batch_size=64, learning_rate=1e-3, ema_decay=0.995)
@@ -30,11 +37,8 @@ def get_config(variant: str = "") -> ConfigDict:
     digits.stage(config.bridge.train, steps=1500, batch_size=64, learning_rate=2e-3, ema_decay=0.995)
     digits.stage(config.specialisation.train, steps=1000, batch_size=64, learning_rate=1e-3, ema_decay=0.995)
 
-    config.flow.shift_base = 64  # no shift, as for the encoder's tokens
-
-    if "tiny" in words:
+    if tiny:
         released.use_bridge(config, latent_channels=4, depth=1)
         for name in ("pivot", "bridge", "specialisation"):
             digits.shorten(config[name].train)
         config.specialisation.train.optimizer.shape = "constant"
-    return config

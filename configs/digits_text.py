@@ -87,13 +87,12 @@ def get_config(variant: str = "") -> ConfigDict:
         config.text_to_image.trains = ("language_model", "adapters")
         config.text_to_image.question_share = 1.0
     if "kl" in words:
-        config.autoencoder = "kl"
+        config.autoencoder, config.latent_patch_size = "kl", 4  # as many tokens as the encoder gives
         config.stages = ("encoder", "teacher", "stats", "text_to_image")
         config.teacher.model = architectures.kl_vae(
             channels=(16, 32), latent_channels=4, num_groups=8, middle_attention=False
         )
         stage(config.teacher.train, steps=2000, batch_size=64, learning_rate=1e-3, ema_decay=0.995)
-        config.text_dit.model.patch_size = 4
     if "unguided" in words:
         config.sampling.guidance_scale = 1.0
     if "unshifted" in words:

@@ -9,7 +9,7 @@ Nobody has published it. The teacher is the mixture of `configs/rpiae_edit.py`, 
 the same network with the length of the interval as one more input, and reads text and source by itself, once for all
 times. Each row of a batch is one edit. Numbers are MF-RAE's at 256 pixels (`configs/mf_rae_cmt_256.py`,
 `configs/mf_rae_mfd_256.py`). Words after the colon, joined by hyphens: the stages `cmt`, `mfd`, both without a word;
-and `head`, `rae`, `semantic`, of the teacher, as in `configs/rpiae_edit.py`. `mfd` alone needs
+and `head`, `rae`, `vae`, `semantic`, of the teacher, as in `configs/rpiae_edit.py`. `mfd` alone needs
 `--config.mid_training.weights`. Nothing of it has been run at full size; `configs/digits_edit.py:few_steps` is the same
 on a laptop.
 """
@@ -27,9 +27,9 @@ def get_config(variant: str = "") -> ConfigDict:
     """The experiment.
 
     Raises:
-      ValueError: a word of `variant` is unknown.
+      ValueError: a word of `variant` is unknown, or two exclude each other.
     """
-    words = variants.words_of(variant, ["cmt"], ["mfd"], *([word] for word in rpiae_edit.WORDS), file=FILE)
+    words = variants.words_of(variant, ["cmt"], ["mfd"], *rpiae_edit.WORDS, file=FILE)
     config = rpiae_edit.get_config("-".join(word for word in words if word not in STAGES))
     on_another_generator(config, words, transform="center_crop", file=FILE)
     for name in ("mixture", *STAGES.values()):

@@ -8,7 +8,7 @@ The source image goes in as clean latents alone: RPiAE's encoder keeps DINOv2's 
 by hyphens:
 
     head      as in `configs/rpiae_t2i.py`
-    rae       likewise
+    rae, vae  likewise
     semantic  the source also as the encoder's tokens before the bridge, in place of Bagel's second encoder
 
 The tokenizer's weights are given as to `configs/rpiae_t2i.py`. A step has 368 pairs of about 540 tokens each, 198,700
@@ -20,16 +20,16 @@ from ml_collections import ConfigDict
 
 from configs import rpiae_t2i, variants
 
-WORDS = ("head", "rae", "semantic")
+WORDS = (("head",), rpiae_t2i.TOKENIZERS, ("semantic",))
 
 
 def get_config(variant: str = "") -> ConfigDict:
     """The experiment.
 
     Raises:
-      ValueError: a word of `variant` is unknown.
+      ValueError: a word of `variant` is unknown, or two exclude each other.
     """
-    words = variants.words_of(variant, *([word] for word in WORDS), file="configs/rpiae_edit.py")
+    words = variants.words_of(variant, *WORDS, file="configs/rpiae_edit.py")
     config = rpiae_t2i.get_config("-".join(word for word in words if word != "semantic"))
     config.data.source = "edits"
     config.mixture.initial = ""  # its weights are those of text to image

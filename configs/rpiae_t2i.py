@@ -9,6 +9,7 @@ Words after the colon, joined by hyphens:
 
     head    DiT^DH's head on the mixture's states, in place of a linear layer
     rae     the features of a frozen DINOv2-B, 768 channels: the row RAE of Table 4, with a time shift of 6.93
+    vae     the latents of the FLUX VAE, 2 x 2 of them a token, as Bagel's: the row FLUX VAE (`teacher.weights`)
     chips64 576 rows a batch instead of 560, which 64 chips do not divide: 403,000 tokens
 
 A step has 1,120 images of about 350 tokens each with their captions, 392,000 tokens: the paper's 384,000 to 400,000.
@@ -20,19 +21,20 @@ from ml_collections import ConfigDict
 
 from configs import architectures, base, released, variants
 from configs.rpiae_dinov2b_vitxl import use_decoder
+from configs.t2i_qwen1_5b_dit2_4b import use_flux_vae
 from rae_jax.models.language_model import SIZES
 
 QWEN = SIZES["qwen2.5-0.5b"]
-WORDS = ("head", "rae", "chips64")
+TOKENIZERS = ("rae", "vae")
 
 
 def get_config(variant: str = "") -> ConfigDict:
     """The experiment.
 
     Raises:
-      ValueError: a word of `variant` is unknown.
+      ValueError: a word of `variant` is unknown, or two exclude each other.
     """
-    words = variants.words_of(variant, *([word] for word in WORDS), file="configs/rpiae_t2i.py")
+    words = variants.words_of(variant, ["head"], TOKENIZERS, ["chips64"], file="configs/rpiae_t2i.py")
     config = base.get_config()
     config.stages = ("mixture",)
     config.dtype = "bfloat16"
@@ -44,6 +46,8 @@ def get_config(variant: str = "") -> ConfigDict:
         config.stages = ("stats", "mixture")
     else:
         config.stats.weights = config.feature_stats.weights = "identity"
+    if "vae" in words:
+        use_flux_vae(config)
     use_decoder(config, convolutional=False)
     config.data.source = "captions"
 

@@ -56,9 +56,7 @@ def text_to_image(language_model: str, dit: str, variant: str, *, file: str) -> 
     config.language_model.model = architectures.language_model(**fields, scan=True, remat="full")
     config.text_dit.model = architectures.text_dit(**DITS[dit], scan=True, remat="full")
     if "vae" in words:
-        config.autoencoder = "kl"
-        config.teacher.model = flux_vae()
-        config.text_dit.model.patch_size = 2
+        use_flux_vae(config)
 
     section, second = config.text_to_image, "stage2" in words
     config.language_model.context = 1024 if second else 512
@@ -95,8 +93,10 @@ def schedule(optimizer: ConfigDict, rate: float, beta2: float, *, warmup: float,
         optimizer.warmup_steps, optimizer.decay_end_step = round(warmup * train.steps), train.steps
 
 
-def flux_vae() -> ConfigDict:
-    """The architecture of FLUX.1's VAE; its shift of the latents is one of statistics, which are identity here."""
-    return architectures.kl_vae(
-        channels=(128, 256, 512, 512), latent_channels=16, quant=False, post_quant=False, scaling_factor=0.3611
-    )
+def use_flux_vae(config: ConfigDict) -> None:
+    """Makes the latent space that of FLUX.1's VAE, `config.teacher`, with 2 x 2 of its latents a token."""
+    config.autoencoder, config.latent_patch_size = "kl", 2
+    config.teacher.model = architectures.kl_vae(
+        channels=(128, 256, 512, 512), latent_channels=16, quant=False, post_quant=False, scaling_factor=0.3611,
+        shift_factor=0.1159,
+    )  # fmt: skip

@@ -135,7 +135,7 @@ def _text_to_image(config: ConfigDict, section: ConfigDict) -> dict[str, Any]:
         "encoder": {"checkpoint": encoder, "tokens": tokens // each, "trained": False},
         "latent": {
             "shape_chw": [channels * each, side, side],
-            "normalisation": "none beyond the layer norm" if config.stats.weights == IDENTITY else "statistics",
+            "normalisation": _normalisation(config),
         },
         "batch_global": batch, "epochs": train.epochs or None, "steps": steps,
         "context_tokens": config.language_model.context,
@@ -467,6 +467,19 @@ def _bridge(config: ConfigDict) -> dict[str, Any]:
 TOKENS = {"caption": 350, "edit": 540}  # of a sample, as the specification estimates them
 
 
+def _normalisation(config: ConfigDict) -> str:
+    if config.stats.weights != IDENTITY:
+        return "statistics"
+    return f"of the {_vae(config)[0]} VAE" if config.autoencoder == "kl" else "none beyond the layer norm"
+
+
+def _vae(config: ConfigDict) -> tuple[str, str]:
+    """Name and description of a published KL-VAE, by what is published of its latents."""
+    model = config.teacher.model
+    described = f"{model.latent_channels} channels, scale {model.scaling_factor}, shift {model.shift_factor}"
+    return {"16 channels, scale 0.3611, shift 0.1159": "FLUX"}[described], described
+
+
 def _mixture(config: ConfigDict, stage: str, recipe: dict[str, Any]) -> dict[str, Any]:
     section, sampling = config[stage], config.sampling
     tokens, channels = latent_space(config).shape
@@ -497,6 +510,8 @@ def _mixture(config: ConfigDict, stage: str, recipe: dict[str, Any]) -> dict[str
             "latent_positions": "fixed sine-cosine",
             "max_latent_side": section.model.latent_capacity,
             "latent_channels_after_patch": channels,
+            "latent_patch": config.latent_patch_size,
+            **({"vae": ", ".join(_vae(config))} if config.autoencoder == "kl" else {}),
             "pixels_per_token": config.data.image_size // math.isqrt(tokens),
         },
         "time": {"distribution": "logit_normal", "mean": 0.0, "std": 1.0, "one_for": "each image",

@@ -8,6 +8,7 @@ import runs
 from PIL import Image
 
 from configs import digits_edit, rpiae_edit, rpiae_t2i
+from rae_jax.components.latent_spaces import latent_space
 from rae_jax.data.scenes import SceneSource, render
 from rae_jax.evaluation.edits import read_edits
 from rae_jax.evaluation.pictures import image_grid
@@ -122,7 +123,15 @@ def test_scenes_are_painted_by_the_same_mixture():
     assert config.mixture.task == "caption" and not config.mixture.pack_sources and config.evaluation.scenes
 
 
-@pytest.mark.parametrize("variant", ["", "head"])
+@pytest.mark.parametrize("word", ["rpiae", "kl"])
+def test_every_stage_of_the_other_latents_of_scenes_is_whole(word):
+    config = digits_edit.get_config(f"tiny-{word}")
+    for stage in config.stages:
+        trace(config, stage)
+    assert latent_space(config).shape[0] == latent_space(digits_edit.get_config("tiny")).shape[0]
+
+
+@pytest.mark.parametrize("variant", ["", "head", "vae"])
 def test_the_papers_configs_are_whole(variant):
     for module in (rpiae_t2i, rpiae_edit):
         config = resolve(module.get_config(variant), 1000)

@@ -45,8 +45,8 @@ COUNTERPARTS = {
     "rpiae_stage3": ("rpiae_dinov2b_vitxl", "specialisation"),
     "rpiae_lightning_dit": ("rpiae_xl:800", "flow"),
     "rpiae_sampling": ("rpiae_xl:800", "guided"),
-    "bagel_t2i": ("rpiae_t2i", "mixture"),
-    "bagel_edit": ("rpiae_edit", "mixture"),
+    "bagel_t2i": ("rpiae_t2i:vae", "mixture"),
+    "bagel_edit": ("rpiae_edit:vae", "mixture"),
     "paper_rpiae_t2i": ("rpiae_t2i", "mixture"),
     **{f"raev2_imagenet_{k}": (f"raev2_dinov3l:{k}", "flow") for k in ("k1", "k7", "k23")},
     **{f"raev2_stage1_{k}_imagenet": (f"raev2_dinov3l:{k}", "decoder") for k in ("k7", "k23")},
@@ -126,8 +126,6 @@ ON_PURPOSE: dict[str, dict[str, str]] = {
     },
     "scale_rae_stage1_vae": {
         "architecture.head.in_channels": "the recipe has SigLIP's; latents of 16 channels in patches of 2 x 2 are 64",
-        "architecture.head.patch_tokens": "the patches are made here by the DiT itself",
-        "latent.normalisation": "scaled by the VAE's own factor; its shift is to be in the statistics",
     },
     "rpiae_lightning_dit": {"architecture.*_trained": THAWED, "epochs": TRAINER, "steps": TRAINER},
     "bagel_*": {

@@ -21,11 +21,11 @@ from typing import Any
 
 import flax.linen as nn
 from flax.traverse_util import unflatten_dict
-from ml_collections import ConfigDict
 
 from rae_jax.components.catalogue import component as component_of
 from rae_jax.components.catalogue import described
 from rae_jax.experiment.flags import read_config
+from rae_jax.experiment.workdir import config_of
 from rae_jax.files import local_path
 from rae_jax.interop import hub, kinds, lpips, weights
 from rae_jax.interop.checkpoint_files import PICKLES, read_tensors, write_tensors
@@ -40,6 +40,7 @@ HUGGING_FACE = {
     "decoder_heads": ("decoder_num_attention_heads",),
     "num_groups": ("norm_num_groups",),
     "scaling_factor": ("scaling_factor",),
+    "shift_factor": ("shift_factor",),
 }
 
 
@@ -125,7 +126,7 @@ class Trained:
 def _trained_weights(source: Path) -> dict[str, Trained]:
     """The components whose trained weights are in `source`, by name."""
     if checkpoint := checkpoint_weights.find(source):
-        config = ConfigDict(checkpoint.config)
+        config = config_of(checkpoint.config)
         return {
             name: Trained(component_of(config, name).module, unstack_blocks(checkpoint.read(name)))
             for name in checkpoint.about["components"]
@@ -145,7 +146,7 @@ def _trained_weights(source: Path) -> dict[str, Trained]:
         if not description.keys() >= {"component", "config"}:
             raise ValueError(f"{directory}: {weights.DESCRIPTION} names neither kind nor component")
         name = description["component"]
-        module = component_of(ConfigDict(description["config"]), name).module
+        module = component_of(config_of(description["config"]), name).module
         found[name] = Trained(module, unflatten_dict(tensors, sep="/"))
     return found
 
@@ -199,8 +200,7 @@ def _hugging_face(kind: str, config: Mapping[str, Any]) -> dict[str, Any]:
     config = {**config, **config.get("vision_config", {})}
     options = kinds.find(kind).options
     names = HUGGING_FACE | ({"num_heads": ("decoder_num_attention_heads",)} if kind == "rae_decoder" else {})
-    found = {option: [config[name] for name in names.get(option, ()) if name in config] for option in options}
-    told = {option: values[0] for option, values in found.items() if values}
+    told = {o: config[name] for o in options for name in names.get(o, ()) if config.get(name) is not None}
     if "grid_size" in options and {"encoder_input_size", "encoder_patch_size"} <= config.keys():
         told["grid_size"] = config["encoder_input_size"] // config["encoder_patch_size"]
     return told
@@ -232,7 +232,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     options = {option: kind for kind in KINDS.values() for option in kind.options}
     for option in options:
-        reader.add_argument(f"--{option}", type=float if option == "scaling_factor" else int)
+        reader.add_argument(f"--{option}", type=float if option.endswith("_factor") else int)
     parser.set_defaults(options=tuple(options))
     return parser
 

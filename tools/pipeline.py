@@ -24,7 +24,7 @@ from rae_jax.components.catalogue import CATALOGUE, component
 from rae_jax.components.component import RANDOM
 from rae_jax.components.latent_spaces import IDENTITY, identity_statistics
 from rae_jax.experiment.weights import Weights
-from rae_jax.experiment.workdir import CONFIG
+from rae_jax.experiment.workdir import CONFIG, config_of
 from rae_jax.files import local_path
 from rae_jax.interop import diffusers_config, kinds, vit
 from rae_jax.interop.checkpoint_files import PICKLES, write_safetensors, write_tensors
@@ -61,7 +61,7 @@ def export_pipeline(
     if output.exists():
         raise ValueError(f"{output} is there already; name a directory that is not")
     plain = json.loads((run / CONFIG).read_text())
-    config = ConfigDict(plain)
+    config = config_of(plain)
     found, left_out = _weights(config, plain, run)
     if not found:
         raise ValueError(f"{run} has no trained weights yet")
@@ -139,8 +139,11 @@ def _autoencoder(
         model = trained_model("diffusers_kl", found, run, "teacher")
         about = diffusers_config.autoencoder_kl(found["teacher"].module)
         return about, kinds.export_model("diffusers_kl", model), ["teacher"]
-    if config.autoencoder != "rae" or not {"encoder", "decoder"} <= found.keys():
-        raise ValueError(f"diffusers has no class for autoencoder={config.autoencoder!r} of {', '.join(found)}")
+    if config.autoencoder != "rae" or config.latent_patch_size != 1 or not {"encoder", "decoder"} <= found.keys():
+        raise ValueError(
+            f"diffusers has no class for autoencoder={config.autoencoder!r} of {', '.join(found)}, "
+            f"latent_patch_size={config.latent_patch_size}"
+        )
     encoder, decoder = found["encoder"].module, found["decoder"].module
     if not isinstance(decoder, ViTDecoder) or config.decoder.plain_pixels:
         raise ValueError("diffusers.AutoencoderRAE has only ViTs that make normalised pixels for decoders")

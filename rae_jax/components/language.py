@@ -88,7 +88,8 @@ def tokens_read(config: ConfigDict) -> int:
     if read > made:
         raise ValueError(
             f"the language model reads {read} tokens of an image, and the generator makes images of {made}, which is "
-            "all that there is room for: change encoder.input_size, adapters.spatial_merge or text_dit.model.patch_size"
+            "all that there is room for: change encoder.input_size, adapters.spatial_merge, latent_patch_size or "
+            "text_dit.model.patch_size"
         )
     return read
 

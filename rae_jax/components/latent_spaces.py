@@ -1,11 +1,13 @@
 """Latent spaces: where a generator lives, and the components that lead there from images and back."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 from ml_collections import ConfigDict
 
 from rae_jax.components.component import Component, Params, of_module, spec
@@ -39,15 +41,44 @@ class LatentSpace:
 
 
 def latent_space(config: ConfigDict, name: str | None = None) -> LatentSpace:
-    """The latent space of the autoencoder `name`; without one, of that which `config.autoencoder` names.
+    """The latent space of the autoencoder `name`; without one, that of generators: `config.autoencoder` names it, and
+    `config.latent_patch_size` says how many of its positions make a token.
 
     Raises:
-      ValueError: unknown autoencoder.
+      ValueError: unknown autoencoder, or patches that do not fill the grid.
     """
-    name = config.autoencoder if name is None else name
+    if name is None:
+        return in_patches(latent_space(config, config.autoencoder), config.latent_patch_size)
     if name not in LATENT_SPACES:
         raise ValueError(f"autoencoder={name!r} is not one of {list(LATENT_SPACES)}")
     return LATENT_SPACES[name](config)
+
+
+def tokens_are_latents(config: ConfigDict) -> bool:
+    """Whether the encoder's tokens are the latents that generators see, and need not be made again."""
+    return config.autoencoder == "rae" and config.latent_patch_size == 1
+
+
+def in_patches(space: LatentSpace, size: int) -> LatentSpace:
+    """The same latents with `size` x `size` positions a token: `[B, N / size^2, size^2 C]`, channels last (Bagel).
+
+    Raises:
+      ValueError: patches do not fill the grid.
+    """
+    (tokens, channels), side = space.shape, math.isqrt(space.shape[0])
+    if size < 1 or side % size:
+        raise ValueError(f"latent_patch_size={size} does not divide the {side} x {side} positions of a latent")
+    if size == 1:
+        return space
+    told = {"h": side // size, "p": size, "q": size}
+    return dataclasses.replace(
+        space,
+        shape=(tokens // size**2, channels * size**2),
+        encode=lambda parts, images: rearrange(space.encode(parts, images), "b (h p w q) c -> b (h w) (p q c)", **told),
+        decode=lambda parts, latents: space.decode(
+            parts, rearrange(latents, "b (h w) (p q c) -> b (h p w q) c", **told)
+        ),
+    )
 
 
 def stats(config: ConfigDict) -> Component:

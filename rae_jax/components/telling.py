@@ -16,6 +16,7 @@ from rae_jax.components.conditions import Condition, condition, embedding
 from rae_jax.components.encoders import encoder, tokens_of
 from rae_jax.components.generators import flow_map_teacher
 from rae_jax.components.language import language_model, reader, speaks
+from rae_jax.components.latent_spaces import tokens_are_latents
 from rae_jax.components.mixtures import Instruction, guidance_of, instructed, instructed_velocity
 from rae_jax.flow.guidance import guide
 from rae_jax.flow.samplers import VelocityFunction
@@ -110,13 +111,12 @@ def _of_instructions(config: ConfigDict) -> Telling:
 
 def _of_conversations(config: ConfigDict) -> Telling:
     read, model, encode = reader(config), language_model(config), tokens_of(config)
-    tokens_are_latents = config.autoencoder == "rae"
+    of_encoder = tokens_are_latents(config)
 
     def seen(frozen: dict[str, Params], batch: Batch) -> Batch:
         images = batch["image"].reshape(-1, *batch["image"].shape[2:])
         features = encode(frozen["encoder"], images.astype(jnp.float32) / 255.0)
-        # Tokens that are the latents need not be made again.
-        return batch | {"image": images, "features": features} | ({"latent": features} if tokens_are_latents else {})
+        return batch | {"image": images, "features": features} | ({"latent": features} if of_encoder else {})
 
     def of_batch(frozen: dict[str, Params], batch: Batch) -> TokenCondition:
         with model.precise():

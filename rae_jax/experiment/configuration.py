@@ -24,7 +24,7 @@ from rae_jax.data.sources import count_classes, count_images
 from rae_jax.data.transforms import transform
 from rae_jax.experiment import latent_cache
 from rae_jax.experiment.weights import WORKDIR
-from rae_jax.experiment.workdir import ConfigError, begun, progress
+from rae_jax.experiment.workdir import ConfigError, begun, flat, progress, with_former
 from rae_jax.files import local_path
 from rae_jax.flow.flow_map import jump_times
 from rae_jax.interop import hub
@@ -408,12 +408,13 @@ def _check_measured_here(config: ConfigDict, name: str, weights: str) -> None:
         return
     ours = json.loads(config.to_json_best_effort())
     sections = latent_space(config).encoding if name == "stats" else ("encoder",)
-    changed = [
-        f"{section}.{field}"
-        for section in sections
-        for field in ("model", "input_size", "image_mean", "image_std")
-        if field in ours[section] and theirs.get(section, {}).get(field) != ours[section][field]
-    ]
+    named = tuple(
+        f"{section}.{field}" for section in sections for field in ("model", "input_size", "image_mean", "image_std")
+    )
+    now = flat(ours)
+    before = with_former(flat(theirs), now)
+    fields = sorted(field for field in now.keys() | before.keys() if field.startswith(named))
+    changed = [field for field in fields if before.get(field) != now.get(field)]
     if changed:
         raise ValueError(
             f"{name}.weights={weights!r} are of other latents: {', '.join(changed)} differ from those of the run that "

@@ -16,6 +16,7 @@ from rae_jax.data.folders import printable
 from rae_jax.data.latents import Description, read_description
 from rae_jax.data.sources import Source
 from rae_jax.data.transforms import without_flip
+from rae_jax.experiment.workdir import with_former
 from rae_jax.interop.layout import flatten, unstack_blocks
 from rae_jax.interop.weights import architecture_of
 
@@ -31,7 +32,7 @@ def settings(config: ConfigDict, transform: str) -> dict[str, Any]:
     Args:
       transform: of the images, without a flip.
     """
-    found = {"autoencoder": config.autoencoder, "transform": transform}
+    found = {"autoencoder": config.autoencoder, "transform": transform, "latent_patch_size": config.latent_patch_size}
     found |= {f"data.{name}": config.data[name] for name in DATA}
     for name, component in sorted(latent_space(config).encoding.items()):
         if component.module is not None:
@@ -61,10 +62,11 @@ def check_settings(config: ConfigDict, stage: str) -> None:
     except ValueError as error:
         raise ValueError(f"{where}: {error}, or set data.latents='' to train on the images") from None
     ours = settings(config, transform)
+    theirs = with_former(found.encoded_by, ours)
     differing = [
-        f"  {name}: {found.encoded_by.get(name, 'absent')!r} there, {ours.get(name, 'absent')!r} in {stage!r}"
-        for name in sorted(ours.keys() | found.encoded_by.keys())
-        if ours.get(name) != found.encoded_by.get(name)
+        f"  {name}: {theirs.get(name, 'absent')!r} there, {ours.get(name, 'absent')!r} in {stage!r}"
+        for name in sorted(ours.keys() | theirs.keys())
+        if ours.get(name) != theirs.get(name)
     ]
     if (shape := latent_space(config).shape) != found.shape:
         differing.append(f"  shape of a latent: {found.shape} there, {shape} in {stage!r}")

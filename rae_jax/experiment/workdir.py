@@ -2,12 +2,13 @@
 
 import contextlib
 import fcntl
+import functools
 import json
 import os
 import secrets
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ MAY_CHANGE_IN_TRAIN = (
     "gradient_accumulation",
 )  # fmt: skip
 # Fields that a run may have begun without, and what it did then.
-FORMERLY = {"mixture.text_first": False}
+FORMERLY = {"mixture.text_first": False, "latent_patch_size": 1, "teacher.model.shift_factor": 0.0}
 OF_TIME = {name for units in DURATIONS for name in units}  # in whatever part of a stage
 
 
@@ -143,8 +144,8 @@ def remember(config: ConfigDict, workdir: Path, *, file: str, write: bool) -> tu
         if isinstance(section, dict) and section.get("weights") and _made_here(section["weights"], workdir):
             section["weights"] = kept.get(name, {}).get("weights", "")
     if kept:
-        now = _flat(plain)
-        before = {name: value for name, value in FORMERLY.items() if name in now} | _flat(kept)
+        now = flat(plain)
+        before = with_former(flat(kept), now)
         differing = [name for name in sorted(before.keys() & now.keys()) if before[name] != now[name]]
         if refused := [name for name in differing if not _may_change(name)]:
             raise ConfigError(
@@ -167,11 +168,28 @@ def remember(config: ConfigDict, workdir: Path, *, file: str, write: bool) -> tu
     return plain, lines
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of nested dictionaries by their names, joined by dots."""
+    found = {}
     for name, value in values.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return flat
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return found
+
+
+def config_of(kept: Mapping[str, Any]) -> ConfigDict:
+    """The config of a run from its plain values, with what was done then in the fields that there were not yet."""
+    config = ConfigDict(kept)
+    for name, value in FORMERLY.items():
+        *path, field = name.split(".")
+        section = functools.reduce(lambda found, part: found.get(part, {}), path, config)
+        if section and field not in section:
+            section[field] = value
+    return config
+
+
+def with_former(kept: Mapping[str, Any], now: Container[str]) -> dict[str, Any]:
+    """Fields that were kept, by their names, and of those of `now` that there were not yet what was done then."""
+    return {name: value for name, value in FORMERLY.items() if name in now} | dict(kept)
 
 
 def _made_here(weights: str, workdir: Path) -> bool:

@@ -111,6 +111,7 @@ def autoencoder_kl(model: KLVAE) -> dict[str, Any]:
         "use_quant_conv": model.quant,
         "use_post_quant_conv": model.post_quant,
         "scaling_factor": model.scaling_factor,
+        "shift_factor": model.shift_factor or None,
     }
 
 

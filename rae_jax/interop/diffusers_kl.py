@@ -172,12 +172,15 @@ def export_kl_vae(params: Any, architecture: Mapping[str, Any], names: str = "cu
     return export_params(params, rules(architecture, names))
 
 
-def read(tensors: Mapping[str, np.ndarray], num_groups: int = 32, scaling_factor: float = 1.0) -> Model:
+def read(
+    tensors: Mapping[str, np.ndarray], num_groups: int = 32, scaling_factor: float = 1.0, shift_factor: float = 0.0
+) -> Model:
     """A file of `AutoencoderKL`."""
     ends = ("encoder.down_blocks.0.resnets.0.conv1.weight", "decoder.conv_in.weight", "decoder.conv_out.weight")
     require(tensors, *ends)
     found, params = import_kl_vae(tensors, num_groups)
-    return Model({**found, "scaling_factor": scaling_factor}, params, {}, {"names": identify(tensors)})
+    fields = {**found, "scaling_factor": scaling_factor, "shift_factor": shift_factor}
+    return Model(fields, params, {}, {"names": identify(tensors)})
 
 
 def write(model: Model) -> Tensors:

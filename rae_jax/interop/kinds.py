@@ -99,7 +99,7 @@ def import_model(name: str, tensors: Mapping[str, np.ndarray], **options: float)
             f"kind {name!r} takes no {', '.join(sorted(unknown))}; it takes {list(kind.options) or 'none'}"
         )
     for option, value in options.items():
-        if value <= 0:
+        if value <= 0 and option != "shift_factor":
             raise ValueError(f"{option}={value}: it has to be above 0")
     try:
         return kind.read(tensors, **options)
@@ -374,7 +374,7 @@ KINDS = {
         (r"encoder\.down_blocks\.0\.resnets\.0\.conv1\.weight",),
         diffusers_kl.read,
         diffusers_kl.write,
-        {"num_groups": ("num_groups",), "scaling_factor": ("scaling_factor",)},
+        {name: (name,) for name in ("num_groups", "scaling_factor", "shift_factor")},
         {"": KLVAE},
     ),
     "ldm_kl": Kind(
@@ -382,7 +382,7 @@ KINDS = {
         (r"encoder\.down\.0\.block\.0\.conv1\.weight",),
         ldm_kl.read,
         ldm_kl.write,
-        {"num_groups": ("num_groups",), "scaling_factor": ("scaling_factor",)},
+        {name: (name,) for name in ("num_groups", "scaling_factor", "shift_factor")},
         {"": KLVAE},
     ),
     "rac_coder": Kind(

@@ -72,7 +72,9 @@ def _is_projection(name: str) -> bool:
     return re.search(r"\.attn(_1|\.\d+)\.(q|k|v|proj_out)\.weight$", name) is not None
 
 
-def read(tensors: Mapping[str, np.ndarray], num_groups: int = 32, scaling_factor: float = 1.0) -> Model:
+def read(
+    tensors: Mapping[str, np.ndarray], num_groups: int = 32, scaling_factor: float = 1.0, shift_factor: float = 0.0
+) -> Model:
     """A checkpoint in latent diffusion's names.
 
     Raises:
@@ -83,7 +85,7 @@ def read(tensors: Mapping[str, np.ndarray], num_groups: int = 32, scaling_factor
     for name in tensors.keys() - carried.keys():
         value = np.asarray(tensors[name])
         renamed[diffusers_name(name, levels)] = value.squeeze((2, 3)) if _is_projection(name) else value
-    model = diffusers_kl.read(renamed, num_groups, scaling_factor)
+    model = diffusers_kl.read(renamed, num_groups, scaling_factor, shift_factor)
     return Model(model.architecture, model.params, carried, {})
 
 

@@ -38,7 +38,7 @@ def alignment_loss(projected: jax.Array, tokens: jax.Array) -> jax.Array:
     if projected.shape != tokens.shape:
         raise ValueError(
             f"aligned tokens have shape {projected.shape}, the encoder's {tokens.shape}: the transformer's grid (the "
-            "latent's side over flow.model.patch_size) has to be that of the encoder's tokens"
+            "latent's side over latent_patch_size and flow.model.patch_size) has to be that of the encoder's tokens"
         )
     return 1 - jnp.mean(jnp.sum(_unit(projected) * _unit(tokens), axis=-1))
 

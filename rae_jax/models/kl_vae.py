@@ -219,8 +219,8 @@ class KLVAE(nn.Module):
       num_groups: of every group norm.
       out_channels: of the decoded images.
       quant, post_quant: whether a linear map of the channels follows the encoder and precedes the decoder.
-      scaling_factor: the latent outside is the network's times this number, which gives a published model's latent
-        about unit variance; 1 while the autoencoder itself is trained.
+      scaling_factor, shift_factor: the latent outside is the network's less the shift, times the scaling factor,
+        which gives a published model's latent about unit variance; 1 and 0 while the autoencoder itself is trained.
       dtype: of convolutions and products, except the last of each half.
     """
 
@@ -235,6 +235,7 @@ class KLVAE(nn.Module):
     quant: bool = True
     post_quant: bool = True
     scaling_factor: float = 1.0
+    shift_factor: float = 0.0
     dtype: Any = jnp.float32
 
     def setup(self) -> None:
@@ -261,7 +262,7 @@ class KLVAE(nn.Module):
         moments = rearrange(self.encoder(images * 2.0 - 1.0), "b h w c -> b (h w) c")
         posterior = DiagonalGaussian.from_moments(self.quant_linear(moments) if self.quant else moments)
         return DiagonalGaussian(
-            mean=posterior.mean * self.scaling_factor,
+            mean=(posterior.mean - self.shift_factor) * self.scaling_factor,
             logvar=posterior.logvar + 2.0 * math.log(self.scaling_factor),
         )
 
@@ -273,7 +274,7 @@ class KLVAE(nn.Module):
         Raises:
           ValueError: tokens whose number is not a square.
         """
-        z = z / self.scaling_factor
+        z = z / self.scaling_factor + self.shift_factor
         return self.decoder(self.post_quant_linear(z) if self.post_quant else z) / 2.0 + 0.5
 
     def __call__(self, images: jax.Array) -> jax.Array:

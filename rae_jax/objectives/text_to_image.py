@@ -15,7 +15,7 @@ from rae_jax.components.component import Params
 from rae_jax.components.encoders import encoder, tokens_of
 from rae_jax.components.generators import time_shift
 from rae_jax.components.language import adapters, language_model, reader, text_dit, tokenizer
-from rae_jax.components.latent_spaces import by_name, latent_space, stats
+from rae_jax.components.latent_spaces import by_name, latent_space, stats, tokens_are_latents
 from rae_jax.components.telling import SMALL
 from rae_jax.data.conversations import IGNORED
 from rae_jax.flow.path import interpolate, velocity_target
@@ -49,7 +49,7 @@ def make(config: ConfigDict, stage: str) -> Objective:
     image_weight, chunk, rows_of_batch = section.image_weight, section.loss_chunk, section.train.gradient_accumulation
     shift, dropout = time_shift(config), section.condition_dropout
     times = dict(mean=section.logit_normal_mean, std=section.logit_normal_std, shift=shift)
-    distribution, of_encoder = section.time_distribution, config.autoencoder == "rae"
+    distribution, of_encoder = section.time_distribution, tokens_are_latents(config)
     parts = {name: parts[name] for name in trains}
 
     def whole(batch: Batch) -> Batch:

@@ -12,13 +12,13 @@ from ml_collections import ConfigDict
 from PIL import Image
 from random_params import random_values
 
-from configs import architectures, base, digits, digits_edit, digits_rpiae, dith_xl, released
+from configs import architectures, base, digits, digits_edit, digits_rac, digits_rpiae, digits_text, dith_xl, released
 from rae_jax.components.catalogue import CATALOGUE, component, trained_by
 from rae_jax.components.latent_spaces import latent_space
 from rae_jax.experiment.configuration import check, resolved
 from rae_jax.experiment.flags import read_config, shipped
 from rae_jax.experiment.stages import open_sources
-from rae_jax.experiment.workdir import ConfigError, begun, remember
+from rae_jax.experiment.workdir import ConfigError, begun, config_of, remember
 from rae_jax.interop.weights import save_weights
 from rae_jax.models.dit_dh import SIZES as DIT_DH
 from rae_jax.objectives.catalogue import objective_of
@@ -386,7 +386,7 @@ def test_statistics_that_a_run_measured_of_another_encoder_are_refused(tmp_path)
     checked(config)
     for field, value in {"encoder__model__depth": 2, "encoder__image_mean": (0.5, 0.5, 0.5)}.items():
         measured_by(changed(**{field: value}))
-        message = rf"stats\.weights=.* of other latents: encoder\.{field.split('__')[1]} differ"
+        message = rf"stats\.weights=.* of other latents: {field.replace('__', '.')} differ"
         with pytest.raises(ConfigError, match=message):
             checked(config)
 
@@ -407,6 +407,31 @@ def test_a_run_of_before_there_was_an_order_of_texts_and_images_has_the_former_o
         remember(config, tmp_path, file="configs/x.py", write=True)
     config.mixture.text_first = False
     assert remember(config, tmp_path, file="configs/x.py", write=True)[1] == []
+
+
+def test_what_a_run_kept_before_a_field_existed_reads_as_what_was_done_then():
+    kept = json.loads(digits_rac.get_config("tiny").to_json_best_effort())
+    del kept["latent_patch_size"], kept["teacher"]["model"]["shift_factor"]
+    read = config_of(kept)
+    assert (read.latent_patch_size, read.teacher.model.shift_factor) == (1, 0.0)
+    assert latent_space(read).shape == latent_space(digits_rac.get_config("tiny")).shape
+    assert "shift_factor" not in config_of(kept | {"teacher": {"model": {}}}).teacher.model  # it has no architecture
+    kept["latent_patch_size"] = 2
+    assert config_of(kept).latent_patch_size == 2
+
+
+def test_statistics_of_a_vae_of_before_its_latents_were_shifted_are_of_the_same_latents(tmp_path):
+    config = digits_text.get_config("tiny-kl")
+    config.stages, config.stats.weights = ("text_to_image",), str(tmp_path / "stats")
+    config.encoder.weights = config.teacher.weights = config.language_model.weights = "random"
+    params = jax.tree.map(lambda x: np.ones(x.shape, np.float32), component(config, "stats").structure())
+    for change, refused in (({}, None), ({"latent_channels": 5}, r"other latents: teacher\.model\.latent_channels")):
+        kept = json.loads(config.to_json_best_effort())
+        del kept["teacher"]["model"]["shift_factor"]
+        kept["teacher"]["model"] |= change
+        save_weights(tmp_path / "stats", params, {"component": "stats", "config": kept})
+        with pytest.raises(ConfigError, match=refused) if refused else contextlib.nullcontext():
+            checked(config)
 
 
 @pytest.mark.parametrize("name", ["mixture", "mid_training"])

@@ -134,16 +134,16 @@ def test_tokens_and_feature_maps_decode_alike():
     )
 
 
-def test_the_scaling_factor_multiplies_the_latent_and_leaves_the_reconstruction_alone():
+def test_shift_and_scaling_factor_move_the_latent_and_leave_the_reconstruction_alone():
     images, tiny = images_of(4, 4), {**TINY, "channels": (8,)}
-    plain, scaled = KLVAE(**tiny), KLVAE(**tiny, scaling_factor=0.5)
+    plain, scaled = KLVAE(**tiny), KLVAE(**tiny, scaling_factor=0.5, shift_factor=0.25)
 
     @jax.jit
     def both(params):
         return [(m.apply(params, images, method="encode"), m.apply(params, images)) for m in (plain, scaled)]
 
     (posterior, reconstruction), (other, of_scaled) = both({"params": random_params(plain, images)})
-    np.testing.assert_allclose(other.mean, 0.5 * posterior.mean, rtol=1e-6)
+    np.testing.assert_allclose(other.mean, 0.5 * (posterior.mean - 0.25), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(other.std, 0.5 * posterior.std, rtol=1e-5)
     assert reconstruction.shape == images.shape
     np.testing.assert_allclose(of_scaled, reconstruction, atol=1e-5)

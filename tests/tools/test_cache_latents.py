@@ -153,6 +153,7 @@ def test_the_processes_write_all_shards_once():
         ({"data__train_split": "test"}, ["data.train_split: 'train' there, 'test' in 'flow'"]),
         ({"encoder__image_std": (0.3, 0.3, 0.3)}, ["encoder.image_std: [0.35, 0.35, 0.35] there, [0.3, 0.3, 0.3]"]),
         ({"encoder__model__norm_epsilon": 1e-5}, ["encoder.model.norm_epsilon: 1e-06 there, 1e-05 in 'flow'"]),
+        ({"latent_patch_size": 2}, ["latent_patch_size: 1 there, 2 in 'flow'", "shape of a latent: (16, 16) there"]),
         ({"flow__objective": "aligned_velocity", "stages": ("flow",)}, ["all of the stages ['flow'] read images"]),
     ],
 )
@@ -185,6 +186,15 @@ def test_what_fits_is_accepted_and_the_computation_may_be_of_another_dtype(cache
     config = config_for(encoder, cache, dtype="bfloat16", encoder__model__remat="full")
     check(config, file=FILE, num_devices=1)
     open_sources(config)
+
+
+def test_a_cache_of_before_there_were_patches_has_none(cache, encoder, tmp_path):
+    shutil.copytree(cache, tmp_path / "old")
+    path = tmp_path / "old" / "latents.json"
+    about = json.loads(path.read_text())
+    del about["encoded_by"]["latent_patch_size"]
+    path.write_text(json.dumps(about))
+    check(config_for(encoder, tmp_path / "old"), file=FILE, num_devices=1)
 
 
 def command(encoder, output, *options, prelude=""):

@@ -152,6 +152,17 @@ def test_hugging_faces_config_tells_the_heads(tmp_path, case):
     assert found["num_heads"] == heads(case)["encoder_heads"]
 
 
+@pytest.mark.parametrize("shift", [0.1159, -0.1, 0.0, None])
+def test_diffusers_config_tells_how_latents_of_a_kl_vae_are_scaled_and_shifted(tmp_path, shift):
+    diffusers = pytest.importorskip("diffusers")
+    diffusers.AutoencoderKL(
+        block_out_channels=(8,), norm_num_groups=4, layers_per_block=1, scaling_factor=0.3611, shift_factor=shift
+    ).save_pretrained(tmp_path / "hub")
+    import_checkpoint("diffusers_kl", str(tmp_path / "hub"), tmp_path / "weights")
+    found = read_model(tmp_path / "weights")[1].architecture
+    assert (found["num_groups"], found["scaling_factor"], found["shift_factor"]) == (4, 0.3611, shift or 0.0)
+
+
 @pytest.mark.parametrize("kind", ["dinov2", "dinov3", "siglip", "mae"])
 def test_models_that_transformers_saved_come_back_as_they_were_saved(tmp_path, kind):
     transformers = pytest.importorskip("transformers")

@@ -96,6 +96,7 @@ def test_diffusers_and_the_official_network_make_the_image_that_the_run_makes(tm
 
 def test_the_teacher_of_a_rectified_coder_is_loaded_by_diffusers(tmp_path):
     config = digits_rac.get_config("tiny")
+    config.teacher.model.scaling_factor, config.teacher.model.shift_factor = 0.5, 0.25
     params = run_of(config, tmp_path / "run")["teacher"]
     main([str(tmp_path / "run"), f"--output={tmp_path / 'out'}"])
     theirs, loading = diffusers.AutoencoderKL.from_pretrained(tmp_path / "out/autoencoder", output_loading_info=True)
@@ -105,7 +106,7 @@ def test_the_teacher_of_a_rectified_coder_is_loaded_by_diffusers(tmp_path):
     latents = jax.jit(lambda p, x: teacher.apply(p, x, method="encode").mode())(params, images)
     with torch.no_grad():
         encoded = theirs.encode(2 * torch.tensor(images).permute(0, 3, 1, 2) - 1).latent_dist.mode()
-    encoded = theirs.config.scaling_factor * encoded.flatten(2).transpose(1, 2)
+    encoded = (encoded.flatten(2).transpose(1, 2) - theirs.config.shift_factor) * theirs.config.scaling_factor
     np.testing.assert_allclose(encoded, latents, atol=2e-4, rtol=1e-3)
 
 
