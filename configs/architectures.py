@@ -123,6 +123,7 @@ def mixture_of_transformers(
         head_width=2048,
         head_depth=2,
         head_num_heads=16,
+        fused_attention=True,  # in bfloat16 on TPUs, a kernel that computes nothing of what is hidden
         scan=False,
         remat="none",
     )

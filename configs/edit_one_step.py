@@ -32,6 +32,7 @@ def get_config(variant: str = "") -> ConfigDict:
     words = variants.words_of(variant, ["cmt"], ["mfd"], *rpiae_edit.WORDS, file=FILE)
     config = rpiae_edit.get_config("-".join(word for word in words if word not in STAGES))
     on_another_generator(config, words, transform="center_crop", file=FILE)
+    config.mixture.model.scan = True  # of many passes a step
     for name in ("mixture", *STAGES.values()):
         config[name].dtype = "bfloat16_3x"  # a difference quotient divides its rounding by a small number
     config.mid_training.initial = "mixture"

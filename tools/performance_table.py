@@ -97,7 +97,7 @@ ROWS = {
     "mixture_edit": Row(
         "mixture of transformers, editing, 192 rows",
         "rpiae_edit.py",
-        options=("--stage=mixture", "--config.mixture.train.batch_size=192"),
+        options=("--stage=mixture", "--config.mixture.train.batch_size=192", "--config.mixture.model.remat=none"),
     ),
     "mixture_cmt": Row(
         "editing in one step: mid-training", "edit_one_step.py:cmt", "v5p:2x2x2", ("--stage=mid_training",)

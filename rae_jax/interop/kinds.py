@@ -153,9 +153,12 @@ def settings(module: type[nn.Module], architecture: Mapping[str, Any]) -> dict[s
     """Every field of `module` that changes what it computes, defaults included.
 
     Feed-forward ratios are left out: several give the same layer, whose shape tells. So is which of a network's
-    features are handed out, and whether frequencies that every file has get a gradient.
+    features are handed out, whether frequencies that every file has get a gradient, and by what attention is computed.
     """
-    elsewhere = {"parent", "name", "dtype", "scan", "remat", "mlp_ratio", "key_depths", "trained_frequencies", "layers"}
+    elsewhere = {
+        "parent", "name", "dtype", "scan", "remat", "fused_attention",
+        "mlp_ratio", "key_depths", "trained_frequencies", "layers",
+    }  # fmt: skip
     fields = {f.name: f.default for f in dataclasses.fields(module) if f.name not in elsewhere}
     return {name: _plain(architecture.get(name, default)) for name, default in fields.items()}
 

@@ -21,6 +21,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec
 
+from rae_jax.models.kernels import LANES, filled, product
+
 Rotary = tuple[jax.Array, jax.Array]
 Kernel = Any
 
@@ -29,7 +31,6 @@ Kernel = Any
 MOST_LOGITS = 2**18
 MOST_CHANNELS = 2**17
 LONGEST = 1024
-LANES = 128  # of which a kernel's blocks have multiples
 
 
 def rotate(x: jax.Array, rotary: Rotary, inverse: bool = False) -> jax.Array:
@@ -147,15 +148,15 @@ def _call_here(
     kernel: Kernel, num_tables: int, num_products: int, outputs: tuple[jax.ShapeDtypeStruct, ...], *arguments: jax.Array
 ) -> tuple[jax.Array, ...]:
     batch, heads, head_dim, tokens = *outputs[0].shape[:2], *outputs[0].shape[-2:]
-    filled = -(-tokens // LANES) * LANES
-    group = next(n for n in (4, 2, 1) if heads % n == 0 and (n * head_dim * filled <= MOST_CHANNELS or n == 1))
+    whole = filled(tokens)
+    group = next(n for n in (4, 2, 1) if heads % n == 0 and (n * head_dim * whole <= MOST_CHANNELS or n == 1))
 
     def block(x: jax.Array | jax.ShapeDtypeStruct) -> pl.BlockSpec:
         if x.ndim == 2:
-            return pl.BlockSpec((x.shape[0], filled), lambda b, h: (0, 0))
-        return pl.BlockSpec((None, group, *x.shape[2:-1], filled), lambda b, h: (b, h, *(0,) * (x.ndim - 2)))
+            return pl.BlockSpec((x.shape[0], whole), lambda b, h: (0, 0))
+        return pl.BlockSpec((None, group, *x.shape[2:-1], whole), lambda b, h: (b, h, *(0,) * (x.ndim - 2)))
 
-    logits = batch * heads * filled**2
+    logits = batch * heads * whole**2
     return pl.pallas_call(
         functools.partial(kernel, num_tables, tokens),
         grid=(batch, heads // group),
@@ -170,11 +171,6 @@ def _call_here(
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel")),
         name=kernel.__name__.strip("_"),
     )(*arguments)
-
-
-def _product(a: jax.Array, b: jax.Array, axes: tuple[int, int]) -> jax.Array:
-    """Matrix product over one axis of each, accumulated in float32."""
-    return jax.lax.dot_general(a, b, (((axes[0],), (axes[1],)), ((), ())), preferred_element_type=jnp.float32)
 
 
 def _turned(qkv: Any, rotary: Rotary | None, head: int, tokens: int) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -208,12 +204,12 @@ def _forward_kernel(num_tables: int, tokens: int, *refs: Any) -> None:
     for head in range(out.shape[0]):
         query, key, value = _turned(qkv, rotary, head, tokens)
         for tile in _tiles(query.shape[1]):
-            logits = _product(key, query[:, tile], (0, 0))  # [N keys, queries]
+            logits = product(key, query[:, tile], (0, 0))  # [N keys, queries]
             logits = _within(logits, tokens, axis=0, other=-jnp.inf)
             largest = jnp.max(logits, axis=0, keepdims=True)
             weights = jnp.exp(logits - largest)
             total = jnp.sum(weights, axis=0, keepdims=True)
-            out[head, :, tile] = (_product(value, weights.astype(value.dtype), (1, 0)) / total).astype(out.dtype)
+            out[head, :, tile] = (product(value, weights.astype(value.dtype), (1, 0)) / total).astype(out.dtype)
             normaliser[head, :, tile] = largest + jnp.log(total)
 
 
@@ -228,13 +224,13 @@ def _backward_kernel(num_tables: int, tokens: int, *refs: Any) -> None:
             attended, d_out, of_sums = (
                 _within(x[head, :, tile], tokens, start=tile.start) for x in (out, cotangent, normaliser)
             )
-            weights = jnp.exp(_product(key, query[:, tile], (0, 0)) - of_sums)  # [N keys, queries]
+            weights = jnp.exp(product(key, query[:, tile], (0, 0)) - of_sums)  # [N keys, queries]
             weights = _within(weights, tokens, axis=0)
             mean = jnp.sum(attended.astype(jnp.float32) * d_out.astype(jnp.float32), axis=0, keepdims=True)
-            d_logits = (weights * (_product(value, d_out, (0, 0)) - mean)).astype(value.dtype)
-            d_query.append(_product(key, d_logits, (1, 0)))
-            d_key += _product(query[:, tile], d_logits, (1, 1))
-            d_value += _product(d_out, weights.astype(value.dtype), (1, 1))
+            d_logits = (weights * (product(value, d_out, (0, 0)) - mean)).astype(value.dtype)
+            d_query.append(product(key, d_logits, (1, 0)))
+            d_key += product(query[:, tile], d_logits, (1, 1))
+            d_value += product(d_out, weights.astype(value.dtype), (1, 1))
         d_query = jnp.concatenate(d_query, axis=1) * query.shape[0] ** -0.5
         if rotary is not None:
             d_query, d_key = rotate(d_query, rotary, inverse=True), rotate(d_key, rotary, inverse=True)

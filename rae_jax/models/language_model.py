@@ -3,7 +3,7 @@
 Yang et al., "Qwen2.5 Technical Report" (2024) and "Qwen3 Technical Report" (2025): a pre-norm decoder with RMSNorm,
 grouped-query attention, rotary positions over the halves of a head, and a SwiGLU feed-forward without biases. Qwen2.5
 has biases on queries, keys and values; Qwen3 normalises each head's query and key instead. What another decoder can be
-made of (`ToGroups`, `rotary_angles`, `turn`, `attend`, `DecoderLayer`) stands here too.
+made of (`ToGroups`, `rotary_angles`, `turn`, `DecoderLayer`) stands here too.
 """
 
 from collections.abc import Sequence
@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rae_jax.models.grouped_attention import grouped_attention
 from rae_jax.models.layers import Dense, RMSNorm, Start, SwiGLU, apply_blocks, divided_by_batch, named
 
 QWEN2_5 = {"head_dim": 128, "vocabulary": 151936, "qkv_bias": True, "qk_norm": False, "tied": True}
@@ -50,16 +51,6 @@ def turn(x: jax.Array, angles: Angles) -> jax.Array:
     cos, sin = (a[..., None, :] for a in angles)
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
-
-
-def attend(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-    """Grouped-query attention, softmax in float32; scale `E^-0.5`.
-
-    `query: [B, N, K, E]`; `key`, `value`: `[B, S, G, E]`; head h reads group `h // (K / G)`. `mask` is true where a
-    query may see a key, `[B or 1, 1, N or 1, S]`; without one a query sees the keys up to its own place. Returns
-    `[B, N, K, E]`.
-    """
-    return jax.nn.dot_product_attention(query, key, value, mask=mask, is_causal=mask is None)
 
 
 def causal(length: int, seen: jax.Array | None = None) -> jax.Array:
@@ -132,7 +123,7 @@ class CausalAttention(nn.Module):
         if self.has_variable("cache", "key"):
             key, value = self.remembered("key", key, positions), self.remembered("value", value, positions)
             mask = jnp.arange(key.shape[1]) <= positions[:, None, :, None]
-        y = attend(query, key, value, mask)
+        y = grouped_attention(query, key, value, mask)
         y = y.reshape(*x.shape[:-1], self.num_heads * self.head_dim)
         return Dense(x.shape[-1], ("heads", "embed"), self.dtype, START, use_bias=False, name="out")(y)
 

@@ -18,7 +18,8 @@ import jax.numpy as jnp
 
 from rae_jax.models.dit_dh import HEAD
 from rae_jax.models.embeddings import sincos_table
-from rae_jax.models.language_model import START, Angles, ToGroups, attend, rotary_angles, turn
+from rae_jax.models.grouped_attention import grouped_attention
+from rae_jax.models.language_model import START, Angles, ToGroups, rotary_angles, turn
 from rae_jax.models.layers import (
     PYTORCH,
     ZEROS,
@@ -145,6 +146,7 @@ class Layer(nn.Module):
 
     Attributes:
       freeze_understanding: no gradient goes through the understanding expert's tokens.
+      fused_attention: as in `grouped_attention`.
     """
 
     width: int
@@ -156,6 +158,7 @@ class Layer(nn.Module):
     qk_norm: bool = True
     norm_epsilon: float = 1e-6
     freeze_understanding: bool = False
+    fused_attention: bool = True
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -186,7 +189,7 @@ class Layer(nn.Module):
         elif self.has_variable("cache", "key"):
             key = jnp.concatenate([self.get_variable("cache", "key"), key], axis=1)
             value = jnp.concatenate([self.get_variable("cache", "value"), value], axis=1)
-        y = attend(query, key, value, mask)
+        y = grouped_attention(query, key, value, mask, fused=self.fused_attention)
         y = y.reshape(*y.shape[:2], self.num_heads * self.head_dim)
         y = jnp.split(y, [x[0].shape[1]], axis=1)
         return tuple(hold(e.after(p, of)) for hold, e, p, of in zip(held, experts, x, y, strict=True))
@@ -210,6 +213,7 @@ class Decoder(nn.Module):
     rope_theta: float = 1e6
     norm_epsilon: float = 1e-6
     freeze_understanding: bool = False
+    fused_attention: bool = True
     dtype: Any = jnp.float32
     scan: bool = False
     remat: str = "none"
@@ -235,6 +239,7 @@ class Decoder(nn.Module):
             qk_norm=self.qk_norm,
             norm_epsilon=self.norm_epsilon,
             freeze_understanding=self.freeze_understanding,
+            fused_attention=self.fused_attention,
             dtype=self.dtype,
         )
         norms = (RMSNorm(self.norm_epsilon, name=f"{name}_norm") for name in EXPERTS)
@@ -307,7 +312,7 @@ class MixtureOfTransformers(nn.Module):
       vision: arguments of the vision transformer that makes semantic tokens of patches of pixels, if there is one.
       freeze_understanding: as in `Layer`.
       flow_map: it gives mean velocities over `[r, t]`; noised latents then have an `r`.
-      fused_attention: of the wide head, as in `attention.attend`.
+      fused_attention: as in `grouped_attention`; of the wide head, as in `attention.attend`.
       dtype: of matrix products; the residual stream, norms, softmax, times and outputs are float32.
       scan, remat: as in `layers.apply_blocks`.
     """

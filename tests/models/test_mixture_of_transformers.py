@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
+from flax.core import meta
 from golden import cases
 from golden_mixtures import at, decoder_fields, decoder_params, mixture, official_pack, patches_of, places_of, row
 
@@ -182,3 +184,24 @@ def test_each_expert_multiplies_its_own_tokens_and_no_others():
     pairs = int(np.sum(visible(places, places)))
     own = 3 * (2 * matrices * len(rotary) + 4 * pairs * 896)
     assert own < compiled.cost_analysis()["flops"] < 1.1 * own
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_only_without_the_kernel_the_decoder_has_a_forward_mode_derivative_on_a_tpu(fused):
+    """MeanFlow by `jax.jvp` takes the student apart with `fused_attention=False`."""
+    sizes = dict(width=16, depth=1, num_heads=2, num_kv_heads=1, head_dim=8, hidden=16)
+    decoder = Decoder(**sizes, fused_attention=fused, dtype=jnp.bfloat16)
+    whole = Places.of_splits([64, 64], ["causal", "noise"], [0, 0], np.arange(128))
+    places = jax.tree.map(lambda field: jnp.asarray(field)[None], whole)
+    x = jnp.ones((1, 64, 16))
+    params = {"params": meta.unbox(decoder.init(jax.random.key(0), (x, x), places)["params"])}
+
+    def derivative(x):
+        return jax.jvp(lambda g: decoder.apply(params, (x, g), places)[1], (x,), (x,))[1]
+
+    traced = jax.jit(derivative).trace(x)
+    if fused:
+        with pytest.raises(TypeError, match="custom_vjp"):
+            traced.lower(lowering_platforms=("tpu",))
+    else:
+        assert "tpu_custom_call" not in traced.lower(lowering_platforms=("tpu",)).as_text()
