@@ -20,9 +20,9 @@ def get_config(variant: str = "") -> ConfigDict:
 
     `configs/digits.py:quick` trains smaller networks up to the flow: with three seeds 92, 85 and 93 of 100 digits were
     those asked for. `configs/digits.py:tiny` is the whole pipeline in seconds, for tests: nothing is learnt.
-    `in_context`, alone or after one of these, has RAEv2's generator instead of DiT^DH.
+    `in_context`, alone or after one of these, has RAEv2's generator instead of DiT^DH, and `dit` one without wide head.
     """
-    words = variants.words_of(variant, ("quick", "tiny"), ("in_context",), file="configs/digits.py")
+    words = variants.words_of(variant, ("quick", "tiny"), ("in_context", "dit"), file="configs/digits.py")
     config = base.get_config()
     config.stages = ("encoder", "decoder", "stats", "flow", "mid_training", "flow_map")
 
@@ -89,6 +89,8 @@ def get_config(variant: str = "") -> ConfigDict:
         shrink(config)
     if "in_context" in words:
         take_in_context(config)
+    if "dit" in words:
+        take_dit(config)
     return config
 
 
@@ -127,6 +129,14 @@ def take_in_context(config: ConfigDict) -> None:
     early = max(1, config.flow.model.depth - 1)
     config.flow.family = "dit_in_context"
     config.flow.model = architectures.dit_in_context(**same, base_depth=early, time_tokens=1, condition_tokens=1)
+
+
+def take_dit(config: ConfigDict) -> None:
+    """Puts a DiT in the place of DiT^DH, as wide as the backbone, as deep as backbone and head together."""
+    model = config.flow.model
+    depth = model.depth + model.head_depth
+    config.flow.family = "lightning_dit"
+    config.flow.model = architectures.lightning_dit(width=model.width, depth=depth, num_heads=model.num_heads)
 
 
 def shrink(config: ConfigDict) -> None:

@@ -244,6 +244,42 @@ def test_precision():
     assert float(seeds) / float(precisions) == pytest.approx(20, abs=3)
 
 
+def test_rae_generation():
+    rows, same = section("rae_generation"), "no different (within two standard errors)"
+    base, plain, deep = "DiT^DH, 96 x 3 and 96 x 1", "DiT, 96 x 4", "DiT^DH, 96 x 2 and 96 x 2"
+    agreement = {name: number(rows, name, 2) for name in (base, plain, deep)}
+    said("rae_generation", f"is right about {agreement[plain]} % of the digits, DiT^DH about {agreement[base]} %")
+    assert f"- {plain}, beside {base}: agreement better, distance better" in rows
+    said("rae_generation", "with a tenth more operations", f"({agreement[deep]} % with two of four blocks)")
+    assert number(rows, base, 1) / number(rows, plain, 1) == pytest.approx(1.1, abs=0.02)
+    assert f"- {deep}, beside {base}: agreement worse" in rows
+    narrow, wide = "DiT, 48 x 10", "DiT^DH, 48 x 4 and 96 x 1"
+    each = {
+        name: [number(rows.replace(f"| {c} | {least} | {name} |", f"| {c} {name} |"), f"{c} {name}", 1)
+               for c, least in ((32, at_32), (64, at_64), (96, at_96))]
+        for name, at_32, at_64, at_96 in ((narrow, "0.00", "0.25", "0.50"), (wide, "—", "—", "—"))
+    }  # fmt: skip
+    text = "{}, {} and {} % against {}, {} and {} %".format(*each[narrow], *each[wide])
+    said("rae_generation", text, "to leave a quarter and half of the noise over")
+    assert rows.count(f"- {wide}, beside {narrow} (") == rows.count("channels): agreement worse") == 3
+    finished = number(section("mf_rae"), "the teacher | 50 (euler)", 2)
+    said("rae_generation", f"After 4,700 steps DiT^DH is right about {finished} %")
+    assert "for 1,600 steps of the config's 4,700;" in rows
+    shifts = {shift: number(rows.split("(c) ")[1], shift, 1) for shift in ("0.25", "0.5", "1", "2", "4")}
+    said("rae_generation", f"the agreement rises from {shifts['0.25']} to {shifts['4']} %")
+    assert list(shifts.values()) == sorted(shifts.values()) and "its base of 4,096 gives 0.25" in rows
+    assert "- Shift 4, beside none: agreement better" in rows and "- Shift 0.25, beside none: agreement worse" in rows
+    decoders = rows.split("(d) ")[1]
+    said(
+        "rae_generation", f"({number(decoders, '0', 1):.2f} dB without, {number(decoders, '1', 1):.2f} with a tau of 1)"
+    )
+    assert decoders.count(f"distance {same}") == 3
+    summary = TEXT.split("<!-- mf_rae: begin -->")[0]
+    assert f"{agreement[base]} against {agreement[plain]} % label agreement in equal steps | contradicted" in summary
+    assert f"{shifts['4']} % label agreement with a shift of 4, {shifts['1']} % without | shown" in summary
+    assert f"distance {cell(decoders, '0', 3)} without, {cell(decoders, '0.5', 3)} with | not shown" in summary
+
+
 def test_text():
     rows, same = section("text"), "no different (within two standard errors)"
     names = ("as in the config", "in a KL-VAE's latents", "without guidance", "without the time shift")

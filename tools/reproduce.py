@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.name == "list":
         for name in names():
-            print(f"{name:12} {importlib.import_module(f'tools.findings.{name}').__doc__.splitlines()[0]}")
+            print(f"{name:15} {importlib.import_module(f'tools.findings.{name}').__doc__.splitlines()[0]}")
         return
     finding = importlib.import_module(f"tools.findings.{options.name}")
     try:

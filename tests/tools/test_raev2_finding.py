@@ -1,6 +1,7 @@
 """The finding about RAEv2's changes: what it runs, and what it writes of the results, without running anything."""
 
 import json
+import types
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,8 @@ import pytest
 from configs import digits
 from rae_jax.experiment.configuration import trace
 from tools.findings import raev2
-from tools.findings.raev2 import BASE, FEW_STEPS, SECONDS, SEEDS, VARIANTS, Bench, Numbers, section
+from tools.findings.judged_digits import Judged
+from tools.findings.raev2 import BASE, FEW_STEPS, SECONDS, SEEDS, VARIANTS, Bench, section
 from tools.findings.runs import Run
 
 STEP = {"Muon": 0.04}  # seconds; of all others 0.02
@@ -32,7 +34,7 @@ def asked(monkeypatch, tmp_path):
     bench._workdir = tmp_path
     bench._given = {f"{part}.weights": f"given/{part}" for part in ("encoder", "decoder", "stats")}
     files = []
-    monkeypatch.setattr(bench, "_judged", lambda places: files.extend(places))
+    bench._judge = types.SimpleNamespace(judged=files.extend)
     monkeypatch.setattr(raev2, "run", run)
     for variant in VARIANTS.values():
         for seconds in SECONDS:
@@ -74,8 +76,8 @@ def test_every_run_is_a_change_of_its_config_that_can_run(asked):
 
 
 def test_what_is_said_follows_from_the_numbers():
-    def numbers(agreement: float, distance: float) -> Numbers:
-        return Numbers(*(np.array([x - 0.01, x, x + 0.01]) for x in (agreement, distance, 2.2)))
+    def numbers(agreement: float, distance: float) -> Judged:
+        return Judged(*(np.array([x - 0.01, x, x + 0.01]) for x in (agreement, distance, 2.2)))
 
     found = {name: [numbers(0.9, 0.2)] * len(SECONDS) for name in VARIANTS}
     found["Muon"] = [numbers(0.95, 0.2)] * len(SECONDS)

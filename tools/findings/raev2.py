@@ -10,14 +10,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from configs import digits as digits_config
-from rae_jax.data.sources import load_split, open_source
-from rae_jax.evaluation.class_diversity import class_diversity, small_images
-from rae_jax.evaluation.judge import train_judge
 from rae_jax.files import whole_file
-from rae_jax.sampling.samples import read_samples
-from tools.findings.common_encoder import CommonEncoder
+from tools.findings.judged_digits import REAL_DIVERSITY, DigitJudge, Judged
 from tools.findings.runs import ROOT, Run, from_digits, lasting, run, unmeasured
-from tools.findings.seeds import changed, shown, verdict
+from tools.findings.seeds import verdict
 
 CONFIG, IN_CONTEXT = "configs/digits.py", "configs/digits.py:in_context"
 SEEDS = (0, 1, 2)
@@ -65,36 +61,25 @@ VARIANTS = {
 FEW_STEPS = {"DiT^DH": VARIANTS[BASE], "RAEv2's generator": VARIANTS["in-context conditions, early output"]}
 
 
-@dataclasses.dataclass(frozen=True)
-class Numbers:
-    """Of samples, one number a seed: the share that are the digit asked for, Fréchet distance, diversity in a class."""
-
-    agreement: np.ndarray
-    distance: np.ndarray
-    diversity: np.ndarray
-
-
 class Bench:
     """Trains generators on the latents of finished digits, and judges their samples by one classifier and encoder."""
 
     def __init__(self, workdir: Path, digits: Path):
         self._workdir, self._given = workdir, from_digits(digits, "encoder", "decoder", "stats")
-        (train, labels), (held_out, _) = (load_split(open_source("digits", split)) for split in ("train", "test"))
-        self._judge = train_judge(train, labels)
-        self._encoder = CommonEncoder(self._given["encoder.weights"], held_out)
+        self._judge = DigitJudge(self._given["encoder.weights"])
 
-    def numbers(self, variant: Variant, seconds: float) -> Numbers:
+    def numbers(self, variant: Variant, seconds: float) -> Judged:
         """Of samples in 50 steps after so long a training."""
-        return self._judged([self._sampled(variant, seconds, seed) / "samples.npz" for seed in SEEDS])
+        return self._judge.judged([self._sampled(variant, seconds, seed) / "samples.npz" for seed in SEEDS])
 
-    def few_steps(self, variant: Variant) -> dict[str, Numbers]:
+    def few_steps(self, variant: Variant) -> dict[str, Judged]:
         """Of flow maps that start from the longest training, are mid-trained and distilled; by `ENDS`."""
         places = []
         for seed in SEEDS:
             flow = self._sampled(variant, SECONDS[-1], seed) / "flow" / "weights"
             fields = {"flow.weights": str(flow.resolve()), "seed": seed, "stages": "('mid_training','flow_map')"}
             places.append(self._run(variant, f"few_steps_{seed}", fields | {"sampling.num_steps": 0}).workdir)
-        return {end: self._judged([place / f"samples{end}.npz" for place in places]) for end in ENDS}
+        return {end: self._judge.judged([place / f"samples{end}.npz" for place in places]) for end in ENDS}
 
     def pace(self, variant: Variant) -> float:
         """Seconds of a step of training."""
@@ -125,15 +110,6 @@ class Bench:
         place = run(self._workdir / "means", CONFIG, UNMEASURED | means | {"stages": "('decoder','stats')"}).workdir
         return means | {f"{part}.weights": str((place / part / "weights").resolve()) for part in ("decoder", "stats")}
 
-    def _judged(self, files: Sequence[Path]) -> Numbers:
-        rows = []
-        for file in files:
-            samples = read_samples(file)
-            agreement = self._judge.agrees(samples.images, samples.labels).mean()
-            diversity = class_diversity(small_images(samples.images), samples.labels)
-            rows.append((agreement, self._encoder.distance(samples.images), diversity))
-        return Numbers(*np.array(rows, float).T)
-
 
 def reproduce(workdir: Path, digits: Path) -> str:
     """Trains seven generators for two lengths of time from three seeds, an hour on one core; returns the section."""
@@ -145,19 +121,13 @@ def reproduce(workdir: Path, digits: Path) -> str:
 
 
 def section(
-    found: Mapping[str, Sequence[Numbers]], paces: Mapping[str, float], few: Mapping[str, Mapping[str, Numbers]]
+    found: Mapping[str, Sequence[Judged]], paces: Mapping[str, float], few: Mapping[str, Mapping[str, Judged]]
 ) -> str:
     """The Markdown of the finding; what it says of the numbers follows from them."""
     last = {name: numbers[-1] for name, numbers in found.items()}
-    rows = [f"| {name} | {1 / paces[name]:.0f} | {_cells(last[name])} |" for name in found]
-    jumps = [f"| {name} | {ENDS[end]} | {_cells(each[end])} |" for name, each in few.items() for end in ENDS]
-    compared = [
-        f"- {name[0].upper()}{name[1:]}: agreement {verdict(last[name].agreement, last[BASE].agreement, 'higher')}, "
-        f"distance {verdict(last[name].distance, last[BASE].distance, 'lower')}, "
-        f"diversity {changed(last[name].diversity, last[BASE].diversity)}."
-        for name in found
-        if name != BASE
-    ]
+    rows = [f"| {name} | {1 / paces[name]:.0f} | {last[name].cells()} |" for name in found]
+    jumps = [f"| {name} | {ENDS[end]} | {each[end].cells()} |" for name, each in few.items() for end in ENDS]
+    compared = [f"- {name[0].upper()}{name[1:]}: {last[name].beside(last[BASE])}." for name in found if name != BASE]
     first, second = few
     of_one = [few[name]["_1step"] for name in (second, first)]
     return "\n".join(
@@ -168,10 +138,10 @@ def section(
             "the same sizes are trained for the same time: the number of steps is that time over what a step of each "
             f"took beforehand. Mean and deviation of {len(SEEDS)} seeds; 1,000 digits each, 50 Euler steps. The "
             "Fréchet distance is to held-out digits in one encoder for all, its last block's mean token; diversity is "
-            f"the deviation of a pixel within a class (real digits: 2.63). Means are those of blocks {_listed(LAYERS)} "
-            "of four, counted from 0, plus the last one's mean token; they have a decoder and statistics of their own, "
-            "whose training is not counted. All else is as in the config: no rate was looked for. Internal guidance "
-            f"has a scale of {INTERNAL:g}; the early output is that of two blocks of three.",
+            f"the deviation of a pixel within a class (real digits: {REAL_DIVERSITY}). Means are those of blocks "
+            f"{_listed(LAYERS)} of four, counted from 0, plus the last one's mean token; they have a decoder and "
+            "statistics of their own, whose training is not counted. All else is as in the config: no rate was looked "
+            f"for. Internal guidance has a scale of {INTERNAL:g}; the early output is that of two blocks of three.",
             "",
             f"After {SECONDS[-1]} seconds:",
             "",
@@ -198,16 +168,11 @@ def section(
     )
 
 
-def _cells(numbers: Numbers) -> str:
-    shares, distances = shown(100 * numbers.agreement, ".1f", " %"), shown(numbers.distance)
-    return f"{shares} | {distances} | {shown(numbers.diversity, '.2f')}"
-
-
 def _listed(numbers: Sequence[int]) -> str:
     return f"{', '.join(map(str, numbers[:-1]))} and {numbers[-1]}"
 
 
-def draw(found: Mapping[str, Sequence[Numbers]]) -> None:
+def draw(found: Mapping[str, Sequence[Judged]]) -> None:
     """Label agreement and Fréchet distance against seconds of training."""
     figure = Figure(figsize=(9, 3.6), dpi=120, layout="constrained")
     panels = {"label agreement": lambda n: n.agreement, "Fréchet distance": lambda n: n.distance}
