@@ -20,7 +20,8 @@ def get_config(variant: str = "") -> ConfigDict:
 
     `configs/digits.py:quick` trains smaller networks up to the flow: with three seeds 92, 85 and 93 of 100 digits were
     those asked for. `configs/digits.py:tiny` is the whole pipeline in seconds, for tests: nothing is learnt.
-    `in_context`, alone or after one of these, has RAEv2's generator instead of DiT^DH, and `dit` one without wide head.
+    `in_context`, alone or after one of these, has RAEv2's generator instead of DiT^DH, and `dit` a DiT without
+    the wide head.
     """
     words = variants.words_of(variant, ("quick", "tiny"), ("in_context", "dit"), file="configs/digits.py")
     config = base.get_config()

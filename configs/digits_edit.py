@@ -17,9 +17,9 @@ from configs.rpiae_edit import learn_guidance
 def get_config(variant: str = "") -> ConfigDict:
     """The experiment; `configs/digits_edit.py:tiny` takes seconds, for tests: nothing is learnt.
 
-    `rpiae` has RPiAE's latents, of 16 channels, and `kl` those of a KL-VAE; either is trained first. `caption` paints
-    the prompts of `configs/digits_text.py` instead, from texts alone. `few_steps` goes on to a flow map that edits in
-    one step and in two. Words are joined by hyphens, as in `tiny-caption`.
+    `rpiae` has RPiAE's latents, of 16 channels, and `kl` those of a KL-VAE; either is trained first, and what is said
+    above is of neither. `caption` paints the prompts of `configs/digits_text.py` instead, from texts alone. `few_steps`
+    goes on to a flow map that edits in one step and in two. Words are joined by hyphens, as in `tiny-caption`.
     """
     words = variants.words_of(
         variant, ("tiny",), ("rpiae", "kl"), ("caption",), ("few_steps",), file="configs/digits_edit.py"

@@ -9,7 +9,8 @@ Words after the colon, joined by hyphens:
 
     head    DiT^DH's head on the mixture's states, in place of a linear layer
     rae     the features of a frozen DINOv2-B, 768 channels: the row RAE of Table 4, with a time shift of 6.93
-    vae     the latents of the FLUX VAE, 2 x 2 of them a token, as Bagel's: the row FLUX VAE (`teacher.weights`)
+    vae     the latents of the FLUX VAE, 2 x 2 of them a token, as Bagel's: the row FLUX VAE; its weights are
+            `--config.teacher.weights`, in place of those of encoder, bridge and decoder
     chips64 576 rows a batch instead of 560, which 64 chips do not divide: 403,000 tokens; nothing is computed twice, as
             nine rows a chip take 13 GiB
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from configs import digits_text
+from configs import digits_rpiae, digits_text
 
 TEXT = (Path(__file__).parents[1] / "docs" / "findings.md").read_text()
 
@@ -163,6 +163,7 @@ def test_rpiae():
     said("rpiae", f"{heavy:.2f} dB at a weight of 1, {light:.2f} at 0.25, whose attached head is no worse")
     assert re.search(rf"- Weight 1 beside weight 0.25: reconstruction worse, .*attached head {re.escape(same)}", rows)
     said("rpiae", f"{min(agreement.values())} to {max(agreement.values())} % of the digits of (a)")
+    assert digits_rpiae.get_config().flow.train.steps == 4700 and "flow 1,600;" in rows
     first = rows.split("(b) ")[0]
     assert first.count(f"agreement {same}, distance {same}.") == 3
     two, three = ([number(rows, run, i) for i in (1, 5)] for run in ("I, II", "I, II, III"))
@@ -170,11 +171,15 @@ def test_rpiae():
     said(
         "rpiae", f"a smaller distance ({three[1]:.3f} against {two[1]:.3f})", f"channels of stage I ({psnr[pivot]:.2f})"
     )
+    assert "- 16 channels beside unfrozen, pivot: reconstruction better" in rows
     assert f"- 16 channels beside I, II: reconstruction better, agreement {same}, distance better." in rows
     joint = number(rows, "all at once", 1)
     said("rpiae", f"({joint:.2f} against {three[0]:.2f} dB)", f"is right about {head['all at once']} %")
     said("rpiae", f"its three seeds deviate by {number(rows, 'all at once', 4, part=1)} points")
-    assert f"- All at once beside 16 channels: reconstruction better, probe {same}, agreement {same}, distance" in rows
+    assert (
+        f"- All at once beside 16 channels: reconstruction better, probe {same}, agreement {same}, distance {same}."
+        in rows
+    )
     budgets = [int(x.replace(",", "")) for x in re.findall(r"(?:pivot|bridge|specialisation|at once) ([\d,]+\d)", rows)]
     assert sum(budgets[:3]) == budgets[3]  # as many steps
     said("rpiae", f"({number(rows, '64 channels', 1):.2f} dB with 64 channels) and generates no differently")
@@ -250,7 +255,11 @@ def test_rae_generation():
     agreement = {name: number(rows, name, 2) for name in (base, plain, deep)}
     said("rae_generation", f"is right about {agreement[plain]} % of the digits, DiT^DH about {agreement[base]} %")
     assert f"- {plain}, beside {base}: agreement better, distance better" in rows
-    said("rae_generation", "with a tenth more operations", f"({agreement[deep]} % with two of four blocks)")
+    said(
+        "rae_generation",
+        "with a tenth more operations",
+        f"two of the four blocks in the head it is {agreement[deep]} %",
+    )
     assert number(rows, base, 1) / number(rows, plain, 1) == pytest.approx(1.1, abs=0.02)
     assert f"- {deep}, beside {base}: agreement worse" in rows
     narrow, wide = "DiT, 48 x 10", "DiT^DH, 48 x 4 and 96 x 1"
@@ -266,17 +275,19 @@ def test_rae_generation():
     said("rae_generation", f"After 4,700 steps DiT^DH is right about {finished} %")
     assert "for 1,600 steps of the config's 4,700;" in rows
     shifts = {shift: number(rows.split("(c) ")[1], shift, 1) for shift in ("0.25", "0.5", "1", "2", "4")}
-    said("rae_generation", f"the agreement rises from {shifts['0.25']} to {shifts['4']} %")
+    said("rae_generation", f"which rises from {shifts['0.25']} to {shifts['4']} %", "differs at a quarter alone")
+    of_shifts = rows.split("(c) ")[1].split("(d) ")[0]
+    assert of_shifts.count(f"distance {same}") == 3 and of_shifts.count("distance worse") == 1
     assert list(shifts.values()) == sorted(shifts.values()) and "its base of 4,096 gives 0.25" in rows
     assert "- Shift 4, beside none: agreement better" in rows and "- Shift 0.25, beside none: agreement worse" in rows
-    decoders = rows.split("(d) ")[1]
+    decoders = rows.split("\n(d) ")[1]
     said(
         "rae_generation", f"({number(decoders, '0', 1):.2f} dB without, {number(decoders, '1', 1):.2f} with a tau of 1)"
     )
     assert decoders.count(f"distance {same}") == 3
     summary = TEXT.split("<!-- mf_rae: begin -->")[0]
-    assert f"{agreement[base]} against {agreement[plain]} % label agreement in equal steps | contradicted" in summary
-    assert f"{shifts['4']} % label agreement with a shift of 4, {shifts['1']} % without | shown" in summary
+    assert f"{agreement[base]} against {agreement[plain]} % label agreement in equal steps, a third" in summary
+    assert f"{shifts['4']} % label agreement with a shift of 4, {shifts['1']} % without; distance no" in summary
     assert f"distance {cell(decoders, '0', 3)} without, {cell(decoders, '0.5', 3)} with | not shown" in summary
 
 

@@ -95,7 +95,7 @@ ROWS = {
     ),
     "mixture": Row("mixture of transformers, text to image", "rpiae_t2i.py:chips64", options=("--stage=mixture",)),
     "mixture_edit": Row(
-        "mixture of transformers, editing, 192 rows",
+        "mixture of transformers, editing, 192 rows, nothing computed twice",
         "rpiae_edit.py",
         options=("--stage=mixture", "--config.mixture.train.batch_size=192", "--config.mixture.model.remat=none"),
     ),

@@ -83,7 +83,7 @@ def in_patches(space: LatentSpace, size: int) -> LatentSpace:
 
 def stats(config: ConfigDict) -> Component:
     """Mean and variance of the latents."""
-    return _statistics(config, "stats", latent_space(config).shape, "the latents of config.encoder")
+    return _statistics(config, "stats", latent_space(config).shape, "the latents of config.autoencoder")
 
 
 def feature_stats(config: ConfigDict) -> Component:
@@ -135,7 +135,7 @@ def bridge_decoder(config: ConfigDict) -> Component:
 
 
 def teacher(config: ConfigDict) -> Component:
-    """The KL-VAE in whose latent space a rectified coder decodes (RAC)."""
+    """The KL-VAE: the latent space `kl`, in which a rectified coder decodes too (RAC)."""
     fields, size = config.teacher.model.to_dict(), config.data.image_size
     return of_module(
         config, "teacher", lambda dtype: KLVAE(**fields, dtype=dtype), spec(size, size, 3), kind="diffusers_kl"

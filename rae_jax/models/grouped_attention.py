@@ -1,8 +1,8 @@
 """Attention of language models and of packs: grouped queries, a mask of pairs, a TPU kernel that skips hidden tiles.
 
 XLA keeps the logits of all pairs in memory, and writes and reads them several times. The kernel keeps a tile of them,
-`TILE` queries by as many keys, inside the core, computes no tile of which the mask hides every pair, and computes them
-anew on the way back (FlashAttention; Dao et al., 2022). Arrays lie tokens last, as those of `attention` do.
+`TILE` queries by as many keys, inside the core, computes no tile of which the mask hides every pair, and computes the
+others anew on the way back (FlashAttention; Dao et al., 2022). Inside it tokens lie last, as in `attention`.
 """
 
 import functools

@@ -156,11 +156,12 @@ def section(found: Mapping[str, Judged], decoded: Mapping[float, tuple[np.ndarra
             "",
             f"`python -m tools.reproduce rae_generation`. On the latents of a finished run of `{CONFIG}`, 4 tokens of "
             f"{CHANNELS} channels, generators are trained for {STEPS:,} steps of the config's "
-            f"{config.flow.train.steps:,}; mean and deviation of {len(SEEDS)} seeds, 1,000 digits each, 50 Euler "
-            "steps. The Fréchet distance is to held-out digits in the mean tokens of that run's encoder; diversity is "
-            f"the deviation of a pixel within a class (real digits: {REAL_DIVERSITY}). What is said below a table "
-            "follows from it: no different is within two standard errors of the difference, which chance alone leaves "
-            "in eight comparisons of nine.",
+            f"{config.flow.train.steps:,}; mean and deviation of {len(SEEDS)} seeds, in (d) of the decoder too, on one "
+            "encoder of each width; 1,000 digits each, 50 Euler steps. The Fréchet distance is to held-out digits in "
+            "the mean tokens of that run's encoder; diversity is the deviation of a pixel within a class (real digits: "
+            f"{REAL_DIVERSITY}). What is said below a table follows from it: no different is within two standard "
+            "errors of the difference; where nothing differs, chance alone makes one comparison of nine look "
+            "different.",
             "",
             "(a) DiT and DiT^DH. A size is width x depth, of the backbone and of the head; million multiply-adds of a "
             "pass beside it, of an image.",

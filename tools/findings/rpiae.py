@@ -169,9 +169,9 @@ def section(found: Mapping[str, Numbers]) -> str:
             "Steps: "
             + ", ".join(f"{stage} {steps:,}" for stage, steps in STEPS.items())
             + f"; everything at once {AT_ONCE:,}, as many as stages I to III. Mean and deviation of {len(SEEDS)} "
-            "seeds. The Fréchet distance is in the mean tokens of the pretrained encoder. The probe is trained on "
-            "each run's encoder; the attached head on the encoder as the run found it, where it tunes it. What is said "
-            "below a table follows from it: no different is within two standard errors.",
+            "seeds of everything but the pretrained encoder, which is one. The Fréchet distance is in its mean tokens. "
+            "The probe is trained on each run's encoder; the attached head on the encoder as the run found it, where "
+            "it tunes it. What is said below a table follows from it: no different is within two standard errors.",
             "",
             "(a) Frozen encoder, unfrozen with the pivot, unfrozen without. The paper: the pivot keeps the probe and "
             "the generation while reconstruction improves.",
