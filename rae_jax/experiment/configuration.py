@@ -24,7 +24,7 @@ from rae_jax.data.sources import count_classes, count_images
 from rae_jax.data.transforms import transform
 from rae_jax.experiment import latent_cache
 from rae_jax.experiment.weights import WORKDIR
-from rae_jax.experiment.workdir import ConfigError, begun, flat, progress, with_former
+from rae_jax.experiment.workdir import ConfigError, begun, config_of, flat, progress
 from rae_jax.files import local_path
 from rae_jax.flow.flow_map import jump_times
 from rae_jax.interop import hub
@@ -384,13 +384,13 @@ def _check_weights(config: ConfigDict) -> None:
 
 def _config_of_run(weights: str) -> dict[str, Any]:
     """The config of the run that has left `weights`, as plain values; empty if none has, as of official ones."""
-    return (read_weights(weights)[0].get("config") or {}) if is_weights(weights) else {}
+    return config_of(read_weights(weights)[0].get("config") or {}).to_dict() if is_weights(weights) else {}
 
 
 def _check_order(config: ConfigDict, name: str, weights: str) -> None:
     """Raises ValueError if `weights`, of a mixture or its flow map `name`, have learnt edits in the other order."""
     theirs = _config_of_run(weights).get("mixture", {})
-    theirs_first, ours = theirs.get("text_first", False), config.mixture.text_first
+    theirs_first, ours = theirs.get("text_first"), config.mixture.text_first
     if theirs.get("task") == "edit" and theirs_first != ours:
         raise ValueError(
             f"mixture.text_first={ours}, but {name}.weights={weights!r} have learnt edits with text_first="
@@ -411,8 +411,7 @@ def _check_measured_here(config: ConfigDict, name: str, weights: str) -> None:
     named = tuple(
         f"{section}.{field}" for section in sections for field in ("model", "input_size", "image_mean", "image_std")
     )
-    now = flat(ours)
-    before = with_former(flat(theirs), now)
+    now, before = flat(ours), flat(theirs)
     fields = sorted(field for field in now.keys() | before.keys() if field.startswith(named))
     changed = [field for field in fields if before.get(field) != now.get(field)]
     if changed:

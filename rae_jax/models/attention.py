@@ -10,18 +10,16 @@ holds there is undefined, and is replaced or not attended to.
 """
 
 import functools
-import math
 import re
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec
 
-from rae_jax.models.kernels import LANES, filled, product
+from rae_jax.models.kernels import LANES, filled, per_device, product, rows_and_heads
 
 Rotary = tuple[jax.Array, jax.Array]
 Kernel = Any
@@ -121,27 +119,12 @@ def _call(
     num_products: int,
 ) -> tuple[jax.Array, ...]:
     """`kernel(*rotary, *inputs, *outputs)` on each image and group of heads, each device on its own."""
-    tables = () if rotary is None else rotary
-    mesh = jax.sharding.get_abstract_mesh()
-
-    def spec(x: jax.Array | jax.ShapeDtypeStruct) -> PartitionSpec:
-        names = nn.logical_to_mesh_axes(("batch", "heads", *(None,) * (x.ndim - 2)))
-        axes = [(axis,) if isinstance(axis, str) else axis or () for axis in names]
-        shares = [math.prod(mesh.shape[name] for name in axis) for axis in axes]
-        # What does not divide stays whole, as everywhere.
-        return PartitionSpec(*(a if n % share == 0 else () for a, n, share in zip(axes, x.shape, shares, strict=True)))
-
-    call = functools.partial(_call_here, kernel, len(tables), num_products)
-    if mesh.empty:
-        return call(outputs, *tables, *inputs)
-    in_specs = (*(PartitionSpec() for _ in tables), *map(spec, inputs))
-    out_specs = tuple(map(spec, outputs))
-    local = tuple(
-        jax.ShapeDtypeStruct(jax.sharding.NamedSharding(mesh, s).shard_shape(x.shape), x.dtype)
-        for x, s in zip(outputs, out_specs, strict=True)
+    tables, divided = () if rotary is None else rotary, rows_and_heads(*outputs[0].shape[:2])
+    return per_device(
+        functools.partial(_call_here, kernel, len(tables), num_products),
+        [*((table, PartitionSpec()) for table in tables), *((x, divided) for x in inputs)],
+        [(x, divided) for x in outputs],
     )
-    call = jax.shard_map(functools.partial(call, local), in_specs=in_specs, out_specs=out_specs, check_vma=False)
-    return call(*tables, *inputs)
 
 
 def _call_here(

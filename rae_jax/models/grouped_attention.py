@@ -6,17 +6,15 @@ others anew on the way back (FlashAttention; Dao et al., 2022). Inside it tokens
 """
 
 import functools
-import math
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec
 
-from rae_jax.models.kernels import LANES, filled, product
+from rae_jax.models.kernels import LANES, filled, per_device, product, rows_and_heads
 
 TILE = 256  # queries, and keys, of a tile
 HIDDEN = -1e30  # the logit of a hidden pair; finite, so that differences of two are numbers
@@ -123,29 +121,14 @@ def _call(
     Args:
       scratch: rows of float32 numbers, one a query, that it keeps besides.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    call = functools.partial(_call_here, kernel, scratch, num_products)
-    if mesh.empty:
-        return call(outputs, tiles, *inputs)
-    names = nn.logical_to_mesh_axes(("batch", "heads"))
-    axes = [(axis,) if isinstance(axis, str) else axis or () for axis in names]
-    shares = [math.prod(mesh.shape[name] for name in axis) for axis in axes]
-    # What does not divide stays whole, as everywhere; heads stay with their group.
-    rows = axes[0] if inputs[0].shape[0] % shares[0] == 0 else ()
-    of_heads = axes[1] if inputs[1].shape[1] % shares[1] == 0 else ()
-
-    def spec(x: jax.Array | jax.ShapeDtypeStruct) -> PartitionSpec:
-        return PartitionSpec(rows, *[of_heads] * (x.ndim == 4))
-
-    local = tuple(
-        jax.ShapeDtypeStruct(jax.sharding.NamedSharding(mesh, spec(x)).shard_shape(x.shape), x.dtype) for x in outputs
+    # Of the heads whole groups, and of the mask and its tiles, which are every head's, rows alone.
+    divided = rows_and_heads(inputs[0].shape[0], inputs[1].shape[1])
+    of = {3: PartitionSpec(divided[0]), 4: divided}
+    return per_device(
+        functools.partial(_call_here, kernel, scratch, num_products),
+        [(x, of[x.ndim]) for x in (tiles, *inputs)],
+        [(x, of[x.ndim]) for x in outputs],
     )
-    return jax.shard_map(
-        functools.partial(call, local),
-        in_specs=(spec(tiles), *map(spec, inputs)),
-        out_specs=tuple(map(spec, outputs)),
-        check_vma=False,
-    )(tiles, *inputs)
 
 
 def _call_here(

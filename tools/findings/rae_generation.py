@@ -17,7 +17,7 @@ from rae_jax.costs.model_flops import cost_of
 from rae_jax.experiment.flags import read_config
 from tools.findings.judged_digits import REAL_DIVERSITY, DigitJudge, Judged
 from tools.findings.rae_width import bound
-from tools.findings.runs import Run, from_digits, lasting, run, unmeasured
+from tools.findings.runs import Run, from_digits, lasting, left_in, run, unmeasured
 from tools.findings.seeds import shown, verdict
 
 CONFIG, DIT = "configs/digits.py", "configs/digits.py:dit"
@@ -87,8 +87,8 @@ class Bench:
         """Of decoders trained with so much noise: their reconstructions' PSNR, and samples of `BASE` through them."""
         runs = []
         for seed in SEEDS:
-            flow = (self._run(BASE, seed).workdir / "flow" / "weights").resolve()
-            fields = UNMEASURED | self._given | {"flow.weights": str(flow), "decoder.weights": "", "seed": seed}
+            flow = left_in(self._run(BASE, seed).workdir, "flow")
+            fields = UNMEASURED | self._given | flow | {"decoder.weights": "", "seed": seed}
             fields |= {"evaluation.reconstruction": True, "decoder.noise_tau": tau, "stages": "('decoder',)"}
             runs.append(run(self._workdir / f"tau_{tau:g}_{seed}", CONFIG, fields))
         psnr = np.array([this.results["psnr"] for this in runs])
@@ -111,7 +111,7 @@ class Bench:
         place = run(
             self._workdir / f"encoder_{channels}", CONFIG, UNMEASURED | fields | {"stages": f"{stages}"}
         ).workdir
-        return fields | shift | {f"{part}.weights": str((place / part / "weights").resolve()) for part in stages}
+        return fields | shift | left_in(place, *stages)
 
 
 def reproduce(workdir: Path, digits: Path) -> str:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from configs import digits as digits_config
 from rae_jax.files import whole_file
 from tools.findings.judged_digits import REAL_DIVERSITY, DigitJudge, Judged
-from tools.findings.runs import ROOT, Run, from_digits, lasting, run, unmeasured
+from tools.findings.runs import ROOT, Run, from_digits, lasting, left_in, run, unmeasured
 from tools.findings.seeds import verdict
 
 CONFIG, IN_CONTEXT = "configs/digits.py", "configs/digits.py:in_context"
@@ -76,8 +76,8 @@ class Bench:
         """Of flow maps that start from the longest training, are mid-trained and distilled; by `ENDS`."""
         places = []
         for seed in SEEDS:
-            flow = self._sampled(variant, SECONDS[-1], seed) / "flow" / "weights"
-            fields = {"flow.weights": str(flow.resolve()), "seed": seed, "stages": "('mid_training','flow_map')"}
+            flow = left_in(self._sampled(variant, SECONDS[-1], seed), "flow")
+            fields = flow | {"seed": seed, "stages": "('mid_training','flow_map')"}
             places.append(self._run(variant, f"few_steps_{seed}", fields | {"sampling.num_steps": 0}).workdir)
         return {end: self._judge.judged([place / f"samples{end}.npz" for place in places]) for end in ENDS}
 
@@ -93,7 +93,7 @@ class Bench:
         flow = self._run(trained, name, lasting("flow", round(seconds / self.pace(variant))) | {"seed": seed}).workdir
         if not variant.sampling:
             return flow
-        weights = {"flow.weights": str((flow / "flow" / "weights").resolve()), "stages": "()", "seed": seed}
+        weights = left_in(flow, "flow") | {"stages": "()", "seed": seed}
         return self._run(variant, name, weights).workdir
 
     def _run(self, variant: Variant, name: str, fields: Mapping[str, Any]) -> Run:
@@ -108,7 +108,7 @@ class Bench:
         """Fields that make the latents means of blocks, with a decoder and statistics of their own."""
         means = {"encoder.model.layers": LAYERS, "encoder.weights": self._given["encoder.weights"]}
         place = run(self._workdir / "means", CONFIG, UNMEASURED | means | {"stages": "('decoder','stats')"}).workdir
-        return means | {f"{part}.weights": str((place / part / "weights").resolve()) for part in ("decoder", "stats")}
+        return means | left_in(place, "decoder", "stats")
 
 
 def reproduce(workdir: Path, digits: Path) -> str:

@@ -79,4 +79,9 @@ def from_digits(digits: Path, *components: str) -> dict[str, str]:
                 f"{digits} has no trained {name!r}: run `python -m rae_jax.main --config=configs/digits.py "
                 f"--workdir={digits}` first, or give another directory with --digits"
             )
-    return {f"{name}.weights": str((digits / name / "weights").resolve()) for name in components}
+    return left_in(digits, *components)
+
+
+def left_in(workdir: Path, *components: str) -> dict[str, str]:
+    """Config fields that take `components` from the working directory whose stages of their names have trained them."""
+    return {f"{name}.weights": str((workdir / name / "weights").resolve()) for name in components}

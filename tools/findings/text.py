@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from configs import digits_text
-from tools.findings.runs import Run, lasting, run
+from tools.findings.runs import Run, lasting, left_in, run
 from tools.findings.seeds import shown, verdict
 
 CONFIG = "configs/digits_text.py"
@@ -91,7 +91,7 @@ class Bench:
         given = {"encoder.weights": self._autoencoder("")["encoder.weights"]} if kl else {}
         fields = given | {"stages": f"{stages}", "evaluation.scenes": False}
         place = run(self._workdir / f"autoencoder{kl * '_kl'}", _config(words if kl else ""), fields).workdir
-        return given | {f"{part}.weights": str((place / part / "weights").resolve()) for part in stages}
+        return given | left_in(place, *stages)
 
 
 def _config(words: str) -> str:
