@@ -6,7 +6,8 @@ E of 64 or 72 would waste half, and the product that makes them writes them like
 The kernel keeps a head's logits, 256 KiB for 256 tokens, inside the core. XLA writes and reads them several times: it
 is those passes that make attention slow where the products are cheap. The backward pass computes them anew
 (FlashAttention; Dao et al., 2022). Tokens that are no multiple of 128 are filled up inside the core: what the memory
-holds there is undefined, and is replaced or not attended to.
+holds there is undefined, and is replaced or not attended to. Where queries and keys are normalised the kernel does it:
+parts of the array, and the array of what is made of them, are otherwise passes over all of it.
 """
 
 import functools
@@ -29,6 +30,7 @@ Kernel = Any
 MOST_LOGITS = 2**18
 MOST_CHANNELS = 2**17
 LONGEST = 1024
+EPSILON = 1e-6  # of the norm of queries and keys
 
 
 def rotate(x: jax.Array, rotary: Rotary, inverse: bool = False) -> jax.Array:
@@ -44,13 +46,30 @@ def rotate(x: jax.Array, rotary: Rotary, inverse: bool = False) -> jax.Array:
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-2)
 
 
-def attend(qkv: jax.Array, rotary: Rotary | None = None, visible: jax.Array | None = None, *, fused: bool) -> jax.Array:
+def normed(x: jax.Array, scale: jax.Array) -> jax.Array:
+    """Each token's channels over their root mean square, times the `scale`, `[.., E, N]` and `[E]`; float32."""
+    return x * _over_size(x) * scale[:, None]
+
+
+def _over_size(x: jax.Array) -> jax.Array:
+    return jax.lax.rsqrt(jnp.mean(jnp.square(x.astype(jnp.float32)), axis=-2, keepdims=True) + EPSILON)
+
+
+def attend(
+    qkv: jax.Array,
+    rotary: Rotary | None = None,
+    visible: jax.Array | None = None,
+    scales: jax.Array | None = None,
+    *,
+    fused: bool,
+) -> jax.Array:
     """Softmax attention of every token on all, in float32 whatever the dtype: `[B, K, 3, E, N] -> [B, K, E, N]`.
 
     Args:
       qkv: queries, keys and values of K heads of width E.
       rotary: turns queries and keys by their positions; `(cos, sin)`, each `[N, E / 2]`.
       visible: `[B, N]` booleans, which tokens are attended to, or `[B, N, N]`, by which; all by all by default.
+      scales: `[2, E]`, of the RMS norms that queries and keys go through first; None: through none.
       fused: bfloat16, if all are visible, goes through a kernel where the program is compiled for a TPU and N is 128
         to 1024, and through cuDNN's where it is compiled for GPUs that have it. Neither has a
         forward-mode derivative (`jax.jvp`), and so neither has the function there.
@@ -63,8 +82,8 @@ def attend(qkv: jax.Array, rotary: Rotary | None = None, visible: jax.Array | No
         if cudnn_attends(*qkv.shape[-2:]):
             kernels["cuda"] = functools.partial(plain_attention, implementation="cudnn")
     if kernels:
-        return jax.lax.platform_dependent(qkv, rotary, **kernels, default=plain_attention)
-    return plain_attention(qkv, rotary, visible)
+        return jax.lax.platform_dependent(qkv, rotary, scales, **kernels, default=plain_attention)
+    return plain_attention(qkv, rotary, scales, visible)
 
 
 def cudnn_attends(head_dim: int, tokens: int) -> bool:
@@ -75,10 +94,16 @@ def cudnn_attends(head_dim: int, tokens: int) -> bool:
 
 
 def plain_attention(
-    qkv: jax.Array, rotary: Rotary | None, visible: jax.Array | None = None, implementation: str = "xla"
+    qkv: jax.Array,
+    rotary: Rotary | None,
+    scales: jax.Array | None = None,
+    visible: jax.Array | None = None,
+    implementation: str = "xla",
 ) -> jax.Array:
     """`attend` by `jax.nn.dot_product_attention`; `rotary` is `[E / 2, N]` twice."""
     query, key, value = (qkv[:, :, i] for i in range(3))
+    if scales is not None:
+        query, key = (normed(x, scale).astype(qkv.dtype) for x, scale in zip((query, key), scales, strict=True))
     if rotary is not None:
         query, key = (rotate(x, rotary).astype(qkv.dtype) for x in (query, key))
     query, key, value = (jnp.moveaxis(x, -1, 1) for x in (query, key, value))  # [B, N, K, E]
@@ -88,24 +113,28 @@ def plain_attention(
 
 
 @jax.custom_vjp
-def fused_attention(qkv: jax.Array, rotary: Rotary | None) -> jax.Array:
+def fused_attention(qkv: jax.Array, rotary: Rotary | None, scales: jax.Array | None = None) -> jax.Array:
     """`attend` by the kernel: whole images and heads go to it, those that each device of the mesh in scope has."""
-    return _forward(qkv, rotary)[0]
+    return _forward(qkv, rotary, scales)[0]
 
 
-def _forward(qkv: jax.Array, rotary: Rotary | None) -> tuple[jax.Array, Any]:
+def _forward(qkv: jax.Array, rotary: Rotary | None, scales: jax.Array | None) -> tuple[jax.Array, Any]:
     batch, heads, _, head_dim, tokens = qkv.shape
     out = jax.ShapeDtypeStruct((batch, heads, head_dim, tokens), qkv.dtype)
     normaliser = jax.ShapeDtypeStruct((batch, heads, 1, tokens), jnp.float32)
-    out, normaliser = _call(_forward_kernel, rotary, (qkv,), (out, normaliser), num_products=2)
-    return out, (qkv, rotary, out, normaliser)
+    out, normaliser = _call(_forward_kernel, rotary, scales, (qkv,), (out, normaliser), num_products=2)
+    return out, (qkv, rotary, scales, out, normaliser)
 
 
-def _backward(residuals: Any, cotangent: jax.Array) -> tuple[jax.Array, None]:
-    qkv, rotary, out, normaliser = residuals
-    gradient = jax.ShapeDtypeStruct(qkv.shape, qkv.dtype)
-    (gradient,) = _call(_backward_kernel, rotary, (qkv, out, normaliser, cotangent), (gradient,), num_products=5)
-    return gradient, None  # the positions are constants
+def _backward(residuals: Any, cotangent: jax.Array) -> tuple[jax.Array, None, jax.Array | None]:
+    qkv, rotary, scales, out, normaliser = residuals
+    gradients = (jax.ShapeDtypeStruct(qkv.shape, qkv.dtype),)
+    if scales is not None:  # each image's and head's
+        gradients += (jax.ShapeDtypeStruct((*qkv.shape[:2], *scales.shape), jnp.float32),)
+    gradient, *of_scales = _call(
+        _backward_kernel, rotary, scales, (qkv, out, normaliser, cotangent), gradients, num_products=5
+    )
+    return gradient, None, jnp.sum(of_scales[0], axis=(0, 1)) if of_scales else None  # the positions are constants
 
 
 fused_attention.defvjp(_forward, _backward)
@@ -114,36 +143,49 @@ fused_attention.defvjp(_forward, _backward)
 def _call(
     kernel: Kernel,
     rotary: Rotary | None,
+    scales: jax.Array | None,
     inputs: tuple[jax.Array, ...],
     outputs: tuple[jax.ShapeDtypeStruct, ...],
     num_products: int,
 ) -> tuple[jax.Array, ...]:
-    """`kernel(*rotary, *inputs, *outputs)` on each image and group of heads, each device on its own."""
-    tables, divided = () if rotary is None else rotary, rows_and_heads(*outputs[0].shape[:2])
+    """`kernel(rotary, scales, *inputs, *outputs)` on each image and group of heads, each device on its own."""
+    tables, shape = jax.tree.flatten((rotary, None if scales is None else scales[..., None]))
+    divided = rows_and_heads(*outputs[0].shape[:2])
     return per_device(
-        functools.partial(_call_here, kernel, len(tables), num_products),
+        functools.partial(_call_here, kernel, shape, num_products),
         [*((table, PartitionSpec()) for table in tables), *((x, divided) for x in inputs)],
         [(x, divided) for x in outputs],
     )
 
 
 def _call_here(
-    kernel: Kernel, num_tables: int, num_products: int, outputs: tuple[jax.ShapeDtypeStruct, ...], *arguments: jax.Array
+    kernel: Kernel,
+    tables: jax.tree_util.PyTreeDef,
+    num_products: int,
+    outputs: tuple[jax.ShapeDtypeStruct, ...],
+    *arguments: jax.Array,
 ) -> tuple[jax.Array, ...]:
     batch, heads, head_dim, tokens = *outputs[0].shape[:2], *outputs[0].shape[-2:]
     whole = filled(tokens)
     group = next(n for n in (4, 2, 1) if heads % n == 0 and (n * head_dim * whole <= MOST_CHANNELS or n == 1))
+    count = tables.num_leaves
+
+    def over_refs(*refs: Any) -> None:
+        kernel(tokens, *jax.tree.unflatten(tables, [table[...] for table in refs[:count]]), *refs[count:])
+
+    def table(x: jax.Array) -> pl.BlockSpec:
+        of_tokens = (x.shape[0], whole) if x.ndim == 2 else x.shape
+        return pl.BlockSpec(of_tokens, lambda b, h: (0,) * x.ndim)
 
     def block(x: jax.Array | jax.ShapeDtypeStruct) -> pl.BlockSpec:
-        if x.ndim == 2:
-            return pl.BlockSpec((x.shape[0], whole), lambda b, h: (0, 0))
-        return pl.BlockSpec((None, group, *x.shape[2:-1], whole), lambda b, h: (b, h, *(0,) * (x.ndim - 2)))
+        last = whole if x.shape[-1] == tokens else x.shape[-1]
+        return pl.BlockSpec((None, group, *x.shape[2:-1], last), lambda b, h: (b, h, *(0,) * (x.ndim - 2)))
 
     logits = batch * heads * whole**2
     return pl.pallas_call(
-        functools.partial(kernel, num_tables, tokens),
+        over_refs,
         grid=(batch, heads // group),
-        in_specs=[block(x) for x in arguments],
+        in_specs=[*map(table, arguments[:count]), *map(block, arguments[count:])],
         out_specs=tuple(block(x) for x in outputs),
         out_shape=outputs,
         cost_estimate=pl.CostEstimate(
@@ -156,13 +198,26 @@ def _call_here(
     )(*arguments)
 
 
-def _turned(qkv: Any, rotary: Rotary | None, head: int, tokens: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _parts(
+    qkv: Any, rotary: Rotary | None, scales: jax.Array | None, head: int, tokens: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Query, with the logits' factor 1 / sqrt(E) in it, key and value of one head, each `[E, N]`."""
     query, key, value = (qkv[head, i] for i in range(3))
+    if scales is not None:
+        query, key = (normed(x, scale[:, 0]) for x, scale in zip((query, key), scales, strict=True))
     if rotary is not None:
         query, key = rotate(query, rotary), rotate(key, rotary)
     query = query.astype(jnp.float32) * query.shape[0] ** -0.5
     return tuple(_within(x.astype(value.dtype), tokens) for x in (query, key, value))
+
+
+def _through_norm(x: jax.Array, scale: jax.Array, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The gradients of x, `[E, N]`, and of the scale, `[E]`, from that of `normed(x, scale)`."""
+    over_size = _over_size(x)
+    unscaled = x * over_size
+    of_scale = jnp.sum(gradient * unscaled, axis=1)
+    gradient = gradient * scale[:, None]
+    return over_size * (gradient - unscaled * jnp.mean(gradient * unscaled, axis=0, keepdims=True)), of_scale
 
 
 def _within(x: jax.Array, tokens: int, axis: int = 1, start: int = 0, other: float = 0.0) -> jax.Array:
@@ -180,12 +235,12 @@ def _tiles(tokens: int) -> list[slice]:
     return [slice(start, min(start + size, tokens)) for start in range(0, tokens, size)]
 
 
-def _forward_kernel(num_tables: int, tokens: int, *refs: Any) -> None:
+def _forward_kernel(
+    tokens: int, rotary: Rotary | None, scales: jax.Array | None, qkv: Any, out: Any, normaliser: Any
+) -> None:
     """Attention of a group of heads, and the logarithm of each query's sum of exponentials for the way back."""
-    tables, (qkv, out, normaliser) = refs[:num_tables], refs[num_tables:]
-    rotary = tuple(table[...] for table in tables) or None
     for head in range(out.shape[0]):
-        query, key, value = _turned(qkv, rotary, head, tokens)
+        query, key, value = _parts(qkv, rotary, scales, head, tokens)
         for tile in _tiles(query.shape[1]):
             logits = product(key, query[:, tile], (0, 0))  # [N keys, queries]
             logits = _within(logits, tokens, axis=0, other=-jnp.inf)
@@ -196,12 +251,20 @@ def _forward_kernel(num_tables: int, tokens: int, *refs: Any) -> None:
             normaliser[head, :, tile] = largest + jnp.log(total)
 
 
-def _backward_kernel(num_tables: int, tokens: int, *refs: Any) -> None:
-    """The gradient of a group of heads' queries, keys and values."""
-    tables, (qkv, out, normaliser, cotangent, gradient) = refs[:num_tables], refs[num_tables:]
-    rotary = tuple(table[...] for table in tables) or None
+def _backward_kernel(
+    tokens: int,
+    rotary: Rotary | None,
+    scales: jax.Array | None,
+    qkv: Any,
+    out: Any,
+    normaliser: Any,
+    cotangent: Any,
+    gradient: Any,
+    *of_scales: Any,
+) -> None:
+    """The gradient of a group of heads' queries, keys and values, and where these are normalised that of the scales."""
     for head in range(out.shape[0]):
-        query, key, value = _turned(qkv, rotary, head, tokens)
+        query, key, value = _parts(qkv, rotary, scales, head, tokens)
         d_query, d_key, d_value = [], 0.0, 0.0
         for tile in _tiles(query.shape[1]):
             attended, d_out, of_sums = (
@@ -217,5 +280,10 @@ def _backward_kernel(num_tables: int, tokens: int, *refs: Any) -> None:
         d_query = jnp.concatenate(d_query, axis=1) * query.shape[0] ** -0.5
         if rotary is not None:
             d_query, d_key = rotate(d_query, rotary, inverse=True), rotate(d_key, rotary, inverse=True)
-        for i, part in enumerate((d_query, d_key, d_value)):
+        gradients = [d_query, d_key, d_value]
+        if scales is not None:
+            for i, scale in enumerate(scales):
+                x, d_x = (_within(x, tokens) for x in (qkv[head, i], gradients[i]))
+                gradients[i], of_scales[0][head, i] = _through_norm(x, scale[:, 0], d_x)
+        for i, part in enumerate(gradients):
             gradient[head, i] = part.astype(gradient.dtype)

@@ -139,6 +139,14 @@ class RMSNorm(nn.Module):
         return (y * scale).astype(self.dtype)
 
 
+class Scale(nn.Module):
+    """The learned scale, `[size]`, of an RMS norm that is computed elsewhere."""
+
+    @nn.compact
+    def __call__(self, size: int) -> jax.Array:
+        return self.param("scale", named(nn.initializers.ones, None), (size,))
+
+
 class LayerNorm(nn.Module):
     """Layer norm over the last axis, with scale and bias unless `affine=False`; statistics in float32."""
 
@@ -230,6 +238,7 @@ class Attention(nn.Module):
 
     Attributes:
       qkv_bias, key_bias: whether queries, keys and values have a bias, and keys too.
+      qk_norm: the norm of each head's queries and keys, "rms" or "layer"; None: they have none.
       start: of the layer out of the heads, and of queries, keys and values as three layers.
       qkv_start: of these as one layer instead.
       fused: as in `attention.attend`.
@@ -238,7 +247,7 @@ class Attention(nn.Module):
     num_heads: int
     qkv_bias: bool = True
     key_bias: bool = True
-    qk_norm: Callable[..., nn.Module] | None = None
+    qk_norm: str | None = None
     start: Start = XAVIER
     qkv_start: Start | None = None
     fused: bool = False
@@ -248,13 +257,17 @@ class Attention(nn.Module):
     def __call__(self, x: jax.Array, rotary: Rotary | None = None, visible: jax.Array | None = None) -> jax.Array:
         start = self.qkv_start or self.start._replace(kernel=drawn_apart(self.start.kernel, 3))
         qkv = ToHeads(self.num_heads, self.qkv_bias, self.key_bias, start, self.dtype, name="qkv")(x)  # [B, K, 3, E, N]
-        if self.qk_norm is not None:
+        scales = None
+        if self.qk_norm == "rms":
+            scales = jnp.stack([Scale(name=f"{name}_norm")(qkv.shape[3]) for name in ("query", "key")])
+        elif self.qk_norm == "layer":
+            norm = functools.partial(LayerNorm, epsilon=1e-5, dtype=self.dtype)
             query, key = (
-                self.qk_norm(dtype=self.dtype, name=f"{name}_norm")(qkv[:, :, i].swapaxes(-1, -2)).swapaxes(-1, -2)
+                norm(name=f"{name}_norm")(qkv[:, :, i].swapaxes(-1, -2)).swapaxes(-1, -2)
                 for i, name in enumerate(("query", "key"))
             )
             qkv = jnp.stack([query, key, qkv[:, :, 2]], axis=2)
-        return FromHeads(self.start, self.dtype, name="out")(attend(qkv, rotary, visible, fused=self.fused))
+        return FromHeads(self.start, self.dtype, name="out")(attend(qkv, rotary, visible, scales, fused=self.fused))
 
 
 class MLP(nn.Module):

@@ -133,7 +133,7 @@ class Block(nn.Module):
         return x + mlp_gate * self.feed_forward(x.shape[-1])(y)
 
     def attention(self) -> Attention:
-        qk_norm = RMSNorm if self.rms_norm else functools.partial(LayerNorm, epsilon=1e-5)
+        qk_norm = "rms" if self.rms_norm else "layer"
         return Attention(
             self.num_heads,
             qk_norm=qk_norm if self.qk_norm else None,

@@ -15,7 +15,7 @@ layer are one, and a scanned stack is a batch. Rows and columns may be exchanged
 import functools
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -135,7 +135,7 @@ def orthogonalised(x: jax.Array, coefficients: Coefficients, products: str) -> j
     sizes = axis_sizes()
     over = _division(count, rows, columns, sizes)
     shares = [math.prod(sizes[axis] for axis in axes) for axes in over]
-    x = divided(jnp.pad(x, [(0, -size % share) for size, share in zip(x.shape, shares, strict=True)]), *over)
+    x = _exchanged(jnp.pad(x, [(0, -size % share) for size, share in zip(x.shape, shares, strict=True)]), over)
     if released:
         x = x.astype(jnp.bfloat16)
     x = x.astype(jnp.float32)
@@ -147,11 +147,27 @@ def orthogonalised(x: jax.Array, coefficients: Coefficients, products: str) -> j
         a, b, c = each
         gram = product(x, x.swapaxes(1, 2))
         mixed = (b * gram + c * product(gram, gram)).astype(x.dtype)
-        return (a * x + product(mixed, x)).astype(x.dtype), None
+        return divided((a * x + product(mixed, x)).astype(x.dtype), *over), None
 
     x, _ = jax.lax.scan(step, x, jnp.asarray(coefficients, jnp.float32))
     x = x.astype(jnp.bfloat16).astype(jnp.float32) if released else x
-    return x[:count, :, :columns]
+    return _exchanged(x, over, back=True)[:count, :, :columns]
+
+
+def _exchanged(x: jax.Array, over: Sequence[tuple[str, ...]], back: bool = False) -> jax.Array:
+    """Matrices whose rows `fsdp` divides, as it divides those of parameters, divided as `over` says; or back again.
+
+    Said step by step, it is one exchange of rows for matrices, and one slice or collection along other axes of the
+    mesh. Of both at once the compiler makes every matrix on every device.
+    """
+    fsdp = axis_sizes().get("fsdp", 1)
+    if x.shape[1] % fsdp or fsdp == 1:
+        return divided(x, *over)
+    others = [tuple(axis for axis in axes if axis != "fsdp") for axes in over]
+    steps = [((), ("fsdp",), ()), (others[0], ("fsdp",), others[2]), over]
+    for step in reversed(steps) if back else steps:
+        x = divided(x, *step)
+    return x
 
 
 def _division(count: int, rows: int, columns: int, sizes: Mapping[str, int]) -> tuple[tuple[str, ...], ...]:
@@ -163,9 +179,10 @@ def _division(count: int, rows: int, columns: int, sizes: Mapping[str, int]) -> 
         of_columns = groups * columns / math.prod(sizes.values())
         return math.ceil(count / groups) * (2 * of_columns / rows + 1)
 
-    some = itertools.chain.from_iterable(itertools.combinations(sizes, n) for n in range(len(sizes), -1, -1))
+    axes = sorted(sizes, key=lambda axis: axis == "fsdp")  # last, the one that matrices are exchanged over
+    some = itertools.chain.from_iterable(itertools.combinations(axes, n) for n in range(len(axes), -1, -1))
     matrices = min(some, key=work)
-    return matrices, (), tuple(axis for axis in sizes if axis not in matrices)
+    return matrices, (), tuple(axis for axis in axes if axis not in matrices)
 
 
 class _Layout(NamedTuple):

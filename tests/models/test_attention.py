@@ -29,10 +29,19 @@ def draw(batch: int, heads: int, head_dim: int, tokens: int) -> tuple[np.ndarray
     return qkv.astype(np.float32), cotangent.astype(np.float32), rng.uniform(0, 6, size=(head_dim // 2, tokens))
 
 
-def torch_attention(qkv: np.ndarray, cotangent: np.ndarray, angles: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """The result and the gradient, by PyTorch's own attention on complex numbers turned by the angles."""
+def torch_attention(
+    qkv: np.ndarray, cotangent: np.ndarray, angles: np.ndarray | None, scales: np.ndarray | None = None
+) -> tuple[np.ndarray, ...]:
+    """The result and the gradients, by PyTorch's own norm, and attention on complex numbers turned by the angles."""
     leaf = torch.tensor(qkv, dtype=torch.float64, requires_grad=True)
+    leaves = [leaf]
     query, key, value = leaf.unbind(2)
+    if scales is not None:
+        leaves.append(torch.tensor(scales, dtype=torch.float64, requires_grad=True))
+        query, key = (
+            torch.nn.functional.rms_norm(x.mT, x.shape[-2:-1], scale, eps=1e-6).mT
+            for x, scale in zip((query, key), leaves[1], strict=True)
+        )
     if angles is not None:
 
         def turned(x: torch.Tensor) -> torch.Tensor:
@@ -42,13 +51,13 @@ def torch_attention(qkv: np.ndarray, cotangent: np.ndarray, angles: np.ndarray |
         query, key = turned(query), turned(key)
     out = torch.nn.functional.scaled_dot_product_attention(*(x.mT for x in (query, key, value))).mT
     out.backward(torch.tensor(cotangent, dtype=torch.float64))
-    return out.detach().numpy(), leaf.grad.numpy()
+    return out.detach().numpy(), *(leaf.grad.numpy() for leaf in leaves)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def both_ways(attention, qkv: jax.Array, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The result and the gradient."""
-    out, pull = jax.vjp(attention, qkv)
+def both_ways(attention, *arguments: jax.Array, cotangent: jax.Array) -> tuple[jax.Array, ...]:
+    """The result and the gradients."""
+    out, pull = jax.vjp(attention, *arguments)
     return out, *pull(cotangent)
 
 
@@ -70,9 +79,26 @@ def test_attention_and_its_gradient_are_pytorchs(attention, shape, turned):
     expected = torch_attention(qkv, cotangent, angles if turned else None)
     rotary = (jnp.cos(angles), jnp.sin(angles)) if turned else None
     with pltpu.force_tpu_interpret_mode(), jax.default_matmul_precision("highest"):
-        out, gradient = both_ways(lambda x: attention(x, rotary), jnp.asarray(qkv), jnp.asarray(cotangent))
+        out, gradient = both_ways(lambda x: attention(x, rotary), jnp.asarray(qkv), cotangent=jnp.asarray(cotangent))
     np.testing.assert_allclose(out, expected[0], atol=2e-6)
     np.testing.assert_allclose(gradient, expected[1], atol=1e-5)
+
+
+@pytest.mark.parametrize("attention", [plain_attention, fused_attention])
+@pytest.mark.parametrize("shape, turned", [((2, 4, 8, 256), True), ((2, 2, 72, 268), True), ((1, 3, 8, 257), False)])
+def test_queries_and_keys_are_normalised_first_and_the_scales_have_their_gradient(attention, shape, turned):
+    qkv, cotangent, angles = draw(*shape)
+    qkv[:, :, :2] *= 3.0
+    scales = np.random.default_rng(1).uniform(0.5, 2.0, size=(2, shape[2])).astype(np.float32)
+    expected = torch_attention(qkv, cotangent, angles if turned else None, scales)
+    rotary = (jnp.cos(angles), jnp.sin(angles)) if turned else None
+    with pltpu.force_tpu_interpret_mode(), jax.default_matmul_precision("highest"):
+        found = both_ways(
+            lambda x, scales: attention(x, rotary, scales),
+            jnp.asarray(qkv), jnp.asarray(scales), cotangent=jnp.asarray(cotangent),
+        )  # fmt: skip
+    for x, y, atol in zip(found, expected, (2e-6, 1e-5, 1e-4), strict=True):
+        np.testing.assert_allclose(x, y, atol=atol)
 
 
 def test_what_fills_tokens_up_counts_for_nothing_where_all_logits_are_far_below_zero():
@@ -81,7 +107,7 @@ def test_what_fills_tokens_up_counts_for_nothing_where_all_logits_are_far_below_
     qkv[:, :, 0], qkv[:, :, 1] = -10, 10 + 0.1 * qkv[:, :, 1]  # all logits are near -400
     expected = torch_attention(qkv, cotangent, None)
     with pltpu.force_tpu_interpret_mode(), jax.default_matmul_precision("highest"):
-        found = both_ways(lambda x: fused_attention(x, None), jnp.asarray(qkv), jnp.asarray(cotangent))
+        found = both_ways(lambda x: fused_attention(x, None), jnp.asarray(qkv), cotangent=jnp.asarray(cotangent))
     np.testing.assert_allclose(found[0], expected[0], atol=1e-4)
     np.testing.assert_allclose(found[1], expected[1], atol=1e-3)
 
@@ -93,8 +119,10 @@ def test_the_kernel_in_bfloat16_is_as_near_as_plain_operations_in_bfloat16():
     rotary, errors = (jnp.cos(angles), jnp.sin(angles)), {}
     for attention in (plain_attention, fused_attention):
         with pltpu.force_tpu_interpret_mode():
-            arguments = jnp.asarray(qkv, jnp.bfloat16), jnp.asarray(cotangent, jnp.bfloat16)
-            found = both_ways(functools.partial(attention, rotary=rotary), *arguments)
+            attention_of = functools.partial(attention, rotary=rotary)
+            found = both_ways(
+                attention_of, jnp.asarray(qkv, jnp.bfloat16), cotangent=jnp.asarray(cotangent, jnp.bfloat16)
+            )
         errors[attention] = [np.std(np.asarray(x, np.float32) - y) for x, y in zip(found, expected, strict=True)]
     for plain, fused in zip(*errors.values(), strict=True):
         assert fused < 1.2 * plain
@@ -108,29 +136,35 @@ def test_off_a_tpu_attention_is_plain_operations_whatever_was_asked_for():
 
 
 @pytest.mark.parametrize(
-    "tokens, dtype, kernels",
+    "tokens, dtype, normed, kernels",
     [
-        (256, "bfloat16", 2),
-        (256, "float32", 0),
-        (268, "bfloat16", 2),
-        (785, "bfloat16", 2),
-        (100, "bfloat16", 0),
-        (1152, "bfloat16", 0),
+        (256, "bfloat16", False, 2),
+        (256, "float32", False, 0),
+        (268, "bfloat16", True, 2),
+        (785, "bfloat16", False, 2),
+        (1024, "bfloat16", True, 2),
+        (100, "bfloat16", False, 0),
+        (1152, "bfloat16", False, 0),
     ],
 )
-def test_a_tpu_runs_the_kernel_on_the_images_and_heads_that_each_chip_has(tokens, dtype, kernels):
+def test_a_tpu_runs_the_kernel_on_the_images_and_heads_that_each_chip_has(tokens, dtype, normed, kernels):
     pytest.importorskip("libtpu")
     config = base.get_config()
     config.mesh.data, config.mesh.tensor = 2, 2
     mesh = mesh_over(config, "v5p:2x2x1")
     where = NamedSharding(mesh, PartitionSpec("data", "tensor"))
     qkv = jax.ShapeDtypeStruct((4, 4, 3, 64, tokens), dtype, sharding=where)
+    scales = jax.ShapeDtypeStruct((2, 64), "float32", sharding=sharding.replicated(mesh)) if normed else None
+
+    def loss(x: jax.Array, scales: jax.Array | None) -> jax.Array:
+        return jnp.sum(attend(x, None, None, scales, fused=True).astype(jnp.float32))
+
     with sharding.use(mesh):
-        gradient = jax.jit(jax.grad(lambda x: jnp.sum(attend(x, None, fused=True).astype(jnp.float32))))
-        program = gradient.lower(qkv).compile().as_text()
+        program = jax.jit(jax.grad(loss, (0, 1) if normed else 0)).lower(qkv, scales).compile().as_text()
     calls = re.findall(r"= (.*) custom-call\(.*tpu_custom_call", program)
     assert len(calls) == kernels and all("[2,2," in outputs for outputs in calls)
-    assert not re.search(r"all-(gather|reduce|to-all)\(|collective-permute\(", program)
+    moved = re.findall(r"(\S+) (?:all-(?:gather|reduce|to-all)|collective-permute)\(", program)
+    assert [shape.split("{")[0] for shape in moved] == ["f32[2,64]"] * normed  # the scales' gradient, summed
 
 
 def test_on_a_tpu_only_plain_operations_have_a_forward_mode_derivative():

@@ -196,8 +196,9 @@ def test_singular_values_come_near_one():
 
 
 DIVIDED = """
-import json, sys
+import json, math, re, sys
 import jax, numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 from configs import base
 from rae_jax.training import sharding
 from rae_jax.training.optimizer import make_optimizer
@@ -215,29 +216,33 @@ for shape in json.loads(sys.argv[1]):
     params = {"blocks": {"kernel": kernel}}
     alone = jax.jit(step).lower(params).compile()
     with sharding.use(mesh):
-        everywhere = sharding.replicated(mesh)
-        divided = jax.jit(step, in_shardings=everywhere, out_shardings=everywhere).lower(params).compile()
-    given = {alone: params, divided: jax.device_put(params, everywhere)}
+        stored = NamedSharding(mesh, PartitionSpec(None, "fsdp", "tensor"))
+        divided = jax.jit(step, in_shardings=stored, out_shardings=stored).lower(params).compile()
+    given = {alone: params, divided: jax.device_put(params, stored)}
     one, all_of_them = (np.asarray(jax.tree.leaves(compiled(p))[0]) for compiled, p in given.items())
     difference = float(np.abs(one - all_of_them).max())
-    print(json.dumps([difference, *(c.cost_analysis()["flops"] for c in (alone, divided))]))
+    moved = re.findall(r"f32\\[([\\d,]+)\\]\\S* (?:all-gather|all-reduce)\\(", divided.as_text())
+    largest = max(math.prod(map(int, sizes.split(","))) for sizes in moved) / kernel.size
+    print(json.dumps([difference, largest, *(c.cost_analysis()["flops"] for c in (alone, divided))]))
 """
 
 
 def test_matrices_are_divided_over_all_devices():
     """Many matrices, two a device; the columns of one; of three, each on two devices, which have half of them.
 
-    A unit is a product of squares: of a matrix all take 2 columns / rows + 1.
+    A unit is a product of squares: of a matrix all take 2 columns / rows + 1. No device collects the matrices whole.
     """
-    shapes = {(16, 32, 48): (64, 2 * 4), (1, 32, 200): (13.5, 200 / 8 / 16 + 1), (3, 32, 96): (21, 96 / 2 / 16 + 1)}
+    shapes = {(16, 64, 96): (64, 2 * 4), (1, 64, 400): (13.5, 400 / 8 / 32 + 1), (3, 64, 192): (21, 192 / 2 / 32 + 1)}
     done = subprocess.run(
         [sys.executable, "-c", DIVIDED, json.dumps(list(shapes))],
         env=runs.environment(8), cwd=runs.ROOT, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     for (whole, share), line in zip(shapes.values(), done.stdout.splitlines()[-3:], strict=True):
-        difference, alone, divided = json.loads(line)
+        difference, largest, alone, divided = json.loads(line)
         assert difference < 1e-6
+        assert largest <= 0.67  # half of them, of which three are filled up to four
+        assert "full rematerialization" not in done.stderr
         assert divided / alone == pytest.approx(share / whole, rel=0.15)
 
 
