@@ -34,7 +34,7 @@ def get_config(variant: str = "dinov2_b") -> ConfigDict:
     config.dtype = "bfloat16"
     released.use_rae(config, next((word for word in words if word in ENCODERS), "dinov2_b"), 256)
     config.flow.family = "lightning_dit"
-    config.flow.model = architectures.lightning_dit(**SIZES["XL"], scan=True)
+    config.flow.model = architectures.lightning_dit(**SIZES["XL"])
     config.flow.time_distribution = "logit_normal"
     train = config.flow.train
     train.epochs = 800 if "800" in words else 80

@@ -59,7 +59,7 @@ def lightning_dit_xl(epochs: int) -> ConfigDict:
 
     for section in (config.flow, config.guide):
         section.family = "lightning_dit"
-        section.model = architectures.lightning_dit(**SIZES["XL"], qk_norm=True, scan=True)
+        section.model = architectures.lightning_dit(**SIZES["XL"], qk_norm=True)
     config.flow.time_distribution = "logit_normal"
     dith_xl.rae_schedule(config.flow.train, epochs=epochs)
     config.flow.train.keep_every_epochs = 20

@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec
@@ -30,7 +31,7 @@ Kernel = Any
 MOST_LOGITS = 2**18
 MOST_CHANNELS = 2**17
 LONGEST = 1024
-EPSILON = 1e-6  # of the norm of queries and keys
+EPSILON = {"rms": 1e-6, "layer": 1e-5}  # of the norms of queries and keys
 
 
 def rotate(x: jax.Array, rotary: Rotary, inverse: bool = False) -> jax.Array:
@@ -46,44 +47,79 @@ def rotate(x: jax.Array, rotary: Rotary, inverse: bool = False) -> jax.Array:
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-2)
 
 
-def normed(x: jax.Array, scale: jax.Array) -> jax.Array:
-    """Each token's channels over their root mean square, times the `scale`, `[.., E, N]` and `[E]`; float32."""
-    return x * _over_size(x) * scale[:, None]
+def normed(x: jax.Array, scale: jax.Array, shift: jax.Array | None = None) -> jax.Array:
+    """Each token's channels over their root mean square, times the scale: `[.., E, N]` and `[E]`; float32.
+
+    With a shift, `[E]`, it is layer norm instead.
+    """
+    if shift is None:
+        return x * _over_size(x) * scale[:, None]
+    x = x.astype(jnp.float32)
+    x = x - jnp.mean(x, axis=-2, keepdims=True)
+    return x * _over_size(x, EPSILON["layer"]) * scale[:, None] + shift[:, None]
 
 
-def _over_size(x: jax.Array) -> jax.Array:
-    return jax.lax.rsqrt(jnp.mean(jnp.square(x.astype(jnp.float32)), axis=-2, keepdims=True) + EPSILON)
+def _over_size(x: jax.Array, epsilon: float = EPSILON["rms"]) -> jax.Array:
+    return jax.lax.rsqrt(jnp.mean(jnp.square(x.astype(jnp.float32)), axis=-2, keepdims=True) + epsilon)
 
 
 def attend(
-    qkv: jax.Array,
+    x: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array | None = None,
     rotary: Rotary | None = None,
     visible: jax.Array | None = None,
     scales: jax.Array | None = None,
+    shifts: jax.Array | None = None,
     *,
+    num_heads: int,
     fused: bool,
 ) -> jax.Array:
-    """Softmax attention of every token on all, in float32 whatever the dtype: `[B, K, 3, E, N] -> [B, K, E, N]`.
+    """Softmax attention of every token on all, in float32 whatever the dtype: `[B, N, D] -> [B, K, E, N]`.
 
     Args:
-      qkv: queries, keys and values of K heads of width E.
+      x: tokens, and whatever else is multiplied here in its dtype.
+      kernel: `[K * 3 * E, D]`, makes each head's queries, keys and values.
+      bias: of these, `[K, 3, E]`.
       rotary: turns queries and keys by their positions; `(cos, sin)`, each `[N, E / 2]`.
       visible: `[B, N]` booleans, which tokens are attended to, or `[B, N, N]`, by which; all by all by default.
       scales: `[2, E]`, of the RMS norms that queries and keys go through first; None: through none.
-      fused: bfloat16, if all are visible, goes through a kernel where the program is compiled for a TPU and N is 128
-        to 1024, and through cuDNN's where it is compiled for GPUs that have it. Neither has a
+      shifts: `[2, E]`; with them the norms are layer norms.
+      num_heads: K.
+      fused: bfloat16, if all are visible and nothing has a shift, goes through a kernel where the program is compiled
+        for a TPU and N is 128 to 1024, and through cuDNN's where it is compiled for GPUs that have it. Neither has a
         forward-mode derivative (`jax.jvp`), and so neither has the function there.
     """
     rotary = None if rotary is None else (rotary[0].T, rotary[1].T)
-    kernels = {}
-    if fused and visible is None and qkv.dtype == jnp.bfloat16:
-        if LANES <= qkv.shape[-1] <= LONGEST:
-            kernels["tpu"] = fused_attention
-        if cudnn_attends(*qkv.shape[-2:]):
-            kernels["cuda"] = functools.partial(plain_attention, implementation="cudnn")
-    if kernels:
-        return jax.lax.platform_dependent(qkv, rotary, scales, **kernels, default=plain_attention)
-    return plain_attention(qkv, rotary, scales, visible)
+    tokens, head_dim = x.shape[1], kernel.shape[0] // (3 * num_heads)
+
+    def plainly(x: Any, kernel: Any, bias: Any, *told: Any, **how: Any) -> jax.Array:
+        return plain_attention(to_heads(x, kernel, bias, num_heads), *told, **how)
+
+    def by_kernel(x: Any, kernel: Any, bias: Any, *told: Any) -> jax.Array:
+        # Filled up before the product, which then writes whole tiles. Of other lengths the compiler makes two passes
+        # more, each way. The bias is in the sums of the way back.
+        x = jnp.pad(x, ((0, 0), (0, filled(tokens) - tokens), (0, 0)))
+        constant = None if bias is None else jax.lax.stop_gradient(bias)
+        return fused_attention(to_heads(x, kernel, constant, num_heads), *told, bias, tokens)
+
+    ways = {}
+    if fused and visible is None and shifts is None and x.dtype == jnp.bfloat16:
+        if LANES <= tokens <= LONGEST:
+            ways["tpu"] = by_kernel
+        if cudnn_attends(head_dim, tokens):
+            ways["cuda"] = functools.partial(plainly, implementation="cudnn")
+    if ways:
+        return jax.lax.platform_dependent(x, kernel, bias, rotary, scales, **ways, default=plainly)
+    return plainly(x, kernel, bias, rotary, scales, shifts, visible)
+
+
+def to_heads(x: jax.Array, kernel: jax.Array, bias: jax.Array | None, num_heads: int) -> jax.Array:
+    """Queries, keys and values, `[B, N, D] -> [B, K, 3, E, N]`; kernel and bias as in `attend`."""
+    y = jnp.einsum("bnd,fd->bfn", x, kernel)
+    if bias is not None:
+        y = y + bias.reshape(-1, 1)
+    return rearrange(y, "b (k three e) n -> b k three e n", k=num_heads, three=3)
 
 
 def cudnn_attends(head_dim: int, tokens: int) -> bool:
@@ -97,13 +133,15 @@ def plain_attention(
     qkv: jax.Array,
     rotary: Rotary | None,
     scales: jax.Array | None = None,
+    shifts: jax.Array | None = None,
     visible: jax.Array | None = None,
     implementation: str = "xla",
 ) -> jax.Array:
-    """`attend` by `jax.nn.dot_product_attention`; `rotary` is `[E / 2, N]` twice."""
+    """`attend` on `qkv: [B, K, 3, E, N]` by `jax.nn.dot_product_attention`; `rotary` is `[E / 2, N]` twice."""
     query, key, value = (qkv[:, :, i] for i in range(3))
     if scales is not None:
-        query, key = (normed(x, scale).astype(qkv.dtype) for x, scale in zip((query, key), scales, strict=True))
+        each = (query, key), scales, (None, None) if shifts is None else shifts
+        query, key = (normed(*parts).astype(qkv.dtype) for parts in zip(*each, strict=True))
     if rotary is not None:
         query, key = (rotate(x, rotary).astype(qkv.dtype) for x in (query, key))
     query, key, value = (jnp.moveaxis(x, -1, 1) for x in (query, key, value))  # [B, N, K, E]
@@ -112,29 +150,47 @@ def plain_attention(
     return jnp.moveaxis(attended, 1, -1)
 
 
-@jax.custom_vjp
-def fused_attention(qkv: jax.Array, rotary: Rotary | None, scales: jax.Array | None = None) -> jax.Array:
-    """`attend` by the kernel: whole images and heads go to it, those that each device of the mesh in scope has."""
-    return _forward(qkv, rotary, scales)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def fused_attention(
+    qkv: jax.Array,
+    rotary: Rotary | None,
+    scales: jax.Array | None = None,
+    bias: jax.Array | None = None,
+    tokens: int | None = None,
+) -> jax.Array:
+    """`attend` on `qkv: [B, K, 3, E, N]` by the kernel: whole images and heads, those that each device of the mesh has.
+
+    The `bias` is in `qkv` already, and is given for its gradient alone. Of more than `tokens` the others are left out.
+    """
+    return _forward(qkv, rotary, scales, bias, tokens)[0]
 
 
-def _forward(qkv: jax.Array, rotary: Rotary | None, scales: jax.Array | None) -> tuple[jax.Array, Any]:
-    batch, heads, _, head_dim, tokens = qkv.shape
+def _forward(
+    qkv: jax.Array, rotary: Rotary | None, scales: jax.Array | None, bias: jax.Array | None, tokens: int | None
+) -> tuple[jax.Array, Any]:
+    batch, heads, _, head_dim, whole = qkv.shape
+    tokens = tokens or whole
     out = jax.ShapeDtypeStruct((batch, heads, head_dim, tokens), qkv.dtype)
     normaliser = jax.ShapeDtypeStruct((batch, heads, 1, tokens), jnp.float32)
-    out, normaliser = _call(_forward_kernel, rotary, scales, (qkv,), (out, normaliser), num_products=2)
-    return out, (qkv, rotary, scales, out, normaliser)
+    out, normaliser = _call(_forward_kernel, tokens, rotary, scales, (qkv,), (out, normaliser), num_products=2)
+    return out, (qkv, rotary, scales, bias, out, normaliser)
 
 
-def _backward(residuals: Any, cotangent: jax.Array) -> tuple[jax.Array, None, jax.Array | None]:
-    qkv, rotary, scales, out, normaliser = residuals
-    gradients = (jax.ShapeDtypeStruct(qkv.shape, qkv.dtype),)
-    if scales is not None:  # each image's and head's
-        gradients += (jax.ShapeDtypeStruct((*qkv.shape[:2], *scales.shape), jnp.float32),)
-    gradient, *of_scales = _call(
-        _backward_kernel, rotary, scales, (qkv, out, normaliser, cotangent), gradients, num_products=5
-    )
-    return gradient, None, jnp.sum(of_scales[0], axis=(0, 1)) if of_scales else None  # the positions are constants
+def _backward(
+    tokens: int | None, residuals: Any, cotangent: jax.Array
+) -> tuple[jax.Array, None, jax.Array | None, jax.Array | None]:
+    qkv, rotary, scales, bias, out, normaliser = residuals
+    gradients = [jax.ShapeDtypeStruct(qkv.shape, qkv.dtype)]
+    sums = [jax.ShapeDtypeStruct(qkv.shape[:-1], jnp.float32)]  # of each image's and head's tokens
+    if scales is not None:
+        sums.append(jax.ShapeDtypeStruct((*qkv.shape[:2], *scales.shape), jnp.float32))
+    gradient, *sums = _call(
+        _backward_kernel, out.shape[-1], rotary, scales, (qkv, out, normaliser, cotangent), (*gradients, *sums),
+        num_products=5, num_sums=len(sums),
+    )  # fmt: skip
+    of_bias = None if bias is None else jnp.sum(sums[0], axis=0).astype(bias.dtype)
+    of_scales = None if scales is None else jnp.sum(sums[1], axis=(0, 1))
+    return gradient, None, of_scales, of_bias  # the positions are constants
 
 
 fused_attention.defvjp(_forward, _backward)
@@ -142,17 +198,22 @@ fused_attention.defvjp(_forward, _backward)
 
 def _call(
     kernel: Kernel,
+    tokens: int,
     rotary: Rotary | None,
     scales: jax.Array | None,
     inputs: tuple[jax.Array, ...],
     outputs: tuple[jax.ShapeDtypeStruct, ...],
     num_products: int,
+    num_sums: int = 0,
 ) -> tuple[jax.Array, ...]:
-    """`kernel(rotary, scales, *inputs, *outputs)` on each image and group of heads, each device on its own."""
+    """`kernel(tokens, rotary, scales, *inputs, *outputs)` on each image and group of heads, each device on its own.
+
+    The last `num_sums` outputs have no tokens.
+    """
     tables, shape = jax.tree.flatten((rotary, None if scales is None else scales[..., None]))
     divided = rows_and_heads(*outputs[0].shape[:2])
     return per_device(
-        functools.partial(_call_here, kernel, shape, num_products),
+        functools.partial(_call_here, functools.partial(kernel, tokens), tokens, shape, num_products, num_sums),
         [*((table, PartitionSpec()) for table in tables), *((x, divided) for x in inputs)],
         [(x, divided) for x in outputs],
     )
@@ -160,33 +221,34 @@ def _call(
 
 def _call_here(
     kernel: Kernel,
+    tokens: int,
     tables: jax.tree_util.PyTreeDef,
     num_products: int,
+    num_sums: int,
     outputs: tuple[jax.ShapeDtypeStruct, ...],
     *arguments: jax.Array,
 ) -> tuple[jax.Array, ...]:
-    batch, heads, head_dim, tokens = *outputs[0].shape[:2], *outputs[0].shape[-2:]
-    whole = filled(tokens)
-    group = next(n for n in (4, 2, 1) if heads % n == 0 and (n * head_dim * whole <= MOST_CHANNELS or n == 1))
     count = tables.num_leaves
+    (batch, heads), head_dim, whole = outputs[0].shape[:2], outputs[0].shape[-2], filled(tokens)
+    group = next(n for n in (4, 2, 1) if heads % n == 0 and (n * head_dim * whole <= MOST_CHANNELS or n == 1))
 
     def over_refs(*refs: Any) -> None:
-        kernel(tokens, *jax.tree.unflatten(tables, [table[...] for table in refs[:count]]), *refs[count:])
+        kernel(*jax.tree.unflatten(tables, [table[...] for table in refs[:count]]), *refs[count:])
 
     def table(x: jax.Array) -> pl.BlockSpec:
         of_tokens = (x.shape[0], whole) if x.ndim == 2 else x.shape
         return pl.BlockSpec(of_tokens, lambda b, h: (0,) * x.ndim)
 
-    def block(x: jax.Array | jax.ShapeDtypeStruct) -> pl.BlockSpec:
-        last = whole if x.shape[-1] == tokens else x.shape[-1]
+    def block(x: jax.Array | jax.ShapeDtypeStruct, last: int) -> pl.BlockSpec:
         return pl.BlockSpec((None, group, *x.shape[2:-1], last), lambda b, h: (b, h, *(0,) * (x.ndim - 2)))
 
+    of_tokens = len(outputs) - num_sums
     logits = batch * heads * whole**2
     return pl.pallas_call(
         over_refs,
         grid=(batch, heads // group),
-        in_specs=[*map(table, arguments[:count]), *map(block, arguments[count:])],
-        out_specs=tuple(block(x) for x in outputs),
+        in_specs=[*map(table, arguments[:count]), *(block(x, whole) for x in arguments[count:])],
+        out_specs=tuple(block(x, whole if i < of_tokens else x.shape[-1]) for i, x in enumerate(outputs)),
         out_shape=outputs,
         cost_estimate=pl.CostEstimate(
             flops=2 * num_products * logits * head_dim,
@@ -194,7 +256,7 @@ def _call_here(
             bytes_accessed=sum(x.size * x.dtype.itemsize for x in (*arguments, *outputs)),
         ),
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel")),
-        name=kernel.__name__.strip("_"),
+        name=kernel.func.__name__.strip("_"),
     )(*arguments)
 
 
@@ -260,9 +322,10 @@ def _backward_kernel(
     normaliser: Any,
     cotangent: Any,
     gradient: Any,
+    of_bias: Any,
     *of_scales: Any,
 ) -> None:
-    """The gradient of a group of heads' queries, keys and values, and where these are normalised that of the scales."""
+    """The gradients of a group of heads' queries, keys and values, their bias, and the scales of their norms if any."""
     for head in range(out.shape[0]):
         query, key, value = _parts(qkv, rotary, scales, head, tokens)
         d_query, d_key, d_value = [], 0.0, 0.0
@@ -280,10 +343,11 @@ def _backward_kernel(
         d_query = jnp.concatenate(d_query, axis=1) * query.shape[0] ** -0.5
         if rotary is not None:
             d_query, d_key = rotate(d_query, rotary, inverse=True), rotate(d_key, rotary, inverse=True)
-        gradients = [d_query, d_key, d_value]
+        gradients = [_within(part, tokens) for part in (d_query, d_key, d_value)]
         if scales is not None:
             for i, scale in enumerate(scales):
-                x, d_x = (_within(x, tokens) for x in (qkv[head, i], gradients[i]))
-                gradients[i], of_scales[0][head, i] = _through_norm(x, scale[:, 0], d_x)
+                x = _within(qkv[head, i], tokens)
+                gradients[i], of_scales[0][head, i] = _through_norm(x, scale[:, 0], gradients[i])
         for i, part in enumerate(gradients):
             gradient[head, i] = part.astype(gradient.dtype)
+            of_bias[head, i] = jnp.sum(part, axis=1)

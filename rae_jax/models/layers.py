@@ -23,7 +23,6 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from einops import rearrange
 from flax.linen.dtypes import promote_dtype
 
 from rae_jax.models.attention import Rotary, attend
@@ -139,14 +138,6 @@ class RMSNorm(nn.Module):
         return (y * scale).astype(self.dtype)
 
 
-class Scale(nn.Module):
-    """The learned scale, `[size]`, of an RMS norm that is computed elsewhere."""
-
-    @nn.compact
-    def __call__(self, size: int) -> jax.Array:
-        return self.param("scale", named(nn.initializers.ones, None), (size,))
-
-
 class LayerNorm(nn.Module):
     """Layer norm over the last axis, with scale and bias unless `affine=False`; statistics in float32."""
 
@@ -182,7 +173,7 @@ def drawn_apart(init: Initializer, parts: int) -> Initializer:
 
 
 class ToHeads(nn.Module):
-    """Linear layer into the queries, keys and values of K heads, `[B, N, D] -> [B, K, 3, E, N]`.
+    """What makes the queries, keys and values of K heads of the tokens `x: [B, N, D]`: kernel and bias for `attend`.
 
     `kernel: [K * 3 * E, D]`, as PyTorch has its matrices, and as a TPU computes this product without laying out
     anything anew. `bias: [K, 3, E]`; without `key_bias` `[K, 2, E]`, of queries and values.
@@ -195,20 +186,29 @@ class ToHeads(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        width = x.shape[-1]
+    def __call__(self, width: int) -> tuple[jax.Array, jax.Array | None]:
         axes = ("head_channels", None)
         init = named(drawn_as_matrix(self.start.kernel), *axes)
         kernel = collected(self.param("kernel", init, (3 * width, width)).astype(self.dtype), axes)
-        y = jnp.einsum("bnd,fd->bfn", x.astype(self.dtype), kernel)
-        if self.bias:
-            shape = (self.num_heads, 2 + self.key_bias, width // self.num_heads)
-            init = named(self.start.bias(width), "heads", None, None)
-            bias = self.param("bias", init, shape).astype(self.dtype)
-            if not self.key_bias:
-                bias = jnp.insert(bias, 1, 0, axis=1)
-            y = y + bias.reshape(-1, 1)
-        return rearrange(y, "b (k three e) n -> b k three e n", k=self.num_heads, three=3)
+        if not self.bias:
+            return kernel, None
+        shape = (self.num_heads, 2 + self.key_bias, width // self.num_heads)
+        init = named(self.start.bias(width), "heads", None, None)
+        bias = self.param("bias", init, shape).astype(self.dtype)
+        return kernel, bias if self.key_bias else jnp.insert(bias, 1, 0, axis=1)
+
+
+class NormOfHeads(nn.Module):
+    """What the norm of each head's queries, or keys, has learned, for `attend`: scales, and of layer norm shifts."""
+
+    kind: str
+
+    @nn.compact
+    def __call__(self, size: int) -> dict[str, jax.Array]:
+        learned = {"scales": self.param("scale", named(nn.initializers.ones, None), (size,))}
+        if self.kind == "layer":
+            learned["shifts"] = self.param("bias", named(nn.initializers.zeros, None), (size,))
+        return learned
 
 
 class FromHeads(nn.Module):
@@ -256,18 +256,17 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, rotary: Rotary | None = None, visible: jax.Array | None = None) -> jax.Array:
         start = self.qkv_start or self.start._replace(kernel=drawn_apart(self.start.kernel, 3))
-        qkv = ToHeads(self.num_heads, self.qkv_bias, self.key_bias, start, self.dtype, name="qkv")(x)  # [B, K, 3, E, N]
-        scales = None
-        if self.qk_norm == "rms":
-            scales = jnp.stack([Scale(name=f"{name}_norm")(qkv.shape[3]) for name in ("query", "key")])
-        elif self.qk_norm == "layer":
-            norm = functools.partial(LayerNorm, epsilon=1e-5, dtype=self.dtype)
-            query, key = (
-                norm(name=f"{name}_norm")(qkv[:, :, i].swapaxes(-1, -2)).swapaxes(-1, -2)
-                for i, name in enumerate(("query", "key"))
-            )
-            qkv = jnp.stack([query, key, qkv[:, :, 2]], axis=2)
-        return FromHeads(self.start, self.dtype, name="out")(attend(qkv, rotary, visible, scales, fused=self.fused))
+        width = x.shape[-1]
+        kernel, bias = ToHeads(self.num_heads, self.qkv_bias, self.key_bias, start, self.dtype, name="qkv")(width)
+        norms = {}
+        if self.qk_norm:
+            parts = [
+                NormOfHeads(self.qk_norm, name=f"{name}_norm")(width // self.num_heads) for name in ("query", "key")
+            ]
+            norms = {name: jnp.stack([part[name] for part in parts]) for name in parts[0]}
+        x = x.astype(self.dtype)
+        x = attend(x, kernel, bias, rotary, visible, **norms, num_heads=self.num_heads, fused=self.fused)
+        return FromHeads(self.start, self.dtype, name="out")(x)
 
 
 class MLP(nn.Module):

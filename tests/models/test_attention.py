@@ -54,6 +54,13 @@ def torch_attention(
     return out.detach().numpy(), *(leaf.grad.numpy() for leaf in leaves)
 
 
+def tokens_and_kernel(
+    batch: int, tokens: int, heads: int, head_dim: int, dtype: str
+) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+    width = heads * head_dim
+    return jax.ShapeDtypeStruct((batch, tokens, width), dtype), jax.ShapeDtypeStruct((3 * width, width), dtype)
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def both_ways(attention, *arguments: jax.Array, cotangent: jax.Array) -> tuple[jax.Array, ...]:
     """The result and the gradients."""
@@ -101,6 +108,46 @@ def test_queries_and_keys_are_normalised_first_and_the_scales_have_their_gradien
         np.testing.assert_allclose(x, y, atol=atol)
 
 
+def test_tokens_filled_up_before_the_kernel_change_nothing_and_the_bias_has_its_gradient():
+    qkv, cotangent, angles = draw(2, 2, 8, 130)
+    bias = np.random.default_rng(1).normal(size=(2, 3, 8)).astype(np.float32)
+    expected = torch_attention(qkv + bias[..., None], cotangent, angles)
+    rotary = jnp.cos(angles), jnp.sin(angles)
+
+    def attention(qkv: jax.Array, bias: jax.Array) -> jax.Array:
+        filled_up = jnp.pad(qkv, ((0, 0),) * 4 + ((0, 126),)) + jax.lax.stop_gradient(bias)[..., None]
+        return fused_attention(filled_up, rotary, None, bias, 130)
+
+    with pltpu.force_tpu_interpret_mode(), jax.default_matmul_precision("highest"):
+        found = both_ways(attention, jnp.asarray(qkv), jnp.asarray(bias), cotangent=jnp.asarray(cotangent))
+    np.testing.assert_allclose(found[0], expected[0], atol=2e-6)
+    np.testing.assert_allclose(found[1], expected[1], atol=1e-5)
+    np.testing.assert_allclose(found[2], expected[1].sum((0, -1)), atol=1e-4)
+
+
+def test_the_way_through_the_kernel_is_as_near_as_the_plain_one_from_tokens_on(monkeypatch):
+    """Values and gradients of all that attention reads, beside those in float32."""
+    rng = np.random.default_rng(0)
+    draws = {"x": (2, 130, 32), "kernel": (96, 32), "bias": (4, 3, 8), "scales": (2, 8)}
+    told = {name: jnp.asarray(rng.normal(size=shape), jnp.bfloat16) for name, shape in draws.items()}
+    told["kernel"], told["bias"] = told["kernel"] / 8, told["bias"] / 8
+    rotary = jnp.cos(jnp.ones((130, 4))), jnp.sin(jnp.ones((130, 4)))
+    cotangent = jnp.asarray(rng.normal(size=(2, 4, 8, 130)), jnp.bfloat16)
+
+    def found(way: str, dtype: str) -> list[np.ndarray]:
+        monkeypatch.setattr(jax.lax, "platform_dependent", lambda *arguments, **ways: ways[way](*arguments))
+        arguments, of_out = jax.tree.map(lambda x: x.astype(dtype), (told, cotangent))
+        out, pull = jax.vjp(lambda told: attend(**told, rotary=rotary, num_heads=4, fused=True), arguments)
+        return [np.asarray(x, np.float32) for x in jax.tree.leaves((out, pull(of_out)))]
+
+    with jax.default_matmul_precision("highest"):
+        expected = found("default", "float32")
+    with pltpu.force_tpu_interpret_mode():
+        ways = [found(way, "bfloat16") for way in ("default", "tpu")]
+    for y, plain, fused in zip(expected, *ways, strict=True):
+        assert fused.shape == y.shape and np.std(fused - y) < 1.2 * np.std(plain - y) < 0.1 * np.std(y)
+
+
 def test_what_fills_tokens_up_counts_for_nothing_where_all_logits_are_far_below_zero():
     """Their own logits are zero."""
     qkv, cotangent, _ = draw(1, 1, 16, 130)
@@ -129,9 +176,13 @@ def test_the_kernel_in_bfloat16_is_as_near_as_plain_operations_in_bfloat16():
 
 
 def test_off_a_tpu_attention_is_plain_operations_whatever_was_asked_for():
-    qkv, _, angles = draw(1, 2, 64, 128)
-    qkv, rotary = jnp.asarray(qkv, jnp.bfloat16), (jnp.cos(angles.T), jnp.sin(angles.T))
-    results = [jax.jit(lambda x, fused=fused: attend(x, rotary, fused=fused))(qkv) for fused in (True, False)]
+    shapes = tokens_and_kernel(1, 130, 2, 64, "bfloat16")
+    x, kernel = (jax.random.normal(jax.random.key(i), shape.shape, shape.dtype) for i, shape in enumerate(shapes))
+    rotary = jnp.cos(jnp.ones((130, 32))), jnp.sin(jnp.ones((130, 32)))
+    results = [
+        jax.jit(functools.partial(attend, num_heads=2, fused=fused))(x, kernel, rotary=rotary)
+        for fused in (True, False)
+    ]
     np.testing.assert_array_equal(*results)
 
 
@@ -152,31 +203,40 @@ def test_a_tpu_runs_the_kernel_on_the_images_and_heads_that_each_chip_has(tokens
     config = base.get_config()
     config.mesh.data, config.mesh.tensor = 2, 2
     mesh = mesh_over(config, "v5p:2x2x1")
-    where = NamedSharding(mesh, PartitionSpec("data", "tensor"))
-    qkv = jax.ShapeDtypeStruct((4, 4, 3, 64, tokens), dtype, sharding=where)
-    scales = jax.ShapeDtypeStruct((2, 64), "float32", sharding=sharding.replicated(mesh)) if normed else None
+    axes = {"x": ("data",), "kernel": ("tensor",), "bias": ("tensor",), "scales": ()}
+    x, kernel = tokens_and_kernel(4, tokens, 4, 64, dtype)
+    shapes = {"x": x, "kernel": kernel, "bias": jax.ShapeDtypeStruct((4, 3, 64), dtype)}
+    if normed:
+        shapes["scales"] = jax.ShapeDtypeStruct((2, 64), "float32")
+    arguments = {
+        name: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=NamedSharding(mesh, PartitionSpec(*axes[name])))
+        for name, shape in shapes.items()
+    }
 
-    def loss(x: jax.Array, scales: jax.Array | None) -> jax.Array:
-        return jnp.sum(attend(x, None, None, scales, fused=True).astype(jnp.float32))
+    def loss(learned: dict[str, jax.Array], x: jax.Array) -> jax.Array:
+        return jnp.sum(attend(x, **learned, num_heads=4, fused=True).astype(jnp.float32))
 
     with sharding.use(mesh):
-        program = jax.jit(jax.grad(loss, (0, 1) if normed else 0)).lower(qkv, scales).compile().as_text()
+        x = arguments.pop("x")
+        program = jax.jit(jax.grad(loss)).lower(arguments, x).compile().as_text()
     calls = re.findall(r"= (.*) custom-call\(.*tpu_custom_call", program)
     assert len(calls) == kernels and all("[2,2," in outputs for outputs in calls)
-    moved = re.findall(r"(\S+) (?:all-(?:gather|reduce|to-all)|collective-permute)\(", program)
-    assert [shape.split("{")[0] for shape in moved] == ["f32[2,64]"] * normed  # the scales' gradient, summed
+    # Nothing of images and heads moves: gradients of what is learned are summed over the images.
+    moved = re.findall(r"(?:bf16|f32)(\[[\d,]+\])\S* (?:all-(?:gather|reduce|to-all)|collective-permute)\(", program)
+    assert set(moved) == {"[384,256]"} | ({"[2,3,64]"} if kernels else set()) | ({"[2,64]"} if normed else set())
 
 
 def test_on_a_tpu_only_plain_operations_have_a_forward_mode_derivative():
-    qkv = jnp.ones((1, 1, 3, 8, 128), jnp.bfloat16)
+    x = jnp.ones((1, 128, 8), jnp.bfloat16)
+    kernel = jnp.concatenate([jnp.zeros((16, 8)), jnp.eye(8)]).astype(x.dtype)
+    ways = {fused: functools.partial(attend, kernel=kernel, num_heads=1, fused=fused) for fused in (True, False)}
     derivative = {
-        fused: jax.jit(lambda x, fused=fused: jax.jvp(functools.partial(attend, fused=fused), (x,), (x,))[1]).trace(qkv)
-        for fused in (True, False)
+        fused: jax.jit(lambda x, way=way: jax.jvp(way, (x,), (x,))[1]).trace(x) for fused, way in ways.items()
     }
     derivative[False].lower(lowering_platforms=("tpu",))
     with pytest.raises(TypeError, match="custom_vjp"):
         derivative[True].lower(lowering_platforms=("tpu",))
-    np.testing.assert_allclose(derivative[True].lower().compile()(qkv), 1.0)  # of equal keys: of the values alone
+    np.testing.assert_allclose(derivative[True].lower().compile()(x), 1.0)  # of equal keys: of the values alone
 
 
 @pytest.mark.parametrize(
@@ -196,7 +256,11 @@ def test_gpus_that_have_cudnns_attention_get_it(monkeypatch, capability, tokens,
     monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91200)
     monkeypatch.setattr(fused_attention_stablehlo, "check_compute_capability", lambda _: True)
     monkeypatch.setattr(fused_attention_stablehlo, "is_cuda_compute_capability_equal", lambda _: False)
-    qkv = jnp.ones((1, 2, 3, 72, tokens), dtype)
-    gradient = jax.jit(jax.grad(lambda x: jnp.sum(attend(x, None, fused=True).astype(jnp.float32)))).trace(qkv)
+    shapes = tokens_and_kernel(1, tokens, 2, 72, dtype)
+
+    def loss(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return jnp.sum(attend(x, kernel, num_heads=2, fused=True).astype(jnp.float32))
+
+    gradient = jax.jit(jax.grad(loss)).trace(*shapes)
     assert gradient.lower(lowering_platforms=("cuda",)).as_text().count("stablehlo.custom_call @__cudnn$fmha") == calls
     assert "cudnn" not in gradient.lower(lowering_platforms=("cpu",)).as_text()
