@@ -271,23 +271,30 @@ def test_rae_generation():
     text = "{}, {} and {} % against {}, {} and {} %".format(*each[narrow], *each[wide])
     said("rae_generation", text, "to leave a quarter and half of the noise over")
     assert rows.count(f"- {wide}, beside {narrow} (") == rows.count("channels): agreement worse") == 3
-    finished = number(section("mf_rae"), "the teacher | 50 (euler)", 2)
-    said("rae_generation", f"After 4,700 steps DiT^DH is right about {finished} %")
-    assert "for 1,600 steps of the config's 4,700;" in rows
+    whole = rows.split("\n(e) ")[1]
+    after_all = {name: number(whole, name, 1) for name in (plain, base)}
+    said(
+        "rae_generation", f"the whole 4,700 steps it is {after_all[plain]} against {after_all[base]} %", "same distance"
+    )
+    assert f"- {plain}, beside {base}: agreement worse, distance {same}" in whole
+    said("rae_generation", "a shift of 2 makes no difference any more")
+    assert f"shift 2, beside {base}: agreement {same}, distance {same}, diversity {same}." in whole
+    assert "for 1,600 steps of the config's 4,700, in (e) for all of them;" in rows
     shifts = {shift: number(rows.split("(c) ")[1], shift, 1) for shift in ("0.25", "0.5", "1", "2", "4")}
     said("rae_generation", f"which rises from {shifts['0.25']} to {shifts['4']} %", "differs at a quarter alone")
     of_shifts = rows.split("(c) ")[1].split("(d) ")[0]
     assert of_shifts.count(f"distance {same}") == 3 and of_shifts.count("distance worse") == 1
     assert list(shifts.values()) == sorted(shifts.values()) and "its base of 4,096 gives 0.25" in rows
     assert "- Shift 4, beside none: agreement better" in rows and "- Shift 0.25, beside none: agreement worse" in rows
-    decoders = rows.split("\n(d) ")[1]
+    decoders = rows.split("\n(d) ")[1].split("\n(e) ")[0]
     said(
         "rae_generation", f"({number(decoders, '0', 1):.2f} dB without, {number(decoders, '1', 1):.2f} with a tau of 1)"
     )
     assert decoders.count(f"distance {same}") == 3
     summary = TEXT.split("<!-- mf_rae: begin -->")[0]
-    assert f"{agreement[base]} against {agreement[plain]} % label agreement in equal steps, a third" in summary
-    assert f"{shifts['4']} % label agreement with a shift of 4, {shifts['1']} % without; distance no" in summary
+    claim = "label agreement in equal steps: {} against {} % after the config's, {} against {} % after a third of them"
+    assert claim.format(after_all[base], after_all[plain], agreement[base], agreement[plain]) in summary
+    assert f"{shifts['4']} % label agreement with a shift of 4, {shifts['1']} % without, after a third" in summary
     assert f"distance {cell(decoders, '0', 3)} without, {cell(decoders, '0.5', 3)} with | not shown" in summary
 
 
