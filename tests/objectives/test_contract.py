@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from products import HIGHEST, kinds_of_products
-from random_params import random_weights
+from random_params import random_state, random_weights
 
 from configs import architectures, digits, digits_edit, digits_rac, digits_rpiae, digits_text
 from rae_jax.components.catalogue import trained_components
@@ -35,6 +35,8 @@ BY_JVP = types.SimpleNamespace(get_config=PROMPTED.get_config)  # by the exact d
 CONFIGS |= {"flow_map/prompted_jvp": BY_JVP}
 STAGES = tuple(CONFIGS)
 TRAINED = tuple(stage for stage in STAGES if "stats" not in stage)
+# What starts from an earlier stage and has parts of its own, and what learns slowly from random parameters.
+DRAWN = ("mid_training", "mid_training/prompted", "text_to_image")
 BATCH = 8
 GUIDANCE_EMBEDDINGS = ("scale_embedding", "t_min_embedding", "t_max_embedding")
 
@@ -88,11 +90,13 @@ def error(metrics) -> float:
 
 @functools.cache
 def prepared(stage: str):
-    """The objective of a stage, its first state, its compiled step, a batch, and shapes of the state as it is made.
+    """The objective of a stage, a state, its compiled step, a batch, and shapes of the state as it is made.
+
+    The state is at random parameters; for those of `DRAWN` it is the one that a run starts from, which is compiled.
 
     The config is empty before anything is traced.
     """
-    config = config_of(stage)
+    config, drawn = config_of(stage), stage in DRAWN
     stage = stage.partition("/")[0]
     objective = OBJECTIVES[config[stage].objective](config, stage)
     if objective.reads_conversations or objective.reads_packs or objective.reads_requests:
@@ -108,9 +112,12 @@ def prepared(stage: str):
         name: random_weights(part, seed)
         for seed, (name, part) in enumerate({**objective.frozen, **objective.wanted}.items())
     }
-    boxed = jax.jit(objective.init)(jax.random.key(1), batch)
-    state = sharding.unbox(boxed).replace(frozen=frozen)
-    return objective, state, jax.jit(objective.train_step), batch, jax.eval_shape(lambda: boxed)
+    boxed = jax.eval_shape(objective.init, jax.random.key(1), batch)
+    if drawn:
+        state = sharding.unbox(jax.jit(objective.init)(jax.random.key(1), batch))
+    else:
+        state = jax.tree.map(jnp.asarray, random_state(objective, batch))
+    return objective, state.replace(frozen=frozen), jax.jit(objective.train_step), batch, boxed
 
 
 @pytest.mark.parametrize("stage", STAGES)
