@@ -5,9 +5,10 @@ E of 64 or 72 would waste half, and the product that makes them writes them like
 
 The kernel keeps a head's logits, 256 KiB for 256 tokens, inside the core. XLA writes and reads them several times: it
 is those passes that make attention slow where the products are cheap. The backward pass computes them anew
-(FlashAttention; Dao et al., 2022). Tokens that are no multiple of 128 are filled up inside the core: what the memory
-holds there is undefined, and is replaced or not attended to. Where queries and keys are normalised the kernel does it:
-parts of the array, and the array of what is made of them, are otherwise passes over all of it.
+(FlashAttention; Dao et al., 2022). Tokens are filled up to a multiple of 128 with zeros before the product. Results
+and positions keep their length: what a block reads beyond it is undefined, and is masked. Queries and keys are
+normalised in the kernel too: outside it, taking them apart and putting them together again would each be a pass over
+the whole array.
 """
 
 import functools
@@ -78,13 +79,13 @@ def attend(
     """Softmax attention of every token on all, in float32 whatever the dtype: `[B, N, D] -> [B, K, E, N]`.
 
     Args:
-      x: tokens, and whatever else is multiplied here in its dtype.
+      x: `[B, N, D]`; kernel and bias have its dtype.
       kernel: `[K * 3 * E, D]`, makes each head's queries, keys and values.
       bias: of these, `[K, 3, E]`.
       rotary: turns queries and keys by their positions; `(cos, sin)`, each `[N, E / 2]`.
       visible: `[B, N]` booleans, which tokens are attended to, or `[B, N, N]`, by which; all by all by default.
       scales: `[2, E]`, of the RMS norms that queries and keys go through first; None: through none.
-      shifts: `[2, E]`; with them the norms are layer norms.
+      shifts: `[2, E]`, beside scales; with them the norms are layer norms.
       num_heads: K.
       fused: bfloat16, if all are visible and nothing has a shift, goes through a kernel where the program is compiled
         for a TPU and N is 128 to 1024, and through cuDNN's where it is compiled for GPUs that have it. Neither has a
@@ -189,7 +190,7 @@ def _backward(
         num_products=5, num_sums=len(sums),
     )  # fmt: skip
     of_bias = None if bias is None else jnp.sum(sums[0], axis=0).astype(bias.dtype)
-    of_scales = None if scales is None else jnp.sum(sums[1], axis=(0, 1))
+    of_scales = None if scales is None else jnp.sum(sums[1], axis=(0, 1)).astype(scales.dtype)
     return gradient, None, of_scales, of_bias  # the positions are constants
 
 

@@ -18,7 +18,7 @@ Parameters are float32 and carry logical axis names, which `training/sharding.py
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -199,9 +199,13 @@ class ToHeads(nn.Module):
 
 
 class NormOfHeads(nn.Module):
-    """What the norm of each head's queries, or keys, has learned, for `attend`: scales, and of layer norm shifts."""
+    """What the norm of each head's queries, or keys, has learned, for `attend`: scales, and of layer norm shifts.
 
-    kind: str
+    Attributes:
+      kind: "rms" or "layer".
+    """
+
+    kind: Literal["rms", "layer"]
 
     @nn.compact
     def __call__(self, size: int) -> dict[str, jax.Array]:
@@ -247,7 +251,7 @@ class Attention(nn.Module):
     num_heads: int
     qkv_bias: bool = True
     key_bias: bool = True
-    qk_norm: str | None = None
+    qk_norm: Literal["rms", "layer"] | None = None
     start: Start = XAVIER
     qkv_start: Start | None = None
     fused: bool = False

@@ -155,10 +155,10 @@ def orthogonalised(x: jax.Array, coefficients: Coefficients, products: str) -> j
 
 
 def _exchanged(x: jax.Array, over: Sequence[tuple[str, ...]], back: bool = False) -> jax.Array:
-    """Matrices whose rows `fsdp` divides, as it divides those of parameters, divided as `over` says; or back again.
+    """Matrices as most parameters are divided, their rows over `fsdp`, divided as `over` says; `back`: the other way.
 
-    Said step by step, it is one exchange of rows for matrices, and one slice or collection along other axes of the
-    mesh. Of both at once the compiler makes every matrix on every device.
+    Asked for both changes at once, the compiler collects all matrices on every device. One after the other they are an
+    exchange of rows for matrices, and slices. Rows that `fsdp` does not divide: there are no steps between.
     """
     fsdp = axis_sizes().get("fsdp", 1)
     if x.shape[1] % fsdp or fsdp == 1:

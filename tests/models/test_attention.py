@@ -131,7 +131,8 @@ def test_the_way_through_the_kernel_is_as_near_as_the_plain_one_from_tokens_on(m
     draws = {"x": (2, 130, 32), "kernel": (96, 32), "bias": (4, 3, 8), "scales": (2, 8)}
     told = {name: jnp.asarray(rng.normal(size=shape), jnp.bfloat16) for name, shape in draws.items()}
     told["kernel"], told["bias"] = told["kernel"] / 8, told["bias"] / 8
-    rotary = jnp.cos(jnp.ones((130, 4))), jnp.sin(jnp.ones((130, 4)))
+    angles = rng.uniform(0, 6, (130, 4))
+    rotary = jnp.cos(angles), jnp.sin(angles)
     cotangent = jnp.asarray(rng.normal(size=(2, 4, 8, 130)), jnp.bfloat16)
 
     def found(way: str, dtype: str) -> list[np.ndarray]:
@@ -178,7 +179,8 @@ def test_the_kernel_in_bfloat16_is_as_near_as_plain_operations_in_bfloat16():
 def test_off_a_tpu_attention_is_plain_operations_whatever_was_asked_for():
     shapes = tokens_and_kernel(1, 130, 2, 64, "bfloat16")
     x, kernel = (jax.random.normal(jax.random.key(i), shape.shape, shape.dtype) for i, shape in enumerate(shapes))
-    rotary = jnp.cos(jnp.ones((130, 32))), jnp.sin(jnp.ones((130, 32)))
+    angles = np.random.default_rng(0).uniform(0, 6, (130, 32))
+    rotary = jnp.cos(angles), jnp.sin(angles)
     results = [
         jax.jit(functools.partial(attend, num_heads=2, fused=fused))(x, kernel, rotary=rotary)
         for fused in (True, False)

@@ -237,12 +237,11 @@ def test_matrices_are_divided_over_all_devices():
         [sys.executable, "-c", DIVIDED, json.dumps(list(shapes))],
         env=runs.environment(8), cwd=runs.ROOT, capture_output=True, text=True,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0 and "full rematerialization" not in done.stderr, done.stderr
     for (whole, share), line in zip(shapes.values(), done.stdout.splitlines()[-3:], strict=True):
         difference, largest, alone, divided = json.loads(line)
         assert difference < 1e-6
         assert largest <= 0.67  # half of them, of which three are filled up to four
-        assert "full rematerialization" not in done.stderr
         assert divided / alone == pytest.approx(share / whole, rel=0.15)
 
 

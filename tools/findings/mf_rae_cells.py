@@ -8,6 +8,8 @@ from tools.findings.runs import Run, from_digits, lasting, run
 CONFIG = "configs/digits.py"
 SEEDS = (0, 1, 2)
 DISTILLATION_STEPS, MID_TRAINING_STEPS = 400, 100
+# Twice the config's rate, where few steps come further and some runs diverge, and the average that goes with it.
+RATE, EMA_DECAY = 4e-3, 0.99
 DTS = (1e-4, 1e-3, 5e-3, 1e-2)
 DEFAULT_DT = 0.005
 
@@ -50,6 +52,9 @@ def fields(cell: str, digits: Path) -> dict[str, Any]:
     else:
         # Divergence is what some cells may show: the first number that is none stops them, and no large one.
         schedule |= {"flow_map.train.max_gradient_norm": 0.0, "flow_map.train.max_skipped_steps": 0}
+        optimizer = "flow_map.train.optimizer"
+        schedule |= {f"{optimizer}.learning_rate": RATE, f"{optimizer}.final_learning_rate": RATE / 10}
+        schedule |= {"flow_map.train.ema_decay": EMA_DECAY}
     return given | {"stages": f"('{stage}',)"} | schedule | CELLS[cell]
 
 

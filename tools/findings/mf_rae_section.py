@@ -16,6 +16,7 @@ from tools.findings.mf_rae_cells import (
     DISTILLATION_STEPS,
     DTS,
     MID_TRAINING_STEPS,
+    RATE,
     SEEDS,
     Cells,
 )  # fmt: skip
@@ -47,7 +48,8 @@ def section(cells: Cells, teacher: dict[str, Any], errors: Errors) -> str:
     return f"""## MF-RAE: flow maps of digits
 
 `python -m tools.reproduce mf_rae` makes this section from a finished run of `{CONFIG}` (`--digits`). Unless a row says
-otherwise, a cell is that config's `flow_map` stage from its mid-trained weights, cut to {DISTILLATION_STEPS} steps, in
+otherwise, a cell is that config's `flow_map` stage from its mid-trained weights, cut to {DISTILLATION_STEPS} steps
+at a rate of {RATE:g}, in
 float32; mean and deviation of the seeds {", ".join(map(str, SEEDS))}, which differ in batches and in samples, not in
 the teacher. Agreement is the judge's, of {_count():,} digits; the Fréchet distance is to held-out digits, in the
 encoder's mean tokens; diversity is the deviation of a pixel (from 0 to 16) within a class, and shows what a high
