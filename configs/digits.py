@@ -73,6 +73,7 @@ def get_config(variant: str = "") -> ConfigDict:
 
     config.flow_map.label_dropout = 0.0
     config.flow_map.unequal_share = 0.75  # with few steps, more of those that learn a jump
+    # At twice the rate losses jump, and some runs do not come back from it.
     stage(config.flow_map.train, steps=1000, batch_size=64, learning_rate=2e-3, ema_decay=0.995)
     config.flow_map.train.max_gradient_norm = 1e4
 
