@@ -181,12 +181,12 @@ def _backward(
     tokens: int | None, residuals: Any, cotangent: jax.Array
 ) -> tuple[jax.Array, None, jax.Array | None, jax.Array | None]:
     qkv, rotary, scales, bias, out, normaliser = residuals
-    gradients = [jax.ShapeDtypeStruct(qkv.shape, qkv.dtype)]
+    of_qkv = jax.ShapeDtypeStruct(qkv.shape, qkv.dtype)
     sums = [jax.ShapeDtypeStruct(qkv.shape[:-1], jnp.float32)]  # of each image's and head's tokens
     if scales is not None:
         sums.append(jax.ShapeDtypeStruct((*qkv.shape[:2], *scales.shape), jnp.float32))
     gradient, *sums = _call(
-        _backward_kernel, out.shape[-1], rotary, scales, (qkv, out, normaliser, cotangent), (*gradients, *sums),
+        _backward_kernel, out.shape[-1], rotary, scales, (qkv, out, normaliser, cotangent), (of_qkv, *sums),
         num_products=5, num_sums=len(sums),
     )  # fmt: skip
     of_bias = None if bias is None else jnp.sum(sums[0], axis=0).astype(bias.dtype)
@@ -211,10 +211,10 @@ def _call(
 
     The last `num_sums` outputs have no tokens.
     """
-    tables, shape = jax.tree.flatten((rotary, None if scales is None else scales[..., None]))
+    tables, structure = jax.tree.flatten((rotary, None if scales is None else scales[..., None]))
     divided = rows_and_heads(*outputs[0].shape[:2])
     return per_device(
-        functools.partial(_call_here, functools.partial(kernel, tokens), tokens, shape, num_products, num_sums),
+        functools.partial(_call_here, kernel, tokens, structure, num_products, num_sums),
         [*((table, PartitionSpec()) for table in tables), *((x, divided) for x in inputs)],
         [(x, divided) for x in outputs],
     )
@@ -223,33 +223,32 @@ def _call(
 def _call_here(
     kernel: Kernel,
     tokens: int,
-    tables: jax.tree_util.PyTreeDef,
+    structure: jax.tree_util.PyTreeDef,
     num_products: int,
     num_sums: int,
     outputs: tuple[jax.ShapeDtypeStruct, ...],
     *arguments: jax.Array,
 ) -> tuple[jax.Array, ...]:
-    count = tables.num_leaves
+    num_tables, num_with_tokens = structure.num_leaves, len(outputs) - num_sums
     (batch, heads), head_dim, whole = outputs[0].shape[:2], outputs[0].shape[-2], filled(tokens)
     group = next(n for n in (4, 2, 1) if heads % n == 0 and (n * head_dim * whole <= MOST_CHANNELS or n == 1))
 
     def over_refs(*refs: Any) -> None:
-        kernel(*jax.tree.unflatten(tables, [table[...] for table in refs[:count]]), *refs[count:])
+        rotary, scales = jax.tree.unflatten(structure, [ref[...] for ref in refs[:num_tables]])
+        kernel(tokens, rotary, scales, *refs[num_tables:])
 
     def table(x: jax.Array) -> pl.BlockSpec:
-        of_tokens = (x.shape[0], whole) if x.ndim == 2 else x.shape
-        return pl.BlockSpec(of_tokens, lambda b, h: (0,) * x.ndim)
+        return pl.BlockSpec((x.shape[0], whole) if x.ndim == 2 else x.shape, lambda b, h: (0,) * x.ndim)
 
     def block(x: jax.Array | jax.ShapeDtypeStruct, last: int) -> pl.BlockSpec:
         return pl.BlockSpec((None, group, *x.shape[2:-1], last), lambda b, h: (b, h, *(0,) * (x.ndim - 2)))
 
-    of_tokens = len(outputs) - num_sums
     logits = batch * heads * whole**2
     return pl.pallas_call(
         over_refs,
         grid=(batch, heads // group),
-        in_specs=[*map(table, arguments[:count]), *(block(x, whole) for x in arguments[count:])],
-        out_specs=tuple(block(x, whole if i < of_tokens else x.shape[-1]) for i, x in enumerate(outputs)),
+        in_specs=[*map(table, arguments[:num_tables]), *(block(x, whole) for x in arguments[num_tables:])],
+        out_specs=tuple(block(x, whole if i < num_with_tokens else x.shape[-1]) for i, x in enumerate(outputs)),
         out_shape=outputs,
         cost_estimate=pl.CostEstimate(
             flops=2 * num_products * logits * head_dim,
@@ -257,7 +256,7 @@ def _call_here(
             bytes_accessed=sum(x.size * x.dtype.itemsize for x in (*arguments, *outputs)),
         ),
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel")),
-        name=kernel.func.__name__.strip("_"),
+        name=kernel.__name__.strip("_"),
     )(*arguments)
 
 
